@@ -1,0 +1,114 @@
+"""Every exception that normalis raises on purpose.
+
+::
+
+    NormalisError
+    ├── DataError (ValueError)           a folder, manifest, array or image list is not usable
+    │   ├── LayoutError                  the layout of DATA is unknown or ambiguous
+    │   └── UnreadableImageError         one image cannot be read; callers skip and report it
+    ├── SettingsError (ValueError)       a setting is out of its range or unknown
+    ├── NotFittedError (ValueError, AttributeError)
+    ├── TrainingError (RuntimeError)     training cannot go on, for instance a loss is not finite
+    ├── RunError (RuntimeError)          a run folder is damaged, finished, or in use
+    ├── MetricError (ValueError)         a metric is undefined for what was given
+    └── MissingExtraError (ImportError)  an optional package is not installed
+
+A message says what must hold, what was given, where, and what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+__all__ = [
+    "DataError",
+    "LayoutError",
+    "MetricError",
+    "MissingExtraError",
+    "NormalisError",
+    "NotFittedError",
+    "RunError",
+    "SettingsError",
+    "TrainingError",
+    "UnreadableImageError",
+    "require",
+]
+
+
+class NormalisError(Exception):
+    """Base of all exceptions of this package; catch it to catch them all."""
+
+
+class DataError(NormalisError, ValueError):
+    """A folder, a manifest, an array or a list of images cannot be used as it is."""
+
+
+class LayoutError(DataError):
+    """The layout of a data folder is not recognised, or fits more than one description."""
+
+
+class UnreadableImageError(DataError):
+    """One image cannot be read; the work goes on without it and it is reported.
+
+    Args:
+        path: the file.
+        reason: why it cannot be read and what to do, without the path.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = Path(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        """Survive the trip back from a worker process."""
+        return type(self), (self.path, self.reason)
+
+
+class SettingsError(NormalisError, ValueError):
+    """A setting is unknown or out of its range."""
+
+
+class NotFittedError(NormalisError, ValueError, AttributeError):
+    """A model or detector is used before ``fit`` or ``load``."""
+
+
+class TrainingError(NormalisError, RuntimeError):
+    """Training cannot go on."""
+
+
+class RunError(NormalisError, RuntimeError):
+    """A run folder is damaged, already finished, or being written by another process."""
+
+
+class MetricError(NormalisError, ValueError):
+    """A metric is undefined for the given scores and labels."""
+
+
+class MissingExtraError(NormalisError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+def require(module: str, *, extra: str, why: str) -> ModuleType:
+    """Import an optional module, or say how to install it.
+
+    Args:
+        module: name to import, for instance ``"ray"``.
+        extra: the extra of normalis that brings it.
+        why: what needs it, for the message.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: if it is not installed; the message holds the install line.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{why} needs the package {module!r}, which is not installed: "
+            f"pip install 'normalis[{extra}]'"
+        ) from error
