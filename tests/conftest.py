@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def find_real_data() -> Path | None:
+    """Return the folder of real images: NORMALIS_DATA, else ../shared/data beside the checkout."""
+    here = Path(__file__).resolve().parents[1]
+    candidates = [os.environ.get("NORMALIS_DATA"), here.parent / "shared" / "data"]
+    return next((Path(c) for c in candidates if c and Path(c).is_dir()), None)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real images, or a skip that says what was not tested."""
+    folder = find_real_data()
+    if folder is None:
+        pytest.skip("no real images: set NORMALIS_DATA to their folder to test on them")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
