@@ -1,0 +1,198 @@
+"""The contracts of a method.
+
+::
+
+    AnomalyModel            scores images: anomaly_map, anomaly_score, state, load_state
+    ├── DirectModel         is fitted in one go, without a training loop: fit(x)
+    └── Autoencoder         is trained by `normalis.training`: encode, decode, draw, losses
+
+A method says what its losses are and how its failure is read; it knows nothing of epochs, data
+sets or files. Images are ``float32`` tensors (B, C, H, W) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from normalis.errors import SettingsError
+
+__all__ = ["AnomalyModel", "Autoencoder", "DirectModel", "ModelSettings", "Phase"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """What every method is built from; a method adds fields of its own in a subclass.
+
+    Args:
+        image_size: side S of the square input, a multiple of 16 (four halvings).
+        channels: C, 1 or 3.
+        latent_dim: size of the bottleneck, the paper's *d*. The paper's default is 16.
+        hidden_dim: width of the layers around it, the paper's *D* = 1024.
+    """
+
+    image_size: int = 64
+    channels: int = 1
+    latent_dim: int = 16
+    hidden_dim: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.image_size < 16 or self.image_size % 16:
+            raise SettingsError(f"image_size must be a multiple of 16, got {self.image_size}")
+        if self.channels not in (1, 3):
+            raise SettingsError(f"channels must be 1 or 3, got {self.channels}")
+        for name in ("latent_dim", "hidden_dim"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @classmethod
+    def from_mapping(cls, options: dict[str, Any]) -> Self:
+        """Build the settings, naming the nearest known key for an unknown one."""
+        known = [f.name for f in fields(cls)]
+        for key in options:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+                raise SettingsError(f"unknown setting {key!r} of this method{hint}")
+        return cls(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One half of a training step: these parameters follow these losses.
+
+    Attributes:
+        name: prefix of the logged losses; empty for the main phase.
+        parameters: what the phase's own optimiser updates.
+        losses: (x, **draws) -> named losses, already weighted.
+        after: called once the optimiser has stepped, with the losses' values.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    losses: Callable[..., dict[str, Tensor]]
+    after: Callable[[dict[str, float]], None] | None = None
+
+
+class AnomalyModel(ABC):
+    """A fitted model of normal images that says where and how much an image differs."""
+
+    Settings: ClassVar[type[ModelSettings]] = ModelSettings
+    #: Whether ``latent_dim`` means anything to the method.
+    has_latent: ClassVar[bool] = True
+    settings: Any  # of the class's own Settings
+
+    @abstractmethod
+    def anomaly_map(self, x: Tensor) -> Tensor:
+        """Return where x differs from normal: (B, C, H, W) -> (B, H, W), higher is worse."""
+
+    def anomaly_score(self, x: Tensor) -> Tensor:
+        """Return how much x differs from normal: (B,), by default the mean of the map."""
+        return self.anomaly_map(x).flatten(1).mean(1)
+
+    def reconstruct(self, x: Tensor) -> Tensor | None:
+        """Return what the model thinks x should look like (B, C, H, W), None if it has no idea."""
+        return None
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return every fitted array by name; with the settings it is the whole model."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over the arrays of `state`."""
+
+
+class DirectModel(AnomalyModel):
+    """A model that is fitted in one go; the baselines without a network are of this kind.
+
+    Fitted arrays are kept in ``arrays``, which is all that `state` needs.
+    """
+
+    has_latent = False
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self.settings = settings
+        self.arrays: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def fit(self, x: Tensor, *, seed: int = 0) -> Self:
+        """Learn from normal images (N, C, H, W) in [-1, 1]; return self."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the fitted arrays."""
+        return self.arrays
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over the fitted arrays."""
+        self.arrays = dict(state)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the fitted arrays to a device; return self."""
+        self.arrays = {k: v.to(device) for k, v in self.arrays.items()}
+        return self
+
+
+class Autoencoder(nn.Module, AnomalyModel):
+    """A network that compresses an image and rebuilds it; trained by `normalis.training`.
+
+    The anomaly map is by default the squared error, averaged over channels, as in the paper.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Compress: (B, C, H, W) -> (B, latent_dim)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Rebuild: (B, latent_dim) -> (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compress and rebuild: (B, C, H, W) -> (B, C, H, W)."""
+        return self.decode(self.encode(x))
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the randomness of one training step; it is passed on to `losses` by name."""
+        return {}
+
+    @abstractmethod
+    def losses(self, x: Tensor, **draws: Tensor) -> dict[str, Tensor]:
+        """Return the named, weighted losses of a batch; training minimises their sum.
+
+        Deterministic given its draws: all randomness comes from `draw`.
+        """
+
+    def phases(self) -> list[Phase]:
+        """Return what a training step does; one phase unless the method has an adversary."""
+        return [Phase("", list(self.parameters()), self.losses)]
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return the reconstruction x_hat."""
+        x_hat: Tensor = self(x)
+        return x_hat
+
+    def anomaly_map(self, x: Tensor) -> Tensor:
+        """Return the squared error per pixel, averaged over channels."""
+        return (x - self.reconstruct(x)).square().mean(1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return parameters and buffers."""
+        return dict(self.state_dict())
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over parameters and buffers."""
+        self.load_state_dict(state)
