@@ -81,7 +81,7 @@ def git_revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name beside it, then rename it.
 
     Args:
@@ -123,7 +123,7 @@ def _as_umask(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a plain value as JSON, atomically; floats keep every digit."""
     text = json.dumps(value, indent=1, allow_nan=True, default=_plain) + "\n"
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def _plain(value: Any) -> Any:
