@@ -1,0 +1,64 @@
+"""Scorers: ways to read a fitted model, one file each, listed by name and imported on use.
+
+How a model was trained and how its failure is read are two choices. Every scorer applies to every
+model that has what it needs; `Scorer.supports` says what is missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from normalis.errors import SettingsError
+
+if TYPE_CHECKING:
+    from normalis.scorers.base import Scorer
+
+__all__ = ["SCORERS", "build", "scorer_class", "scorer_names"]
+
+#: scorer -> "module:Class"
+SCORERS: dict[str, str] = {
+    "native": "normalis.scorers.native:Native",
+    "l2": "normalis.scorers.l2:L2",
+    "l1": "normalis.scorers.l1:L1",
+}
+
+
+def scorer_names() -> list[str]:
+    """Return the names of all scorers."""
+    return list(SCORERS)
+
+
+def scorer_class(scorer: str | type[Scorer]) -> type[Scorer]:
+    """Return the class of a scorer.
+
+    Args:
+        scorer: a name of `scorer_names`, ``"module:Class"``, or the class itself.
+
+    Raises:
+        SettingsError: if there is no such scorer; names the nearest one.
+    """
+    if not isinstance(scorer, str):
+        return scorer
+    module, _, name = SCORERS.get(scorer, scorer).partition(":")
+    if not name:
+        near = difflib.get_close_matches(scorer, SCORERS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(f"scorer must be one of {', '.join(SCORERS)}, got {scorer!r}{hint}")
+    try:
+        found: type[Scorer] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"scorer {scorer!r} cannot be imported: {error}") from error
+    return found
+
+
+def build(scorer: str | type[Scorer] = "native", **options: Any) -> Scorer:
+    """Return a new scorer.
+
+    Args:
+        scorer: as in `scorer_class`; ``native`` is the method's own map and score.
+        **options: fields of the scorer's ``Settings``, for instance ``reduction="top:0.01"``.
+    """
+    cls = scorer_class(scorer)
+    return cls(cls.Settings.from_mapping(options))
