@@ -1,0 +1,219 @@
+"""Recognise a file's format by its bytes, and read it; the file's name decides nothing.
+
+Whatever goes wrong with one file becomes an `UnreadableImageError` with the reason, since parsers
+of damaged bytes raise almost any exception and one bad file must not end a run over many.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from normalis.errors import SettingsError, UnreadableImageError
+from normalis.images.frame import Frame, Probe
+
+__all__ = ["FORMATS", "PLANES", "check_slicing", "probe", "read_frames", "recognise"]
+
+FORMATS: dict[str, str] = {
+    "PNG": "normalis.images.raster",
+    "JPEG": "normalis.images.raster",
+    "TIFF": "normalis.images.raster",
+    "DICOM": "normalis.images.dicom",
+    "NIfTI": "normalis.images.nifti",
+}
+"""Format -> module with ``read`` and ``probe``."""
+
+PLANES = ("axial", "coronal", "sagittal")
+
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+)
+_FOREIGN: tuple[tuple[bytes, str], ...] = (
+    (b"\x93NUMPY", "a NumPy array; give the array file itself as the data set"),
+    (b"PK\x03\x04", "a zip archive or an .npz; give an .npz itself as the data set, unpack others"),
+    (b"GIF8", "a GIF; save it as PNG"),
+    (b"BM", "a BMP; save it as PNG"),
+    (b"RIFF", "a WebP; save it as PNG"),
+    (b"\x89HDF", "an HDF5 file; save its arrays as .npy or .npz"),
+    (b"NRRD", "an NRRD; save it as NIfTI (.nii.gz)"),
+    (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 outside a DICOM; save it as PNG"),
+    (b"%PDF", "a PDF"),
+)
+_HEAD = 540 + 12  # bytes that decide: DICOM's magic at 128, NIfTI-1's at 344, NIfTI-2's at 4
+
+
+def read_frames(
+    path: str | Path,
+    *,
+    plane: str = "axial",
+    slice_range: tuple[float, float] = (0.0, 1.0),
+    voi: bool = True,
+) -> Iterator[Frame]:
+    """Yield every image of a file: one, or the pages, frames or slices that it holds.
+
+    Args:
+        path: the file.
+        plane: of a NIfTI volume's slices: ``axial``, ``coronal`` or ``sagittal``.
+        slice_range: relative positions in [0, 1] between which a NIfTI volume's slices are read;
+            a slice's position is that of its centre, (k + 0.5) / count.
+        voi: whether a DICOM's window or VOI LUT is applied. False gives modality units (HU in
+            a CT), which is what a window of the user's own is stated in.
+
+    Raises:
+        UnreadableImageError: with the reason, possibly after some frames.
+        SettingsError: if plane or slice_range is out of range.
+    """
+    check_slicing(plane, slice_range)
+    path = Path(path)
+    with _reasons(path), path.open("rb") as stream:
+        module = importlib.import_module(FORMATS[recognise(stream, path)])
+        frames = module.read(stream, path, plane=plane, slice_range=slice_range, voi=voi)
+        while True:
+            with _quiet():
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+
+def probe(path: str | Path) -> Probe:
+    """Say what a file holds from its header, without decoding its pixels.
+
+    Raises:
+        UnreadableImageError: with the reason. A file that can be probed may still turn out to be
+            truncated when it is read.
+    """
+    path = Path(path)
+    with _reasons(path), path.open("rb") as stream:
+        module = importlib.import_module(FORMATS[recognise(stream, path)])
+        with _quiet():
+            found: Probe = module.probe(stream, path)
+        return found
+
+
+def check_slicing(plane: str, slice_range: tuple[float, float]) -> None:
+    """Refuse an unknown plane or an empty range."""
+    if plane not in PLANES:
+        raise SettingsError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
+    if len(slice_range) != 2 or not 0 <= slice_range[0] < slice_range[1] <= 1:
+        raise SettingsError(f"slice_range must be 0 <= low < high <= 1, got {slice_range}")
+
+
+def recognise(stream: BinaryIO, path: Path) -> str:
+    """Name the format by the first bytes and rewind.
+
+    Raises:
+        UnreadableImageError: if the bytes are of no format that is read.
+    """
+    head = stream.read(_HEAD)
+    stream.seek(0)
+    if not head:
+        raise UnreadableImageError(path, "the file is empty (0 bytes)")
+    if head[128:132] == b"DICM":  # first, for the 128 bytes before it may hold a TIFF's header
+        return "DICOM"
+    for magic, name in _SIGNATURES:
+        if head.startswith(magic):
+            return name
+    volume = _gunzip_head(head, stream) if head.startswith(b"\x1f\x8b") else head
+    if _is_nifti(volume):
+        return "NIfTI"
+    if _is_bare_dicom(head):
+        return "DICOM"
+    raise UnreadableImageError(path, _why_foreign(head, volume))
+
+
+def _gunzip_head(head: bytes, stream: BinaryIO) -> bytes:
+    try:
+        return gzip.GzipFile(fileobj=stream).read(_HEAD)
+    except (OSError, EOFError, zlib.error):
+        return head
+    finally:
+        stream.seek(0)
+
+
+def _is_nifti(head: bytes) -> bool:
+    return head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00")
+
+
+def _is_bare_dicom(head: bytes) -> bool:
+    """Whether a data set starts at once, without preamble: group 2 or 8, a sane first element."""
+    if len(head) < 16 or head[:2] not in (b"\x02\x00", b"\x08\x00") or head[3] != 0:
+        return False
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return explicit or int.from_bytes(head[4:8], "little") < 256
+
+
+def _why_foreign(head: bytes, volume: bytes) -> str:
+    for magic, what in _FOREIGN:
+        if head.startswith(magic):
+            return f"not PNG, JPEG, TIFF, DICOM or NIfTI, but {what}"
+    if volume is not head:
+        return "gzip-compressed, but not a NIfTI volume; unpack it"
+    return f"not PNG, JPEG, TIFF, DICOM or NIfTI: its first bytes are {head[:8]!r}"
+
+
+@contextmanager
+def _reasons(path: Path) -> Iterator[None]:
+    """Turn any exception of reading into one reason that a person can act on."""
+    try:
+        yield
+    except (UnreadableImageError, SettingsError):
+        raise
+    except Exception as error:
+        raise UnreadableImageError(path, _describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    match error:
+        case FileNotFoundError():
+            return "the file is not there (removed or renamed since it was listed?)"
+        case PermissionError():
+            return "permission to read the file is denied"
+        case IsADirectoryError():
+            return "a folder, where a file was expected"
+        case MemoryError():
+            return "not enough memory to decode it"
+        case EOFError() | zlib.error() | gzip.BadGzipFile():
+            return f"truncated or damaged: {said or 'the file ends too early'}"
+    return f"cannot be decoded, damaged or of an unusual kind: {said or type(error).__name__}"
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_saved: Any = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the decoders' warnings, in whichever thread.
+
+    ``warnings.catch_warnings`` alone is not safe here: threads that overlap would restore each
+    other's filters. The first to enter changes them, the last to leave restores them.
+    """
+    global _quiet_users, _quiet_saved
+    with _quiet_lock:
+        if _quiet_users == 0:
+            _quiet_saved = warnings.catch_warnings()
+            _quiet_saved.__enter__()
+            warnings.simplefilter("ignore")
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if _quiet_users == 0:
+                _quiet_saved.__exit__(None, None, None)
