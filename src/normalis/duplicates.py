@@ -1,0 +1,338 @@
+"""Which images are the same picture: exact, re-encoded, mirrored or shifted copies, in O(N) memory.
+
+The measure is the normalised cross-correlation of two images a and b, flattened, with means
+removed; it is unchanged by brightness and contrast (b -> s b + t, s > 0)::
+
+    ncc(a, b) = (a - mean a) . (b - mean b) / (|a - mean a| |b - mean b|)
+
+A constant image has no direction: its ncc is 0, or 1 with an equal constant image. All N^2 / 2
+values come from float32 matrix products, block by block, and only their maxima, the groups and the
+greedy choice are kept.
+
+*Sides.* A data set has two sides, what a method is fitted on (training and validation) and what it
+is tested on. A twin on the other side is a leak, one on the same side is a repetition. Two images
+of *different known* patients are never twins, however alike: chest X-rays look alike.
+
+*Shifts.* The magnitude of a Fourier transform does not change when the picture moves, so candidates
+are the images with the most similar log-magnitude spectrum; phase correlation then finds the
+shift, and the ncc of the overlap decides.
+
+Reference: Lewis, "Fast normalized cross-correlation" (1995); Kuglin and Hines, "The phase
+correlation image alignment method" (1975).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normalis.errors import DataError
+
+__all__ = ["Scan", "codes", "find_shifted", "pixel_digests", "scan", "unit_rows"]
+
+_BLOCK = 2048  # rows: a block of values then takes 16 MiB
+_FREQUENCIES = 16  # of 32 at 64 x 64: the upper half is mostly the codec's and the resampling's
+_CANDIDATES = 3
+_MIN_SPECTRUM = 0.85  # spectra of unrelated images of one kind correlate up to about 0.84
+_MAX_SHIFT = 4
+
+Pixels = NDArray[Any]
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scan:
+    """What all pairwise correlations of N images come to.
+
+    Attributes:
+        across: (N,) highest ncc with an image of the other side that may be of the same patient;
+            -1 where the other side has none.
+        twin: (N,) index of that image; -1 where there is none.
+        lookalike: (N,) highest ncc with an image of the other side of a different known patient.
+        within: (N,) highest ncc with another image of the same side.
+        group: (N,) number of the connected group of twins, by either side, at ``threshold``.
+        distinct: (N,) whether no earlier distinct image of the same side is a twin at
+            ``threshold`` (greedy, in listing order).
+        threshold: ncc from which two images count as twins in ``group`` and ``distinct``.
+    """
+
+    across: Floats
+    twin: Indices
+    lookalike: Floats
+    within: Floats
+    group: Indices
+    distinct: Flags
+    threshold: float
+
+
+def codes(values: Sequence[Any]) -> Indices:
+    """Number equal values equally, from 0 in order of appearance; None becomes -1."""
+    numbers: dict[Any, int] = {}
+    out = [-1 if v is None else numbers.setdefault(v, len(numbers)) for v in values]
+    return np.array(out, dtype=np.int64)
+
+
+def pixel_digests(pixels: Pixels) -> list[bytes]:
+    """Return a digest of each image's pixels: equal digests, identical pixels."""
+    return [hashlib.blake2b(x.tobytes(), digest_size=16).digest() for x in pixels]
+
+
+def unit_rows(pixels: Pixels) -> Floats:
+    """Return images as rows of mean 0 and length 1, whose products are correlations.
+
+    Args:
+        pixels: (N, ...) images of any intensity range.
+
+    Returns:
+        (N, P); a constant image becomes zeros.
+    """
+    rows = np.asarray(pixels).reshape(len(pixels), -1).astype(np.float32)
+    mean = rows.mean(axis=1, keepdims=True)
+    rows -= mean
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    # What float32 leaves of a constant's difference from its own mean is rounding, not contrast.
+    flat = length <= 1e-5 * np.abs(mean) * np.sqrt(rows.shape[1])
+    return np.where(flat, np.float32(0), rows / np.where(flat, np.float32(1), length))
+
+
+def scan(
+    pixels: Pixels,
+    is_test: Flags,
+    *,
+    patients: Indices | None = None,
+    mirrored: bool = False,
+    threshold: float = 0.95,
+    block: int = _BLOCK,
+    progress: Callable[[float], None] | None = None,
+) -> Scan:
+    """Correlate every image with every other one.
+
+    Args:
+        pixels: (N, H, W) images, in listing order.
+        is_test: (N,) the side of each.
+        patients: (N,) number of each image's patient, -1 where unknown; None where all are.
+        mirrored: compare each image with the left-right mirror image of the others.
+        threshold: ncc from which two images count as twins in ``group`` and ``distinct``.
+        block: rows per matrix product; memory grows with its square, not with N.
+        progress: called with the share that is done, in [0, 1].
+
+    Returns:
+        The maxima, groups and greedy choice.
+
+    Raises:
+        DataError: if the arrays do not belong together.
+    """
+    n = len(pixels)
+    who = np.full(n, -1) if patients is None else patients
+    if pixels.ndim != 3 or is_test.shape != (n,) or who.shape != (n,):
+        raise DataError(
+            "scan needs (N, H, W) images with one side and patient each, got shapes "
+            f"{pixels.shape}, {is_test.shape}, {who.shape}"
+        )
+    state = _State(n, threshold)
+    blocks = list(_blocks(is_test, block))
+    flat = _constants(pixels)
+    done, total = 0, max(1, len(blocks) * (len(blocks) + 1) // 2)
+    for at, later in enumerate(blocks):
+        ours = pixels[later]
+        rows = unit_rows(ours[:, :, ::-1] if mirrored else ours)
+        for earlier in blocks[: at + 1]:
+            ncc = rows @ unit_rows(pixels[earlier]).T
+            equal = flat[later][:, None] == flat[earlier]  # NaN, the mark of texture, equals none
+            ncc[equal] = 1
+            differ = (who[later][:, None] != who[earlier]) & (who[earlier] >= 0)
+            differ &= (who[later] >= 0)[:, None]
+            state.add(later, earlier, ncc, differ, is_test[later[0]] != is_test[earlier[0]])
+            done += 1
+            if progress is not None:
+                progress(done / total)
+    return state.result()
+
+
+class _State:
+    """The running maxima of `scan`; memory O(N)."""
+
+    def __init__(self, n: int, threshold: float) -> None:
+        self.across, self.lookalike, self.within = (np.full(n, -1, np.float32) for _ in range(3))
+        self.twin = np.full(n, -1)
+        self.group = np.arange(n)
+        self.repeats = np.zeros(n, bool)
+        self.threshold = threshold
+
+    def add(self, later: Indices, earlier: Indices, ncc: Floats, differ: Flags, far: bool) -> None:
+        """Take in one block of correlations; ``later is earlier`` on the diagonal."""
+        if later is earlier:
+            np.fill_diagonal(ncc, -1)
+        if far:
+            alike = np.where(differ, ncc, np.float32(-1))
+            _raise(self.lookalike, later, alike.max(axis=1))
+            _raise(self.lookalike, earlier, alike.max(axis=0))
+        ncc[differ] = -1
+        if far:
+            self._raise_across(later, earlier, ncc)
+            self._raise_across(earlier, later, ncc.T)
+        else:
+            _raise(self.within, later, ncc.max(axis=1))
+            _raise(self.within, earlier, ncc.max(axis=0))
+            self._choose(later, earlier, ncc >= self.threshold)
+        first, second = np.nonzero(ncc >= self.threshold)
+        self._join(later[first], earlier[second])
+
+    def _raise_across(self, ours: Indices, theirs: Indices, ncc: Floats) -> None:
+        at = ncc.argmax(axis=1)
+        best = ncc[np.arange(len(ours)), at]
+        better = best > self.across[ours]
+        self.across[ours[better]] = best[better]
+        self.twin[ours[better]] = theirs[at[better]]
+
+    def _choose(self, later: Indices, earlier: Indices, near: Flags) -> None:
+        """Mark images that repeat an earlier one which itself repeats none."""
+        if later is not earlier:
+            self.repeats[later] |= near[:, ~self.repeats[earlier]].any(axis=1)
+            return
+        repeats = self.repeats[later]
+        for row in np.flatnonzero(near.any(axis=1)):
+            repeats[row] |= bool((near[row, :row] & ~repeats[:row]).any())
+        self.repeats[later] = repeats
+
+    def _join(self, first: Indices, second: Indices) -> None:
+        """Merge the groups of pairs; the pairs themselves are not kept."""
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        if not len(first):
+            return
+        n = len(self.group)
+        links = np.unique(np.stack([self.group[first], self.group[second]]), axis=1)
+        graph = coo_array((np.ones(links.shape[1], bool), (links[0], links[1])), shape=(n, n))
+        merged = connected_components(graph, directed=False)[1]
+        self.group = merged[self.group]
+
+    def result(self) -> Scan:
+        return Scan(
+            across=self.across,
+            twin=self.twin,
+            lookalike=self.lookalike,
+            within=self.within,
+            group=codes(self.group.tolist()),
+            distinct=~self.repeats,
+            threshold=self.threshold,
+        )
+
+
+def find_shifted(
+    test: Pixels,
+    train: Pixels,
+    *,
+    patients: tuple[Indices, Indices] | None = None,
+    block: int = _BLOCK,
+) -> tuple[Floats, Indices]:
+    """Find the training image that a test image shows, moved by up to four pixels.
+
+    Args:
+        test: (N, S, S) images.
+        train: (M, S, S) images.
+        patients: numbers of the patients of both, -1 where unknown; pairs of different known
+            patients are left out.
+        block: rows per matrix product.
+
+    Returns:
+        (N,) highest ncc of the overlap, -1 where no candidate has a similar spectrum, and (N,)
+        index of that training image, -1 likewise.
+    """
+    best = np.full(len(test), -1, np.float32)
+    twin = np.full(len(test), -1)
+    for at in range(0, len(test), block):
+        for start in range(0, len(train), block):
+            ours, theirs = slice(at, at + block), slice(start, start + block)
+            value = _spectra(test[ours]) @ _spectra(train[theirs]).T
+            if patients is not None:
+                a, b = patients[0][ours, None], patients[1][theirs]
+                value[(a != b) & (a >= 0) & (b >= 0)] = -1
+            row, col = _candidates(value)
+            ncc = _align(test[ours][row], train[theirs][col])
+            order = np.argsort(ncc)  # the last, largest, of several writes to one place stays
+            row, col, ncc = row[order] + at, col[order] + start, ncc[order]
+            better = ncc > best[row]
+            best[row[better]], twin[row[better]] = ncc[better], col[better]
+    return best, twin
+
+
+def _spectra(x: Pixels) -> Floats:
+    """Return unit rows of log-magnitude spectra, which a shift hardly changes."""
+    k = min(_FREQUENCIES, min(x.shape[1:]) // 2 - 1)
+    f = np.log1p(np.abs(_transform(x)))
+    return unit_rows(np.concatenate([f[:, : k + 1, : k + 1], f[:, -k:, : k + 1]], axis=1))
+
+
+def _transform(x: Pixels) -> NDArray[np.complexfloating]:
+    """Return the Fourier transform under a Hann window, which hides the edges' jump."""
+    x = np.asarray(x, np.float32)
+    window = np.outer(np.hanning(x.shape[1]), np.hanning(x.shape[2])).astype(np.float32)
+    return np.fft.rfft2((x - x.mean(axis=(1, 2), keepdims=True)) * window)
+
+
+def _candidates(value: Floats) -> tuple[Indices, Indices]:
+    """Return (row, column) of the few largest entries of each row that are large enough."""
+    k = min(_CANDIDATES, value.shape[1])
+    col = np.argpartition(value, -k, axis=1)[:, -k:]
+    row = np.repeat(np.arange(len(value)), k)
+    keep = value[row, col.ravel()] >= _MIN_SPECTRUM
+    return row[keep], col.ravel()[keep]
+
+
+def _align(a: Pixels, b: Pixels) -> Floats:
+    """Return the ncc of each pair's overlap after the shift that phase correlation finds."""
+    out = np.full(len(a), -1, np.float32)
+    for at in range(0, len(a), 512):
+        here = slice(at, at + 512)
+        dy, dx = _shifts(a[here], b[here])
+        for y, x in np.unique(np.stack([dy, dx]), axis=1).T:
+            same = at + np.flatnonzero((dy == y) & (dx == x))
+            first, second = _overlap(a[same], y, x), _overlap(b[same], -y, -x)
+            out[same] = (unit_rows(first) * unit_rows(second)).sum(axis=1)
+    return out
+
+
+def _shifts(a: Pixels, b: Pixels) -> tuple[Indices, Indices]:
+    """Return by how many rows and columns each a lies below and right of b."""
+    cross = _transform(a) * np.conj(_transform(b))
+    cross /= np.maximum(np.abs(cross), 1e-9)
+    peak = np.fft.irfft2(cross, s=a.shape[1:])
+    m, width = _MAX_SHIFT, 2 * _MAX_SHIFT + 1
+    peak = np.roll(peak, (m, m), axis=(1, 2))[:, :width, :width].reshape(len(a), -1)
+    dy, dx = np.divmod(peak.argmax(axis=1), width)
+    return dy - m, dx - m
+
+
+def _overlap(x: Pixels, dy: int, dx: int) -> Pixels:
+    """Return the part of images shifted by (dy, dx) that shows what the unshifted ones show."""
+    height, width = x.shape[1:]
+    rows = slice(max(dy, 0), height + min(dy, 0))
+    return x[:, rows, slice(max(dx, 0), width + min(dx, 0))]
+
+
+def _blocks(is_test: Flags, size: int) -> Iterator[Indices]:
+    """Yield indices block by block, the fitted side first; no block holds both sides."""
+    for side in (~is_test, is_test):
+        index = np.flatnonzero(side)
+        for at in range(0, len(index), size):
+            yield index[at : at + size]
+
+
+def _constants(pixels: Pixels) -> NDArray[np.float64]:
+    """Return each constant image's value, and NaN for the others."""
+    value = [float(x.flat[0]) if x.min() == x.max() else np.nan for x in pixels]
+    return np.array(value, dtype=np.float64)
+
+
+def _raise(target: Floats, at: Indices, value: Floats) -> None:
+    """Raise ``target`` at distinct places to ``value`` where that is larger."""
+    target[at] = np.maximum(target[at], value)

@@ -1,0 +1,192 @@
+"""Twins by blocks against all pairs at once, planted copies, and the figures of real images."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from normalis import duplicates
+from normalis.errors import DataError
+
+
+def smooth_images(rng, n, size=64):
+    images = gaussian_filter(rng.normal(size=(n, size, size)), (0, 3, 3), mode="wrap")
+    images -= images.min(axis=(1, 2), keepdims=True)
+    return (255 * images / images.max(axis=(1, 2), keepdims=True)).astype(np.uint8)
+
+
+def jpeg(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=60)
+    return np.asarray(Image.open(buffer))
+
+
+@pytest.fixture
+def images(rng):
+    return smooth_images(rng, 40)
+
+
+def sides(train, test):
+    x = np.concatenate([train, test])
+    return x, np.arange(len(x)) >= len(train)
+
+
+def test_correlation_of_rows_matches_numpy(images):
+    rows = duplicates.unit_rows(images)
+    want = np.corrcoef(images.reshape(len(images), -1).astype(float))
+    np.testing.assert_allclose(rows @ rows.T, want, atol=2e-6)
+
+
+def test_correlation_ignores_brightness_and_contrast(images):
+    brighter = images.astype(np.float32) * 3 + 1000
+    together = (duplicates.unit_rows(images) * duplicates.unit_rows(brighter)).sum(axis=1)
+    np.testing.assert_allclose(together, 1, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(2, 9))
+def test_blocks_and_direct_pairs_agree(seed, block):
+    rng = np.random.default_rng(seed)
+    n = 24
+    x = rng.integers(0, 4, (n, 2, 2)).astype(np.uint8)  # tiny: twins, mirrors, constants abound
+    is_test = rng.random(n) < 0.4
+    who = rng.integers(-1, 3, n)
+    got = duplicates.scan(x, is_test, patients=who, block=block)
+
+    rows = x.reshape(n, -1).astype(float)
+    rows -= rows.mean(1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1)
+    ncc = rows @ rows.T / np.maximum(np.outer(length, length), 1e-12)
+    flat = length == 0
+    ncc[np.outer(flat, flat) & (x[:, 0, 0][:, None] == x[:, 0, 0])] = 1
+    differ = (who[:, None] != who) & (who[:, None] >= 0) & (who >= 0)
+    far = is_test[:, None] != is_test
+    other = ~np.eye(n, dtype=bool)
+
+    def best(allowed):
+        return np.where(allowed, ncc, -1).max(axis=1)
+
+    np.testing.assert_allclose(got.across, best(far & ~differ), atol=1e-5)
+    np.testing.assert_allclose(got.lookalike, best(far & differ), atol=1e-5)
+    np.testing.assert_allclose(got.within, best(~far & ~differ & other), atol=1e-5)
+    found = got.twin >= 0
+    np.testing.assert_allclose(ncc[found, got.twin[found]], got.across[found], atol=1e-5)
+
+    near = (ncc >= 0.95 - 1e-6) & ~differ
+    kept = []
+    for i in range(n):
+        if not any(near[i, j] for j in kept if is_test[i] == is_test[j]):
+            kept.append(i)
+    np.testing.assert_array_equal(np.flatnonzero(got.distinct), kept)
+    reach = near | np.eye(n, dtype=bool)
+    for _ in range(5):
+        reach = reach @ reach
+    np.testing.assert_array_equal(got.group[:, None] == got.group, reach)
+
+
+def test_equal_constants_are_twins_and_other_constants_are_not():
+    x = np.zeros((4, 8, 8), np.float32)
+    x[1:3] = 0.1  # not exact in binary: the mean differs from the value by rounding
+    x[3, 0, 0] = 1
+    got = duplicates.scan(x, np.array([False, False, True, True]))
+    np.testing.assert_array_equal(got.across, [0, 1, 1, 0])
+
+
+def test_different_known_patients_are_lookalikes(images):
+    x, is_test = sides(images, images[:3])
+    who = np.arange(len(x))
+    who[-1] = -1  # of an unknown patient: may be the same one
+    got = duplicates.scan(x, is_test, patients=who)
+    assert got.across[-1] > 0.999
+    assert (got.across[is_test][:2] < 0.95).all()
+    assert (got.lookalike[is_test][:2] > 0.999).all()
+
+
+def test_mirrored_copies_are_found_by_the_mirrored_scan_alone(images):
+    x, is_test = sides(images, images[:5, :, ::-1])
+    assert (duplicates.scan(x, is_test).across[is_test] < 0.95).all()
+    got = duplicates.scan(x, is_test, mirrored=True)
+    assert (got.across[is_test] > 0.9999).all()
+    np.testing.assert_array_equal(got.twin[is_test], range(5))
+
+
+def test_reencoded_copies(images):
+    x, is_test = sides(images, np.stack([jpeg(i) for i in images[:8]]))
+    got = duplicates.scan(x, is_test)
+    np.testing.assert_array_equal(got.twin[is_test], range(8))
+    assert (got.across[is_test] > 0.99).all()
+
+
+@pytest.mark.parametrize(("dy", "dx"), [(2, 2), (0, -3), (-4, 1)])
+def test_shifted_copies(images, dy, dx):
+    moved = np.roll(images[:10], (dy, dx), axis=(1, 2))
+    got, twin = duplicates.find_shifted(moved, images, block=16)
+    np.testing.assert_array_equal(twin, range(10))
+    assert (got > 0.9999).all()
+
+
+def test_no_shifted_copy_among_unrelated_images(rng, images):
+    got, _ = duplicates.find_shifted(smooth_images(rng, 30), images)
+    assert (got < 0.95).all()
+
+
+def test_shifted_copies_of_other_patients_are_left_out(images):
+    moved = np.roll(images[:4], 2, axis=1)
+    got, twin = duplicates.find_shifted(
+        moved, images, patients=(np.full(4, 99), np.arange(len(images)))
+    )
+    assert (got < 0.95).all()
+    assert (twin != np.arange(4)).all()
+
+
+def test_digests_tell_pixels_apart(images):
+    again = duplicates.pixel_digests(images.copy())
+    assert again == duplicates.pixel_digests(images)
+    assert len(set(again)) == len(images)
+
+
+def test_codes():
+    assert duplicates.codes(["b", None, "a", "b"]).tolist() == [0, -1, 1, 0]
+
+
+def test_shapes_must_agree(images):
+    with pytest.raises(DataError, match="one side and patient each"):
+        duplicates.scan(images, np.zeros(3, bool))
+
+
+def test_progress_ends_at_one(images):
+    seen = []
+    duplicates.scan(images, np.arange(40) > 20, block=7, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+
+
+@pytest.mark.real_data
+def test_known_leaks_of_brain_tumor(real_data):
+    with np.load(real_data / "brain_tumor" / "arrays_64.npz") as arrays:
+        x, is_test = sides(arrays["train"], arrays["test"])
+        anomalous = arrays["test_label"] == 1
+    got = duplicates.scan(x, is_test)
+    across = got.across[is_test]
+    assert [(across >= t).sum() for t in (0.999, 0.95)] == [368, 510]
+    assert (across[anomalous] < 0.95).all()
+    assert got.distinct[~is_test].sum() == 402
+    assert (got.across[~is_test] < 0.95).sum() == 278
+    assert got.distinct[is_test][anomalous].sum() == 586
+    mirror = duplicates.scan(x, is_test, mirrored=True).across[is_test]
+    assert [(np.maximum(across, mirror) >= t).sum() for t in (0.999, 0.95)] == [448, 533]
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("name", "lookalikes"), [("kermany_cxr", 7), ("lgg_flair", 2)])
+def test_lookalikes_of_different_patients_are_no_leak(real_data, name, lookalikes):
+    with np.load(real_data / name / "arrays_64.npz") as arrays:
+        x, is_test = sides(arrays["train"], arrays["test"])
+        who = duplicates.codes([*arrays["train_patient"], *arrays["test_patient"]])
+    got = duplicates.scan(x, is_test, patients=who)
+    assert (got.lookalike[is_test] >= 0.95).sum() == lookalikes
+    assert (got.across[is_test] < 0.95).all()
