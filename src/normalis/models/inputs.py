@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["as_tensor", "to_model_input"]
+__all__ = ["FLAT", "as_tensor", "to_model_input"]
 
-# The standard deviation below which an image counts as constant, half a grey level of 8 bits.
-_FLAT = 0.5 / 255
+#: The standard deviation below which an image counts as constant, half a grey level of 8 bits.
+FLAT = 0.5 / 255
 
 
 def as_tensor(pixels: NDArray[Any] | Tensor) -> Tensor:
@@ -39,5 +39,5 @@ def to_model_input(pixels: Tensor, *, standardize: bool = False) -> Tensor:
     if not standardize:
         return 2 * x - 1
     mean = x.mean((1, 2, 3), keepdim=True)
-    spread = x.std((1, 2, 3), keepdim=True, correction=0).clamp_min(_FLAT)
+    spread = x.std((1, 2, 3), keepdim=True, correction=0).clamp_min(FLAT)
     return (x - mean) / (2 * spread)

@@ -1,0 +1,340 @@
+"""The command line: parses, calls, prints; nothing else.
+
+Everything slow is imported inside the commands, so that ``normalis --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from normalis.errors import NormalisError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from normalis.datasets import Dataset
+    from normalis.training import Progress
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="normalis",
+    help="Learn what normal medical images look like; rank new ones by how abnormal they are.\n\n"
+    "For triage and research, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+errors = Console(stderr=True)
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder, data.json, manifest or array.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")]
+
+
+def main() -> None:
+    """Run the command line; errors that we raise become one line and exit status 2."""
+    try:
+        app()
+    except NormalisError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("[bold]stopped[/]; run the same command again to go on")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from normalis import __version__
+
+        console.print(__version__)
+        raise typer.Exit
+    del context
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[tuple[Bar, Any]]:
+    """Show a progress bar with time left; on standard error, so that output stays clean."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=errors) as bar:
+        yield bar, bar.add_task(description, total=None, note="")
+
+
+def _table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _describe(data: Dataset) -> None:
+    """Say how a data set was recognised."""
+    errors.print(f"[bold]{escape(str(data.root))}[/]: layout {escape(data.layout)}")
+    for (split, label), count in sorted(data.counts().items()):
+        errors.print(f"  {split:<10} {label:<10} {count:>7}")
+    for note in data.notes:
+        errors.print(f"  note: {escape(note)}")
+
+
+def _report_skipped(skipped: list[tuple[Path, str]], where: Path | None = None) -> None:
+    if not skipped:
+        return
+    listed = f"; all are listed in {where}" if where else ""
+    errors.print(f"[yellow]{len(skipped)} images could not be read and were skipped[/]{listed}")
+    for path, reason in skipped[:5]:
+        errors.print(f"  {escape(str(path))}: {escape(reason)}", soft_wrap=True)
+
+
+@app.command()
+def fit(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    method: Annotated[str, typer.Option(help="Method; see `normalis methods`.")] = "ae",
+    latent_dim: Annotated[int, typer.Option(help="Size of the bottleneck, the paper's d.")] = 16,
+    image_size: Annotated[int, typer.Option(help="Side in pixels, a multiple of 16.")] = 64,
+    channels: Annotated[int, typer.Option(help="1 (grey) or 3.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 250,
+    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
+    recipe: Annotated[str, typer.Option(help="paper or fast.")] = "paper",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    standardize: Annotated[
+        bool, typer.Option("--standardize", help="Remove each image's brightness and contrast.")
+    ] = False,
+    scorer: Annotated[str, typer.Option(help="How the residual is read.")] = "native",
+    reduction: Annotated[
+        str, typer.Option(help="Map to number: mean, max, top:0.01, quantile:0.95.")
+    ] = "mean",
+    calibration: Annotated[
+        str, typer.Option(help="split holds out normals for p-values; none trains on all.")
+    ] = "split",
+    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal (volumes).")] = "axial",
+    slices: Annotated[
+        tuple[float, float], typer.Option(help="Range of slices of a volume, 0 to 1.")
+    ] = (0.0, 1.0),
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Values that become 0 and 1, for images deeper than 8 bits."),
+    ] = None,
+    percentiles: Annotated[
+        tuple[float, float],
+        typer.Option(
+            help="Percentiles of training values that become 0 and 1."
+        ),
+    ] = (0.5, 99.5),
+    patients: Annotated[
+        str | None,
+        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Setting of the method, NAME=VALUE; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+) -> None:
+    """Learn from the normal training images of DATA; an interrupted fit goes on."""
+    dataset = _open(data, patients)
+    _describe(dataset)
+    from normalis.detector import AnomalyDetector
+
+    detector = AnomalyDetector(
+        method=method,
+        latent_dim=latent_dim,
+        image_size=image_size,
+        channels=channels,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        recipe=recipe,
+        precision=precision,
+        standardize=standardize,
+        scorer=scorer,
+        reduction=reduction,
+        calibration=calibration,
+        plane=plane,
+        slice_range=slices,
+        window=window,
+        percentiles=percentiles,
+        random_state=seed,
+        device=device,
+        method_options=_options(option),
+    )
+    _notice_latent(method, latent_dim)
+    with _bar(f"fit {method}") as (bar, task):
+        detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar, task))
+    _report_skipped(detector.skipped_, out / "skipped.csv")
+    _summarise_fit(detector, out)
+
+
+def _open(data: Path, patients: str | None = None) -> Dataset:
+    from normalis.datasets import offer_pattern, open_dataset, patients_from_pattern
+
+    dataset = open_dataset(data)
+    if patients:
+        return patients_from_pattern(dataset, patients)
+    offered = offer_pattern(dataset)
+    if offered:
+        errors.print(
+            f"note: file names look as if they held patient ids; confirm with "
+            f"--patients '{escape(offered)}'",
+            soft_wrap=True,
+        )
+    return dataset
+
+
+def _notice_latent(method: str, latent_dim: int) -> None:
+    from normalis.models import model_class
+
+    if not model_class(method).has_latent:
+        errors.print(f"note: {method} has no latent vector; --latent-dim {latent_dim} is ignored")
+
+
+def _options(pairs: list[str] | None) -> dict[str, Any] | None:
+    """Read NAME=VALUE pairs; values as TOML would read them, else text."""
+    import tomllib
+
+    options = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--option must be NAME=VALUE, got {pair!r}")
+        try:
+            options[name.replace("-", "_")] = tomllib.loads(f"x = {value}")["x"]
+        except tomllib.TOMLDecodeError:
+            options[name.replace("-", "_")] = value
+    return options or None
+
+
+def _epochs(bar: Bar, task: Any) -> Callable[[Progress], None]:
+    def update(step: Progress) -> None:
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in step.losses.items())
+        bar.update(task, completed=step.epoch, total=step.epochs, note=losses)
+
+    return update
+
+
+def _summarise_fit(detector: Any, out: Path) -> None:
+    info = detector.info_
+    console.print(
+        f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
+        f"{info['data']['calibration_images']} held out for calibration"
+    )
+    if detector.calibration_ is not None:
+        try:
+            threshold = detector.threshold_
+            console.print(f"score above {threshold:.4g}: fewer than {detector.fpr:.0%} of normals")
+        except NormalisError as error:
+            console.print(f"note: {error}", soft_wrap=True)
+    console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)
+
+
+@app.command()
+def score(
+    run: Run,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder, file or data set.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder to write.")],
+    fpr: Annotated[float, typer.Option(help="Share of normals that may be flagged.")] = 0.05,
+    maps: Annotated[bool, typer.Option(help="Write anomaly maps.")] = True,
+    overlays: Annotated[bool, typer.Option(help="Write pictures.")] = True,
+    all_overlays: Annotated[
+        bool, typer.Option("--all-overlays", help="Pictures of all, even beyond 1,000 images.")
+    ] = False,
+    patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Score IMAGES: a table, anomaly maps and pictures in OUT."""
+    from normalis.detector import AnomalyDetector, samples_to_score
+    from normalis.outputs import ScoreOptions, score_to_folder
+
+    if not 0 < fpr < 1:
+        raise typer.BadParameter(f"--fpr must be in (0, 1), got {fpr}")
+    detector = AnomalyDetector.load(run, device=device)
+    dataset = _open(images, patients)
+    _describe(dataset)
+    samples = samples_to_score(dataset)
+    root = dataset.root if dataset.root.is_dir() else dataset.root.parent
+    options = ScoreOptions(maps=maps, overlays=overlays, all_overlays=all_overlays, fpr=fpr)
+    with _bar("score") as (bar, task):
+        summary = score_to_folder(
+            detector,
+            samples,
+            out,
+            root=root,
+            options=options,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    rows = [[r["path"], r["slice"], r["anomaly_score"], r["p_value"]] for r in summary.top]
+    console.print(_table("Most anomalous", ["image", "slice", "score", "p-value"], rows))
+    console.print(f"{summary.images} images scored, {summary.skipped} skipped")
+    if summary.flagged is not None:
+        console.print(f"{summary.flagged} flagged at a false-positive rate of {fpr:g}")
+    else:
+        console.print("no p-values: the run was fitted with --calibration none")
+    console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)
+    if overlays:
+        console.print(f"pictures: {out / 'overlays'}", soft_wrap=True)
+    console.print("for triage and research, not for diagnosis")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that `fit --method` takes."""
+    from normalis.models import model_names
+
+    for name in model_names():
+        console.print(name)
+
+
+def _write_or_print(value: Any, out: Path | None) -> None:
+    from normalis.records import write_json
+
+    if out is None:
+        print(json.dumps(value, indent=1))
+    else:
+        write_json(out, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,400 @@
+"""The output folder of ``normalis score``: a table, maps, pictures, and what a report needs.
+
+::
+
+    scores.csv      path, slice, patient_id, anomaly_score, p_value, flagged; one row an image
+    skipped.csv     path, reason
+    maps/           float32 anomaly maps at each image's own geometry: NPY, one NIfTI per volume
+    overlays/       PNG: image, reconstruction, map; one colour scale for all
+    score.json      settings, calibration and training history of the run that scored
+    thumbnails/     small pictures for the report
+
+Rows are appended to ``progress.csv`` once their maps are on disk; ``scores.csv`` appears when all
+are done. A killed scoring therefore goes on where it stopped, and a finished one is never
+overwritten.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from normalis.errors import RunError
+from normalis.overlays import ColourScale, grey, render, resize_map
+from normalis.records import content_hash, exclusive, write_atomically, write_csv, write_json
+
+if TYPE_CHECKING:
+    from normalis.datasets import Sample
+    from normalis.detector import AnomalyDetector, Explained
+    from normalis.loading import Row
+    from normalis.scoring import Scored
+
+__all__ = ["MANY", "ScoreOptions", "ScoreSummary", "score_to_folder"]
+
+#: Beyond so many images only the most anomalous get a picture, unless all are asked for.
+MANY = 1000
+
+_PROGRESS = "progress.csv"
+_COLUMNS = ("path", "slice", "patient_id", "anomaly_score")
+#: Side of a picture in the report, in pixels.
+THUMBNAIL = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What ``score`` writes.
+
+    Args:
+        maps: whether to write anomaly maps.
+        overlays: whether to write pictures.
+        all_overlays: pictures of every image even beyond `MANY`.
+        fpr: share of normal patients that may be flagged.
+    """
+
+    maps: bool = True
+    overlays: bool = True
+    all_overlays: bool = False
+    fpr: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSummary:
+    """What was written.
+
+    Attributes:
+        images: images scored.
+        skipped: images that could not be read.
+        flagged: images above the threshold, None without calibration.
+        top: the most anomalous rows, as written to scores.csv.
+        folder: where.
+    """
+
+    images: int
+    skipped: int
+    flagged: int | None
+    top: list[dict[str, Any]]
+    folder: Path
+
+
+def score_to_folder(
+    detector: AnomalyDetector,
+    samples: Sequence[Sample],
+    out: str | Path,
+    *,
+    root: Path,
+    options: ScoreOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoreSummary:
+    """Score files and write the output folder.
+
+    Args:
+        detector: fitted.
+        samples: the files.
+        out: the folder; new, empty, or an interrupted scoring with the same settings.
+        root: folder that names of maps and pictures are relative to.
+        options: what to write.
+        progress: called with (files done, files in all).
+
+    Raises:
+        RunError: if the folder holds something else or cannot be written.
+    """
+    options = options or ScoreOptions()
+    folder = Path(out)
+    with exclusive(folder / ".lock", what=f"{folder}: the output"):
+        writer = _Writer(detector, folder, root, options)
+        todo = writer.resume(samples)
+        done = len(samples) - len(todo)
+        for part in _by_file(detector, todo, writer, options):
+            writer.add(part)
+            done += len({row.sample for row in part.rows})
+            if progress:
+                progress(min(done, len(samples)), len(samples))
+        summary = writer.finish(samples)
+    (folder / ".lock").unlink(missing_ok=True)
+    return summary
+
+
+def _by_file(
+    detector: AnomalyDetector, samples: Sequence[Sample], writer: _Writer, options: ScoreOptions
+) -> Iterator[Scored]:
+    """Yield scored batches that never end in the middle of a file."""
+    held: list[Scored] = []
+    for part in detector.stream(samples, maps=options.maps, skipped=writer.skipped):
+        held.append(part)
+        whole = _join(held)
+        last = whole.rows[-1].sample
+        cut = next(i for i, row in enumerate(whole.rows) if row.sample == last)
+        if cut:
+            yield _slice(whole, 0, cut)
+        held = [_slice(whole, cut, len(whole.rows))]
+    if held:
+        yield _join(held)
+
+
+def _join(parts: Sequence[Scored]) -> Scored:
+    from normalis.scoring import Scored
+
+    if len(parts) == 1:
+        return parts[0]
+    maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
+    return Scored(
+        rows=[row for p in parts for row in p.rows],
+        anomaly_score=np.concatenate([p.anomaly_score for p in parts]),
+        anomaly_map=np.concatenate(maps) if maps else None,
+    )
+
+
+def _slice(part: Scored, start: int, stop: int) -> Scored:
+    from normalis.scoring import Scored
+
+    maps = part.anomaly_map
+    return Scored(
+        rows=part.rows[start:stop],
+        anomaly_score=part.anomaly_score[start:stop],
+        anomaly_map=None if maps is None else maps[start:stop],
+    )
+
+
+class _Writer:
+    """Writes the folder part by part."""
+
+    def __init__(
+        self, detector: AnomalyDetector, folder: Path, root: Path, options: ScoreOptions
+    ) -> None:
+        self.detector, self.folder, self.root, self.options = detector, folder, root, options
+        self.skipped: list[tuple[Path, str]] = []
+
+    # --- resuming ---
+
+    def resume(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Refuse a finished or foreign folder; return the samples still to be scored."""
+        if (self.folder / "scores.csv").exists():
+            raise RunError(
+                f"{self.folder}: holds scores already, which are never overwritten; choose "
+                "another --out"
+            )
+        file = self.folder / _PROGRESS
+        foreign = [p.name for p in self.folder.iterdir() if p.name not in (".lock", _PROGRESS)]
+        if not file.exists():
+            if foreign:
+                raise RunError(
+                    f"{self.folder}: must be a new or empty folder, holds {foreign[0]}; choose "
+                    "another --out"
+                )
+            write_csv(file, (*_COLUMNS, self._identity(samples)), [])
+            return list(samples)
+        done = {row[0] for row in self._rows(samples)}
+        return [s for s in samples if _key(s) not in done]
+
+    def _identity(self, samples: Sequence[Sample]) -> str:
+        """Return what a resumed scoring must have in common with the one interrupted."""
+        return content_hash(
+            {
+                "data": self.detector.info_["data"],
+                "params": self.detector._plain_params(),
+                "maps": self.options.maps,
+                "files": [_key(s) for s in samples],
+            }
+        )
+
+    def _rows(self, samples: Sequence[Sample]) -> list[list[str]]:
+        """Return the complete rows of an interrupted scoring."""
+        text = (self.folder / _PROGRESS).read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        header, *rows = csv.reader(io.StringIO(whole, newline=""))
+        if header[-1] != self._identity(samples):
+            raise RunError(
+                f"{self.folder}: holds an interrupted scoring of other images or another model; "
+                "choose another --out"
+            )
+        complete = {row[0] for row in rows if row[4:] == ["end"]}
+        kept = [row for row in rows if row[0] in complete]
+        if len(kept) != len(rows) or whole != text:
+            write_csv(self.folder / _PROGRESS, header, kept)
+        return kept
+
+    # --- a part ---
+
+    def add(self, part: Scored) -> None:
+        """Write the maps of some images, then note their rows."""
+        if part.anomaly_map is not None:
+            self._write_maps(part.rows, part.anomaly_map)
+        with (self.folder / _PROGRESS).open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            last = {_key(row.sample): i for i, row in enumerate(part.rows)}
+            for i, (row, value) in enumerate(zip(part.rows, part.anomaly_score, strict=True)):
+                key = _key(row.sample)
+                end = ["end"] if last[key] == i else []
+                writer.writerow([key, *_cells(row), repr(float(value)), *end])
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_maps(self, rows: Sequence[Row], maps: NDArray[np.float32]) -> None:
+        volumes: dict[Path, list[int]] = {}
+        for i, row in enumerate(rows):
+            if row.header.get("format") == "NIfTI":
+                volumes.setdefault(row.path, []).append(i)
+                continue
+            whole = resize_map(maps[i], row.original_shape)
+            path = self._name("maps", row.path, row.slice_index, row.sample.index, ".npy")
+            write_atomically(path, lambda p, a=whole: _save_npy(p, a))
+        for path, chosen in volumes.items():
+            slices = np.stack([resize_map(maps[i], rows[i].original_shape) for i in chosen])
+            self._write_volume(path, slices, rows[chosen[0]])
+
+    def _write_volume(self, path: Path, slices: NDArray[np.float32], row: Row) -> None:
+        from normalis.images import save_map_volume
+
+        name = path.name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz"
+        target = self._name("maps", path.with_name(name), None, None, "")
+        write_atomically(target, lambda p: save_map_volume(p, slices, row.header))
+
+    def _name(
+        self, kind: str, path: Path, slice_index: int | None, index: int | None, suffix: str
+    ) -> Path:
+        """Return where an image's map or picture goes; keeps the tree and the whole file name."""
+        try:
+            inside = path.resolve().relative_to(self.root.resolve())
+        except ValueError:
+            inside = Path(path.name)
+        numbers = "".join(f"_{n:04d}" for n in (index, slice_index) if n is not None)
+        return self.folder / kind / inside.with_name(f"{inside.name}{numbers}{suffix}")
+
+    # --- the end ---
+
+    def finish(self, samples: Sequence[Sample]) -> ScoreSummary:
+        """Write pictures and the final tables; return what was done."""
+        order = {_key(s): i for i, s in enumerate(samples)}
+        rows = sorted(self._rows(samples), key=lambda row: order[row[0]])
+        paths = {_key(s): s for s in samples}
+        scores = np.array([float(row[3]) for row in rows])
+        p_values, flagged = self._judge(scores)
+        table = [
+            {
+                "path": str(paths[row[0]].path),
+                "slice": row[1] if paths[row[0]].index is None else str(paths[row[0]].index),
+                "patient_id": row[2],
+                "anomaly_score": float(row[3]),
+                "p_value": p,
+                "flagged": f,
+            }
+            for row, p, f in zip(rows, p_values, flagged, strict=True)
+        ]
+        ranked = np.argsort(-scores, kind="stable")
+        if self.options.overlays:
+            chosen = sorted(ranked if self.options.all_overlays else ranked[:MANY])
+            self._draw([table[i] for i in chosen], [paths[rows[i][0]] for i in chosen])
+        self._write_details(table, [paths[row[0]] for row in rows])
+        write_csv(self.folder / "skipped.csv", ("path", "reason"), self.skipped)
+        write_csv(self.folder / "scores.csv", list(table[0]) if table else _COLUMNS, _values(table))
+        (self.folder / _PROGRESS).unlink()
+        counted = None if self.detector.calibration_ is None else sum(r["flagged"] for r in table)
+        return ScoreSummary(
+            images=len(table),
+            skipped=len(self.skipped),
+            flagged=counted,
+            top=[table[i] for i in ranked[:10]],
+            folder=self.folder,
+        )
+
+    def _judge(self, scores: NDArray[np.float64]) -> tuple[list[Any], list[Any]]:
+        """Return p-values and flags, empty cells where the detector has no calibration."""
+        calibration = self.detector.calibration_
+        if calibration is None or not len(scores):
+            return [""] * len(scores), [""] * len(scores)
+        p_values = calibration.p_values(scores)
+        try:
+            threshold = calibration.threshold(self.options.fpr)
+        except ValueError:  # too few normals to certify the level; the CLI has said so
+            return list(p_values), [""] * len(scores)
+        return list(p_values), [int(s > threshold) for s in scores]
+
+    def _write_details(self, table: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> None:
+        detector = self.detector
+        calibration = detector.calibration_
+        write_json(
+            self.folder / "score.json",
+            {
+                "params": detector._plain_params(),
+                "info": detector.info_,
+                "history": detector.history_,
+                "colour_scale": detector.colour_scale_.to_dict(),
+                "calibration": calibration.to_dict() if calibration else None,
+                "decision_scores": detector.decision_scores_,
+                "fpr": self.options.fpr,
+                "is_anomalous": [s.is_anomalous for s in samples],
+                "kind": [s.kind for s in samples],
+            },
+        )
+
+    def _draw(self, table: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> None:
+        """Draw pictures of some rows; their files are read once more, at full size."""
+        rows = {(r["path"], r["slice"]): r for r in table}
+        for seen in self.detector.explain(list(dict.fromkeys(samples))):
+            number = seen.row.sample.index
+            place = seen.row.slice_index if number is None else number
+            row = rows.get((str(seen.row.path), "" if place is None else str(place)))
+            if row is not None:
+                self._picture(seen, row)
+
+    def _picture(self, seen: Explained, row: dict[str, Any]) -> None:
+        where, scale = seen.row, self.detector.colour_scale_
+        p_value = "" if row["p_value"] == "" else f"   p = {row['p_value']:.3g}"
+        place = "" if row["slice"] == "" else f" [{row['slice']}]"
+        picture = render(
+            seen.original,
+            seen.anomaly_map,
+            scale=scale,
+            reconstruction=seen.reconstruction,
+            title=f"{where.path.name}{place}   score {row['anomaly_score']:.4g}{p_value}",
+        )
+        at = (where.path, where.slice_index, where.sample.index, ".png")
+        path = self._name("overlays", *at)
+        write_atomically(path, lambda p: picture.save(p, format="PNG", compress_level=1))
+        strip = thumbnail(seen, scale)
+        path = self._name("thumbnails", *at)
+        write_atomically(path, lambda p: strip.save(p, format="PNG"))
+
+
+def thumbnail(seen: Explained, scale: ColourScale) -> Image.Image:
+    """Return image, reconstruction and map side by side in grey, each `THUMBNAIL` high.
+
+    The map is the red channel's: 0 at ``quiet`` and below, 255 at ``full``.
+    """
+    size = (THUMBNAIL, THUMBNAIL)
+    rebuilt = seen.original if seen.reconstruction is None else seen.reconstruction
+    level = (seen.anomaly_map - scale.quiet) / max(scale.full - scale.quiet, 1e-12)
+    level = (255 * np.clip(level, 0, 1)).round().astype(np.uint8)
+    parts = [Image.fromarray(grey(seen.original)).convert("L"), Image.fromarray(grey(rebuilt))]
+    strip = Image.new("L", (3 * THUMBNAIL, THUMBNAIL))
+    for i, part in enumerate([*parts, Image.fromarray(level)]):
+        strip.paste(part.convert("L").resize(size, Image.Resampling.BILINEAR), (i * THUMBNAIL, 0))
+    return strip
+
+
+def _save_npy(path: Path, array: NDArray[Any]) -> None:
+    with path.open("wb") as file:  # a name without .npy would get one appended
+        np.save(file, array)
+
+
+def _key(sample: Sample) -> str:
+    """Return what names a sample within one scoring."""
+    place = "" if sample.index is None else f"#{sample.array}[{sample.index}]"
+    return f"{sample.path}{place}"
+
+
+def _cells(row: Row) -> list[str]:
+    return ["" if row.slice_index is None else str(row.slice_index), row.patient_id or ""]
+
+
+def _values(table: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    return [list(row.values()) for row in table]

@@ -1,0 +1,165 @@
+"""Pictures of a scored image: image, reconstruction, and the anomaly map over the image.
+
+One colour scale serves all images. It is fixed when the model is fitted, from normal images that
+the model has not seen: below ``quiet``, the level that the largest value of a normal image's map
+exceeds in 1 of 20 images, nothing is painted; at ``full`` the colour is at its end. A normal
+image therefore looks normal, and two pictures can be compared. The colours are matplotlib's
+*inferno*: even steps of lightness, readable without colour vision and in print.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["ColourScale", "grey", "heat", "over", "render", "resize_map"]
+
+PANEL = 320  # side of a panel's longer edge, in pixels
+_MARGIN, _BAR, _HEADER = 8, 74, 30
+_INK, _PAPER = (225, 225, 225), (18, 18, 22)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourScale:
+    """The one scale of all pictures of a model, in units of its anomaly map.
+
+    Attributes:
+        quiet: below it nothing is painted.
+        full: here and above the colour is at its end.
+        rate: share of normal images whose map exceeds ``quiet`` anywhere; None if the normal
+            images held out were too few to say.
+    """
+
+    quiet: float
+    full: float
+    rate: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_maxima(cls, maxima: NDArray[np.floating], rate: float = 0.05) -> ColourScale:
+        """Fix the scale from the largest map value of each held-out normal image.
+
+        Args:
+            maxima: (n,), one value per image or per patient.
+            rate: share of fresh normal images that may exceed ``quiet``; guaranteed by the
+                conformal argument of `normalis.calibration` where n is at least 1 / rate - 1,
+                otherwise the largest value serves and ``rate`` is None.
+        """
+        ordered = np.sort(np.asarray(maxima, dtype=float))
+        rank = int(np.ceil((len(ordered) + 1) * (1 - rate)))
+        certified = rank <= len(ordered)
+        quiet = float(ordered[rank - 1] if certified else ordered[-1])
+        return cls(quiet=quiet, full=max(3 * quiet, 1e-12), rate=rate if certified else None)
+
+
+@cache
+def _lut() -> NDArray[np.uint8]:
+    from matplotlib import colormaps
+
+    # The darkest fifth of inferno is black on a dark image: start where it is visible.
+    colours = colormaps["inferno"](np.linspace(0.3, 1.0, 256))[:, :3]
+    table: NDArray[np.uint8] = (255 * colours).round().astype(np.uint8)
+    return table
+
+
+def heat(anomaly_map: NDArray[Any], scale: ColourScale) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return colours (H, W, 3) and opacities (H, W) in [0, 1] of an anomaly map (H, W)."""
+    level = (anomaly_map - scale.quiet) / max(scale.full - scale.quiet, 1e-12)
+    index = (255 * np.clip(np.nan_to_num(level), 0, 1)).astype(np.uint8)
+    opacity = np.where(level > 0, 0.55 + 0.45 * np.clip(level, 0, 1), 0.0)
+    return _lut()[index], opacity
+
+
+def grey(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return (C, H, W) pixels with nominal range [0, 1] as (H, W, 3), clipped for display only."""
+    image = np.clip(np.nan_to_num(pixels), 0, 1)
+    image = np.repeat(image, 3, axis=0) if len(image) == 1 else image[:3]
+    return (255 * image).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def over(pixels: NDArray[Any], anomaly_map: NDArray[Any], scale: ColourScale) -> NDArray[np.uint8]:
+    """Return the map painted over the image, (H, W, 3)."""
+    colours, opacity = heat(anomaly_map, scale)
+    mixed = grey(pixels) * (1 - opacity[..., None]) + colours * opacity[..., None]
+    return mixed.round().astype(np.uint8)
+
+
+def resize_map(anomaly_map: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Return a map (S, S) at an image's own geometry (H, W), bilinear."""
+    if anomaly_map.shape == tuple(shape):
+        return np.asarray(anomaly_map, np.float32)
+    image = Image.fromarray(np.asarray(anomaly_map, np.float32))
+    return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+def render(
+    pixels: NDArray[Any],
+    anomaly_map: NDArray[Any],
+    *,
+    scale: ColourScale,
+    reconstruction: NDArray[Any] | None = None,
+    title: str = "",
+) -> Image.Image:
+    """Draw image, reconstruction and map side by side, with the colour bar.
+
+    Args:
+        pixels: (C, H, W) with nominal range [0, 1], at the image's own geometry.
+        anomaly_map: (h, w), any size; stretched over the image.
+        scale: the model's colour scale.
+        reconstruction: (C, h, w) with nominal range [0, 1]; left out where None.
+        title: line above, for instance file name, score and p-value.
+    """
+    size = _panel_size(pixels.shape[1:])
+    shown = _fit(grey(pixels), size, Image.Resampling.BICUBIC)
+    panels = [("image", shown)]
+    if reconstruction is not None:
+        panels.append(("rebuilt", _fit(grey(reconstruction), size, Image.Resampling.BICUBIC)))
+    stretched = resize_map(anomaly_map, (size[1], size[0]))
+    base = np.asarray(shown).transpose(2, 0, 1) / 255
+    panels.append(("anomaly map", Image.fromarray(over(base, stretched, scale))))
+    return _compose(panels, scale, size, title)
+
+
+def _panel_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    factor = PANEL / max(shape)
+    return max(1, round(shape[1] * factor)), max(1, round(shape[0] * factor))
+
+
+def _fit(image: NDArray[np.uint8], size: tuple[int, int], how: Image.Resampling) -> Image.Image:
+    return Image.fromarray(image).resize(size, how)
+
+
+def _compose(
+    panels: list[tuple[str, Image.Image]], scale: ColourScale, size: tuple[int, int], title: str
+) -> Image.Image:
+    width = len(panels) * (size[0] + _MARGIN) + _MARGIN + _BAR
+    canvas = Image.new("RGB", (width, max(size[1], 140) + _HEADER + 2 * _MARGIN + 16), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN, 8), title, fill=_INK, font=ImageFont.load_default(14))
+    for i, (name, panel) in enumerate(panels):
+        left = _MARGIN + i * (size[0] + _MARGIN)
+        canvas.paste(panel, (left, _HEADER + _MARGIN))
+        at = (left, _HEADER + _MARGIN + size[1] + 3)
+        draw.text(at, name, fill=_INK, font=ImageFont.load_default(12))
+    _draw_bar(canvas, draw, width - _BAR, max(size[1], 140), scale)
+    return canvas
+
+
+def _draw_bar(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, height: int, scale: ColourScale
+) -> None:
+    top, font = _HEADER + _MARGIN, ImageFont.load_default(11)
+    column = _lut()[np.linspace(255, 0, height).astype(int)]
+    canvas.paste(Image.fromarray(np.repeat(column[:, None], 12, axis=1)), (left, top))
+    draw.text((left + 16, top - 2), f"{scale.full:.3g}", fill=_INK, font=font)
+    draw.text((left + 16, top + height - 12), f"{scale.quiet:.3g}", fill=_INK, font=font)
+    note = f"1 in {1 / scale.rate:.0f}" if scale.rate else "largest"
+    draw.text((left + 16, top + height - 38), f"{note}\nnormals", fill=_INK, font=font)
