@@ -1,0 +1,59 @@
+# Two commands do everything: `make demo` and `make test`. Both work on a fresh machine with
+# Python 3.11 or later and make. Without a GPU on Linux, ask for the small CPU build of PyTorch:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+# Two workers where there are two cores; each test is single-threaded.
+TEST_ARGS ?= -n 2 --dist loadfile
+
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test lint bench docs browser clean help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing normalis into $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "normalis needs Python 3.11 or later")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -e '.[codecs]'
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	@echo "installing what the tests need into $(VENV)"
+	@$(PIP) -e '.[codecs,onnx,ray,test,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed ## install, train on generated images, score and show where to look
+	@$(BIN)/normalis demo --out demo
+
+test: $(VENV)/.tested ## install and run the tests
+	$(BIN)/python -m pytest $(TEST_ARGS)
+	@echo "tests: tests/ (one file per module); a line 's' above names what was skipped and why"
+
+lint: $(VENV)/.tested ## what CI checks beside the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.tested ## run the benchmarks; ratios measured in one run
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/.tested ## build the documentation as HTML
+	@$(PIP) -e '.[docs]'
+	$(BIN)/sphinx-build -q -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+browser: ## install the headless browser that the report's tests drive (Debian, as root)
+	@if test -x /usr/bin/chromium; then echo "chromium is there"; \
+	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	else echo "no chromium: the report's browser tests will be skipped"; fi
+
+clean: ## remove what the targets made, but not runs and results
+	rm -rf $(VENV) build dist docs/_build
