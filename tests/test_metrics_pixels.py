@@ -109,6 +109,16 @@ def test_bounds_hold_for_bins_of_any_width(case, n_bins):
     assert (want <= high + 1e-12).all()
 
 
+def test_exact_zeros_are_a_true_tie(pictures):
+    maps, masks, patient = pictures
+    maps[maps < 1.5] = 0.0
+    exact = metrics.pixel_metrics(maps, masks)
+    streamed = metrics.StreamingPixelMetrics().update(maps, masks).auroc()
+    assert streamed.high - streamed.low < 1e-3
+    assert streamed.low - 1e-12 <= exact.auroc <= streamed.high + 1e-12
+    assert metrics.pixel_bootstrap(maps, masks, groups=patient, n=50)["pixel_auroc"].slack < 2e-3
+
+
 def test_stream_is_tight_and_merges(pictures):
     maps, masks, _ = pictures
     exact = metrics.pixel_metrics(maps, masks)

@@ -16,6 +16,9 @@ bins, P and N the totals. Whatever the order (and the ties) inside the bins,
 * Dice at any threshold within a bin is at most :math:`2 (t+p) / (t+p+f+P)`, and the thresholds
   between bins reach :math:`\max 2 (t+p) / (t+p+f+n+P)`.
 
+A bin known to hold one value only is a true tie and adds nothing to the bound. The value exactly 0
+is such a bin of its own, since maps are often 0 over the whole background.
+
 The bound is computed from the counts that are there, and returned with each value.
 """
 
@@ -56,13 +59,14 @@ def float_keys(values: NDArray[Any], *, bits: int = 32) -> NDArray[np.uint32]:
 
 
 def bounds(
-    anomalous: NDArray[Any], normal: NDArray[Any]
+    anomalous: NDArray[Any], normal: NDArray[Any], *, tied: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return (low, value, high) of AUROC, AP and best Dice from counts per bin.
 
     Args:
         anomalous: (..., K) anomalous pixels per bin, bins by ascending score.
         normal: (..., K) normal pixels per bin.
+        tied: (K,) bins known to hold one value only.
 
     Returns:
         Three arrays (..., 3). With a class empty the numbers are NaN.
@@ -72,19 +76,22 @@ def bounds(
     p, n = (np.asarray(c, dtype=np.float64)[..., ::-1] for c in (anomalous, normal))
     tp, fp = np.cumsum(p, axis=-1), np.cumsum(n, axis=-1)
     t, f = tp - p, fp - n
+    open_ = np.ones(p.shape[-1], dtype=bool) if tied is None else ~np.asarray(tied)[::-1]
+    best_fp = np.where(open_, f, fp)  # false positives at the best place inside the bin
     total_p, total_n = tp[..., -1:], fp[..., -1:]
     with np.errstate(divide="ignore", invalid="ignore"):
         pairs = (total_p * total_n)[..., 0]
         auroc = 1.0 - (p * (f + n / 2)).sum(-1) / pairs
-        slack = (p * n).sum(-1) / 2 / pairs
-        ap = (p * tp / np.maximum(tp + fp, 1)).sum(-1) / total_p[..., 0]
-        ap_high = (p * tp / np.maximum(tp + f, 1)).sum(-1) / total_p[..., 0]
+        slack = (p * n * open_).sum(-1) / 2 / pairs
+        as_tie = p * tp / np.maximum(tp + fp, 1)
+        ap = as_tie.sum(-1) / total_p[..., 0]
+        ap_high = (p * tp / np.maximum(tp + best_fp, 1)).sum(-1) / total_p[..., 0]
         lower = p - fp * (digamma(tp + fp + 1) - digamma(t + fp + 1))
         # The difference cancels: give away what its rounding could have added.
         lower -= np.where(p > 0, 8 * np.finfo(float).eps * fp * np.log(tp + fp + 2), 0.0)
-        ap_low = lower.sum(-1) / total_p[..., 0]
+        ap_low = np.where(open_, lower, as_tie).sum(-1) / total_p[..., 0]
         dice = (2 * tp / (tp + fp + total_p)).max(-1)
-        dice_high = (2 * tp / (tp + f + total_p)).max(-1)
+        dice_high = (2 * tp / (tp + best_fp + total_p)).max(-1)
     low = np.stack([auroc - slack, ap_low, dice], axis=-1)
     value = np.stack([auroc, ap, dice], axis=-1)
     high = np.stack([auroc + slack, ap_high, dice_high], axis=-1)
@@ -113,6 +120,7 @@ class StreamingPixelMetrics:
             )
         self.bits = bits
         self.counts = np.zeros((2, 2**bits), dtype=np.int64)  # normal, anomalous
+        self.n_zero = 0  # pixels that are exactly 0
 
     def update(self, maps: ArrayLike, masks: ArrayLike) -> Self:
         """Add pixels.
@@ -142,6 +150,7 @@ class StreamingPixelMetrics:
                 row += np.bincount(picked, minlength=row.size)
             else:
                 np.add.at(row, picked, 1)
+        self.n_zero += int((values == 0).sum())
         return self
 
     def merge(self, other: StreamingPixelMetrics) -> Self:
@@ -155,6 +164,7 @@ class StreamingPixelMetrics:
                 f"only counts of equal bits can be merged, got {self.bits} and {other.bits}"
             )
         self.counts += other.counts
+        self.n_zero += other.n_zero
         return self
 
     @property
@@ -170,7 +180,11 @@ class StreamingPixelMetrics:
     def _bounded(self, which: int, name: str) -> Bounded:
         need_classes(name, n_normal=self.n_normal, n_anomalous=self.n_anomalous, unit="pixel")
         used = self.counts.any(axis=0)
-        low, value, high = bounds(self.counts[1, used], self.counts[0, used])
+        tied = np.zeros(used.size, dtype=bool)
+        middle = 2 ** (self.bits - 1)  # the bin of 0; its other members are below 1e-38
+        tied[middle] = self.n_zero == self.counts[:, middle].sum()
+        counts = self.counts[:, used]
+        low, value, high = bounds(counts[1], counts[0], tied=tied[used])
         return Bounded(float(value[which]), float(low[which]), float(high[which]))
 
     def auroc(self) -> Bounded:
