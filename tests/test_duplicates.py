@@ -190,3 +190,10 @@ def test_lookalikes_of_different_patients_are_no_leak(real_data, name, lookalike
     got = duplicates.scan(x, is_test, patients=who)
     assert (got.lookalike[is_test] >= 0.95).sum() == lookalikes
     assert (got.across[is_test] < 0.95).all()
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_groups_of_larger_colour_images(rng, size):
+    images = smooth_images(rng, 6, size)[:, None].repeat(3, axis=1)
+    groups = duplicates.duplicate_groups(np.concatenate([images, images[4:5] // 2]))
+    assert groups.tolist() == [0, 1, 2, 3, 4, 5, 4]

@@ -16,7 +16,7 @@ LAYERS = [
     {"errors"},
     {"entropy", "metrics", "images", "trivial", "duplicates"},
     {"models", "scorers", "datasets", "synthetic", "records"},
-    {"training", "loading", "experiments"},
+    {"training", "loading", "experiments", "confounds", "inventory"},
     {"scoring", "overlays"},
     {"selection", "evaluation", "calibration", "audit"},
     {"detector", "sweep", "reproduce", "report"},

@@ -33,7 +33,15 @@ from numpy.typing import NDArray
 
 from normalis.errors import DataError
 
-__all__ = ["Scan", "codes", "find_shifted", "pixel_digests", "scan", "unit_rows"]
+__all__ = [
+    "Scan",
+    "codes",
+    "duplicate_groups",
+    "find_shifted",
+    "pixel_digests",
+    "scan",
+    "unit_rows",
+]
 
 _BLOCK = 2048  # rows: a block of values then takes 16 MiB
 _FREQUENCIES = 16  # of 32 at 64 x 64: the upper half is mostly the codec's and the resampling's
@@ -77,6 +85,25 @@ def codes(values: Sequence[Any]) -> Indices:
     numbers: dict[Any, int] = {}
     out = [-1 if v is None else numbers.setdefault(v, len(numbers)) for v in values]
     return np.array(out, dtype=np.int64)
+
+
+def duplicate_groups(pixels: Pixels, *, threshold: float = 0.95) -> Indices:
+    """Number images so that those connected by near duplicates share a number.
+
+    Args:
+        pixels: (N, H, W) or (N, C, H, W) images.
+        threshold: ncc from which two images are near duplicates.
+
+    Returns:
+        (N,) group numbers, from 0.
+    """
+    height, width = pixels.shape[-2:]
+    step = max(1, min(height, width) // 64)
+    small = pixels.reshape(len(pixels), -1, height, width)
+    small = small[..., : height // step * step, : width // step * step]
+    small = small.reshape(len(pixels), small.shape[1], height // step, step, width // step, step)
+    grey = small.mean(axis=(1, 3, 5), dtype=np.float32)
+    return scan(grey, np.zeros(len(grey), bool), threshold=threshold).group
 
 
 def pixel_digests(pixels: Pixels) -> list[bytes]:
