@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from normalis.images.fit import fit_pixels
     from normalis.images.frame import Frame, Probe
     from normalis.images.intensity import IntensityRule
-    from normalis.images.nifti import restore_slices
+    from normalis.images.nifti import restore_slices, save_map_volume
     from normalis.images.reader import probe, read_frames
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "probe",
     "read_frames",
     "restore_slices",
+    "save_map_volume",
 ]
 
 _WHERE = {
@@ -36,6 +37,7 @@ _WHERE = {
     "probe": "reader",
     "read_frames": "reader",
     "restore_slices": "nifti",
+    "save_map_volume": "nifti",
 }
 
 

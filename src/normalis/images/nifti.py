@@ -27,7 +27,7 @@ from normalis.errors import DataError, UnreadableImageError
 from normalis.images.frame import Frame, Probe
 from normalis.images.raster import check_finite
 
-__all__ = ["probe", "read", "restore_slices"]
+__all__ = ["probe", "read", "restore_slices", "save_map_volume"]
 
 _AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 _CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
@@ -50,7 +50,9 @@ def read(
     raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape)
     volume = apply_orientation(raw, io_orientation(image.affine))
     count = volume.shape[axis]
-    for index in _chosen(count, slice_range, path):
+    chosen = _chosen(count, slice_range, path)
+    header["slice_indices"] = chosen
+    for index in chosen:
         values = _lay_out(np.take(volume, index, axis=axis))
         pixels = _to_pixels(values, image.dataobj.slope, image.dataobj.inter)
         if pixels.dtype == np.float32:
@@ -91,7 +93,8 @@ def restore_slices(
     Args:
         maps: (S, H, W) at the slices' own height and width.
         header: of any frame of the volume.
-        slices: (S,) the frames' ``slice_index``; None if all slices are there, in order.
+        slices: (S,) the frames' ``slice_index``; None if the maps are of all slices that were
+            read (``header["slice_indices"]``), in order.
         fill: value of slices that are not given.
 
     Returns:
@@ -103,7 +106,8 @@ def restore_slices(
     affine = np.asarray(header["affine"], dtype=float)
     axis = _AXIS[header["plane"]]
     shape = _canonical_shape(header["volume_shape"], affine)
-    indices = range(shape[axis]) if slices is None else slices
+    read_slices = header.get("slice_indices", range(shape[axis]))
+    indices = read_slices if slices is None else slices
     rows = [n for a, n in enumerate(shape) if a != axis][::-1]
     if maps.shape != (len(indices), *rows) or any(not 0 <= i < shape[axis] for i in indices):
         raise DataError(
@@ -116,6 +120,27 @@ def restore_slices(
         along[index] = one.T[::-1, ::-1]
     back = ornt_transform(_CANONICAL, io_orientation(affine))
     return np.ascontiguousarray(apply_orientation(volume, back))
+
+
+def save_map_volume(
+    path: str | Path,
+    maps: NDArray[Any],
+    header: Mapping[str, Any],
+    *,
+    slices: Sequence[int] | None = None,
+) -> None:
+    """Write maps of slices as one gzip-compressed NIfTI with the source's shape and affine.
+
+    Args:
+        path: of the file to write; its content is the same for the same maps.
+        maps: (S, H, W) at the slices' own height and width, written as float32.
+        header: of any frame of the volume.
+        slices: as in `restore_slices`; slices without a map are 0.
+    """
+    volume = restore_slices(maps.astype(np.float32), header, slices=slices)
+    image = nib.Nifti1Image(volume, np.asarray(header["affine"], dtype=float))
+    image.header.set_xyzt_units("mm")
+    Path(path).write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
 
 
 def _open(stream: BinaryIO, path: Path) -> Any:
@@ -177,14 +202,14 @@ def _header(image: Any, path: Path, shape: tuple[int, int, int], plane: str) -> 
         "spacing_mm": (mm[1], mm[0]),
         "slice_spacing_mm": along,
         "volume_shape": shape,
-        "affine": affine.tolist(),
+        "affine": tuple(tuple(float(v) for v in row) for row in affine),
         "orientation": "".join(str(c) for c in nib.aff2axcodes(affine)),
     }
 
 
-def _chosen(count: int, slice_range: tuple[float, float], path: Path) -> list[int]:
+def _chosen(count: int, slice_range: tuple[float, float], path: Path) -> tuple[int, ...]:
     low, high = slice_range
-    chosen = [k for k in range(count) if low <= (k + 0.5) / count <= high]
+    chosen = tuple(k for k in range(count) if low <= (k + 0.5) / count <= high)
     if not chosen:
         raise UnreadableImageError(path, f"none of its {count} slices lies in {low}..{high}")
     return chosen
