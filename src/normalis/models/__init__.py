@@ -22,6 +22,19 @@ __all__ = ["MODELS", "build", "method_name", "model_class", "model_names"]
 #: method -> "module:Class"
 MODELS: dict[str, str] = {
     "ae": "normalis.models.ae:AE",
+    "ae-spatial": "normalis.models.ae_spatial:SpatialAE",
+    "ae-perceptual": "normalis.models.ae_perceptual:PerceptualAE",
+    "vae": "normalis.models.vae:VAE",
+    "memae": "normalis.models.memae:MemAE",
+    "ceae": "normalis.models.ceae:CeAE",
+    "constrained-ae": "normalis.models.constrained_ae:ConstrainedAE",
+    "ae-u": "normalis.models.ae_u:AEU",
+    "dae": "normalis.models.dae:DAE",
+    "ganomaly": "normalis.models.ganomaly:GANomaly",
+    "mean-image": "normalis.models.mean_image:MeanImage",
+    "intensity": "normalis.models.intensity:Intensity",
+    "pca": "normalis.models.pca:PCA",
+    "knn": "normalis.models.knn:KNN",
 }
 
 

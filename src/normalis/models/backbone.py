@@ -12,9 +12,21 @@ in the convolutions. This follows the code. Weights start as PyTorch's layers do
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import Tensor, nn
 
-__all__ = ["ENCODER_CHANNELS", "Decoder", "Encoder", "hidden_to", "to_hidden"]
+from normalis.models.base import ModelSettings
+
+__all__ = [
+    "ENCODER_CHANNELS",
+    "Decoder",
+    "Encoder",
+    "doublings",
+    "halvings",
+    "hidden_to",
+    "to_hidden",
+]
 
 ENCODER_CHANNELS = (16, 32, 64, 64)
 
@@ -35,11 +47,24 @@ def _double(c_in: int, c_out: int) -> nn.Sequential:
     )
 
 
-def to_hidden(features: int, hidden_dim: int) -> nn.Sequential:
-    """Return a fully connected layer with batch normalisation and ReLU."""
-    return nn.Sequential(
-        nn.Linear(features, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)
-    )
+def halvings(channels: int) -> nn.Sequential:
+    """Return the encoder's convolutions: (B, C, S, S) -> (B, 64, S / 16, S / 16)."""
+    widths = (channels, *ENCODER_CHANNELS)
+    return nn.Sequential(*map(_halve, widths[:-1], widths[1:]))
+
+
+def doublings(channels: int) -> tuple[nn.Sequential, nn.ConvTranspose2d]:
+    """Return the decoder's convolutions: (B, 64, S / 16, S / 16) -> (B, C, S, S), in two parts."""
+    widths = ENCODER_CHANNELS[-1:] + ENCODER_CHANNELS[::-1][1:]
+    features = nn.Sequential(*map(_double, widths[:-1], widths[1:]))
+    output = nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1, bias=False)
+    return features, output
+
+
+def to_hidden(features: int, hidden_dim: int, *, normalise: bool = True) -> nn.Sequential:
+    """Return a fully connected layer with batch normalisation (unless told not to) and ReLU."""
+    norm = [nn.BatchNorm1d(hidden_dim)] if normalise else []
+    return nn.Sequential(nn.Linear(features, hidden_dim), *norm, nn.ReLU(inplace=True))
 
 
 def hidden_to(hidden_dim: int, features: int) -> nn.Linear:
@@ -55,14 +80,42 @@ class Encoder(nn.Module):
         channels: C.
         latent_dim: size of the bottleneck.
         hidden_dim: width of the layer before it.
+        normalise: whether that layer has batch normalisation; all methods but GANomaly do.
     """
 
-    def __init__(self, image_size: int, channels: int, *, latent_dim: int, hidden_dim: int) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        *,
+        latent_dim: int,
+        hidden_dim: int,
+        normalise: bool = True,
+    ) -> None:
         super().__init__()
-        widths = (channels, *ENCODER_CHANNELS)
-        self.features = nn.Sequential(*map(_halve, widths[:-1], widths[1:]))
-        self.hidden = to_hidden(ENCODER_CHANNELS[-1] * (image_size // 16) ** 2, hidden_dim)
+        self.features = halvings(channels)
+        flat = ENCODER_CHANNELS[-1] * (image_size // 16) ** 2
+        self.hidden = to_hidden(flat, hidden_dim, normalise=normalise)
         self.latent = hidden_to(hidden_dim, latent_dim)
+
+    @classmethod
+    def of(
+        cls, settings: ModelSettings, *, outputs: int | None = None, normalise: bool = True
+    ) -> Self:
+        """Return the encoder that a method's settings describe.
+
+        Args:
+            settings: of the method.
+            outputs: size of what comes out, ``latent_dim`` unless the method needs more.
+            normalise: as above.
+        """
+        return cls(
+            settings.image_size,
+            settings.channels,
+            latent_dim=outputs or settings.latent_dim,
+            hidden_dim=settings.hidden_dim,
+            normalise=normalise,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Compress images to latent vectors."""
@@ -78,17 +131,43 @@ class Decoder(nn.Module):
         channels: C of the output.
         latent_dim: size of the bottleneck.
         hidden_dim: width of the layer after it.
+        normalise: whether that layer has batch normalisation; all methods but GANomaly do.
     """
 
-    def __init__(self, image_size: int, channels: int, *, latent_dim: int, hidden_dim: int) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        *,
+        latent_dim: int,
+        hidden_dim: int,
+        normalise: bool = True,
+    ) -> None:
         super().__init__()
         side, width = image_size // 16, ENCODER_CHANNELS[-1]
-        self.hidden = to_hidden(latent_dim, hidden_dim)
+        self.hidden = to_hidden(latent_dim, hidden_dim, normalise=normalise)
         self.flat = hidden_to(hidden_dim, width * side**2)
         self.unflatten = nn.Unflatten(1, (width, side, side))
-        widths = (width, *ENCODER_CHANNELS[::-1][1:])
-        self.features = nn.Sequential(*map(_double, widths[:-1], widths[1:]))
-        self.output = nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1, bias=False)
+        self.features, self.output = doublings(channels)
+
+    @classmethod
+    def of(
+        cls, settings: ModelSettings, *, channels: int | None = None, normalise: bool = True
+    ) -> Self:
+        """Return the decoder that a method's settings describe.
+
+        Args:
+            settings: of the method.
+            channels: of the output, those of the image unless the method needs more.
+            normalise: as above.
+        """
+        return cls(
+            settings.image_size,
+            channels or settings.channels,
+            latent_dim=settings.latent_dim,
+            hidden_dim=settings.hidden_dim,
+            normalise=normalise,
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """Rebuild images from latent vectors."""

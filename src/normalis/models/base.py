@@ -21,9 +21,39 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from normalis.errors import SettingsError
+from normalis.errors import NotFittedError, SettingsError
 
-__all__ = ["AnomalyModel", "Autoencoder", "DirectModel", "ModelSettings", "Phase"]
+__all__ = [
+    "AnomalyModel",
+    "Autoencoder",
+    "DirectModel",
+    "ModelSettings",
+    "Phase",
+    "check_at_least",
+    "check_one_of",
+]
+
+
+def check_one_of(known: Sequence[str], **settings: str) -> None:
+    """Raise unless each named setting is one of the known values.
+
+    Raises:
+        SettingsError: naming the setting, what it may be and what it was.
+    """
+    for name, value in settings.items():
+        if value not in known:
+            raise SettingsError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def check_at_least(least: float, **settings: float) -> None:
+    """Raise unless each named setting is a number of at least ``least``.
+
+    Raises:
+        SettingsError: naming the setting, its bound and what it was.
+    """
+    for name, value in settings.items():
+        if not value >= least:  # NaN is not at least anything
+            raise SettingsError(f"{name} must be at least {least:g}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +166,16 @@ class DirectModel(AnomalyModel):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over the fitted arrays."""
         self.arrays = dict(state)
+
+    def fitted(self, name: str) -> Tensor:
+        """Return a fitted array.
+
+        Raises:
+            NotFittedError: before `fit` or `load_state`.
+        """
+        if name not in self.arrays:
+            raise NotFittedError(f"{type(self).__name__} is not fitted: call fit or load first")
+        return self.arrays[name]
 
     def to(self, device: torch.device | str) -> Self:
         """Move the fitted arrays to a device; return self."""
