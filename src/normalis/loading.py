@@ -15,26 +15,31 @@ What the numbers mean
 
 from __future__ import annotations
 
-import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normalis.datasets.base import Sample
-from normalis.errors import DataError, SettingsError, UnreadableImageError
-from normalis.images.arrays import as_images, as_numpy, first_not_finite, open_array, row_of
-from normalis.images.cache import ArrayCache, cache_key, stamp
+from normalis.errors import DataError, SettingsError
+from normalis.images.arrays import as_images, as_numpy, first_not_finite
+from normalis.images.cache import ArrayCache
+from normalis.images.decoding import (
+    Decoded,
+    DecodedImage,
+    Recipe,
+    Source,
+    decode,
+    decode_all,
+    map_ahead,
+)
 from normalis.images.fit import fit_pixels
 from normalis.images.intensity import IntensityRule
-from normalis.images.reader import check_slicing, read_frames
+from normalis.images.masks import fit_mask, read_masks, read_masks_of_array
+from normalis.images.reader import check_slicing
 
 __all__ = [
     "ImageSettings",
@@ -49,8 +54,6 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 Skipped = list[tuple[Path, str]]
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 _NO_RULE = (
     "deeper than 8 bit, while the model was fitted on 8-bit images only, so there is no rule "
@@ -95,6 +98,16 @@ class ImageSettings:
             raise SettingsError(f"window must be (low, high) with low < high, got {window}")
         if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
             raise SettingsError(f"percentiles must be 0 <= low < high <= 100, got {percentiles}")
+
+    def recipe(self, *, voi: bool) -> Recipe:
+        """Return what decoding depends on; voi as in `images.read_frames`."""
+        return Recipe(
+            image_size=self.image_size,
+            channels=self.channels,
+            plane=self.plane,
+            slice_range=self.slice_range,
+            voi=voi,
+        )
 
     def fixed_rule(self) -> IntensityRule | None:
         """Return the rule that a window of the user's own means, None without one."""
@@ -149,26 +162,6 @@ class Loaded:
     rule: IntensityRule | None
 
 
-@dataclass(frozen=True, eq=False)
-class _Image:
-    """One decoded and resized image, still in native units."""
-
-    pixels: NDArray[Any]
-    slice_index: int | None
-    original_shape: tuple[int, int]
-    header: Mapping[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class _File:
-    """What became of one sample: its images, or why there are none."""
-
-    sample: Sample
-    images: list[_Image]
-    reason: str | None = None
-    passing: bool = False  # the reason may be gone at the next try (no memory, no permission)
-
-
 def load(
     samples: Sequence[Sample],
     settings: ImageSettings,
@@ -194,25 +187,24 @@ def load(
     Raises:
         DataError: if there is no sample, or none of them is readable.
     """
-    if not samples:
-        raise DataError("there must be at least one image to load, got an empty list")
     rule = rule or settings.fixed_rule()
+    sources = _sources(samples)
     store = ArrayCache() if cache else None
 
-    def decode(voi: bool) -> list[_File]:
-        return _decode_all(samples, settings, voi, store, progress, workers)
+    def decoded(voi: bool) -> list[Decoded]:
+        recipe = settings.recipe(voi=voi)
+        return decode_all(sources, recipe, cache=store, progress=progress, workers=workers)
 
-    files = decode(rule is None or rule.voi)
+    files = decoded(rule is None or rule.voi)
     if rule is None and fit_rule:
-        deep = [i for f in files for i in f.images if i.pixels.dtype != np.uint8]
-        windowed = [_is_windowed(i) for i in deep]
+        windowed = [image.is_windowed for image in _deep(files)]
         if any(windowed) and not all(windowed):
-            files = decode(False)
-            deep = [i for f in files for i in f.images if i.pixels.dtype != np.uint8]
-        rule = _fit_rule(deep, settings, voi=bool(windowed) and all(windowed))
-    placed = [_place(f, rule) for f in files]
-    _require_one(placed)
-    return _assemble(placed, settings, rule)
+            files = decoded(False)
+        rule = _fit_rule(_deep(files), settings, voi=bool(windowed) and all(windowed))
+    placed = [_place(file, rule) for file in files]
+    if not any(file.images for file in placed):
+        raise _none_readable(samples, placed)
+    return _assemble(list(zip(samples, placed, strict=True)), settings, rule)
 
 
 def stream(
@@ -240,28 +232,24 @@ def stream(
     Raises:
         DataError: if no sample is readable.
     """
-    if not samples:
-        raise DataError("there must be at least one image to load, got an empty list")
     rule = rule or settings.fixed_rule()
-    waiting: list[_File] = []
-    count = 0
-    first_skipped: list[_File] = []
-    any_read = False
-    decoded = _decode(samples, settings, rule is None or rule.voi, workers)
-    for done, file in enumerate(decoded, 1):
+    files = decode(
+        _sources(samples), settings.recipe(voi=rule is None or rule.voi), workers=workers
+    )
+    waiting: list[tuple[Sample, Decoded]] = []
+    count, anything = 0, False
+    for done, (sample, file) in enumerate(zip(samples, files, strict=True), 1):
         placed = _place(file, rule)
         if placed.images and count >= batch_size:
             yield _assemble(waiting, settings, rule)
             waiting, count = [], 0
-        waiting.append(placed)
+        waiting.append((sample, placed))
         count += len(placed.images)
-        any_read = any_read or bool(placed.images)
-        if not any_read and len(first_skipped) < 3:
-            first_skipped.append(placed)
+        anything = anything or bool(placed.images)
         if progress is not None:
             progress(done, len(samples))
-    if not any_read:
-        _require_one(first_skipped, total=len(samples))
+    if not anything:
+        raise _none_readable(samples, [file for _, file in waiting])
     yield _assemble(waiting, settings, rule)
 
 
@@ -334,132 +322,49 @@ def load_masks(rows: Sequence[Row], *, image_size: int) -> NDArray[np.bool_]:
         if row.mask is not None:
             by_file.setdefault(row.mask, []).append(number)
 
-    def read(path: Path) -> None:
-        wanted = by_file[path]
-        for number, mask in zip(wanted, _read_masks(path, [rows[n] for n in wanted]), strict=True):
-            masks[number] = _fit_mask(mask, image_size)
-
-    for _ in _ahead(read, by_file, None):
-        pass
+    for chosen, found in map_ahead(lambda path: _masks_of(path, rows, by_file[path]), by_file):
+        for number, mask in zip(chosen, found, strict=True):
+            masks[number] = fit_mask(mask, image_size=image_size)
     return masks
 
 
-# --- decoding -----------------------------------------------------------------------------------
+def _masks_of(
+    path: Path, rows: Sequence[Row], chosen: list[int]
+) -> tuple[list[int], list[NDArray[np.bool_]]]:
+    """Read the masks of the rows that share a mask file."""
+    first = rows[chosen[0]]
+    if first.sample.index is not None and path.suffix.lower() in (".npz", ".npy"):
+        indices = [rows[n].sample.index or 0 for n in chosen]
+        return chosen, read_masks_of_array(path, indices, array=first.sample.array or "test")
+    slices = [rows[n].slice_index for n in chosen]
+    return chosen, read_masks(path, slices, plane=str(first.header.get("plane", "axial")))
 
 
-def _decode_all(
-    samples: Sequence[Sample],
-    settings: ImageSettings,
-    voi: bool,
-    store: ArrayCache | None,
-    progress: Progress | None,
-    workers: int | None,
-) -> list[_File]:
-    """Decode samples, or take them from the cache."""
-    stamps = _stamps(samples) if store is not None else None
-    key = None if stamps is None else _key(samples, settings, voi, stamps)
-    if store is not None and key is not None and (entry := store.get(key)) is not None:
-        if progress is not None:
-            progress(len(samples), len(samples))
-        return _unpack(entry, samples)
-    files = []
-    for done, file in enumerate(_decode(samples, settings, voi, workers), 1):
-        files.append(file)
-        if progress is not None:
-            progress(done, len(samples))
-    unchanged = key is not None and stamps == _stamps(samples)
-    if store is not None and key is not None and unchanged and not any(f.passing for f in files):
-        store.put(key, _pack(files))
-    return files
+def _sources(samples: Sequence[Sample]) -> list[Source]:
+    if not samples:
+        raise DataError("there must be at least one image to load, got an empty list")
+    return [Source(s.path, s.index, s.array) for s in samples]
 
 
-def _decode(
-    samples: Sequence[Sample], settings: ImageSettings, voi: bool, workers: int | None
-) -> Iterator[_File]:
-    arrays = _OpenArrays()
-    return _ahead(lambda sample: _read(sample, settings, voi, arrays), samples, workers)
+def _none_readable(samples: Sequence[Sample], files: Sequence[Decoded]) -> DataError:
+    reasons = (f"{s.path}: {f.reason}" for s, f in zip(samples[:3], files, strict=False))
+    return DataError(f"none of the {len(samples)} images is readable. {'; '.join(reasons)}")
 
 
-def _ahead(function: Callable[[_T], _R], items: Iterable[_T], workers: int | None) -> Iterator[_R]:
-    """Map in threads, in order, at most a few items ahead of the consumer."""
-    workers = workers or _cores()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="normalis-read")
-    waiting: deque[Future[_R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= 16 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+# --- intensities and rows -------------------------------------------------------------------------
 
 
-def _cores() -> int:
-    available = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return min(16, len(available(0)) if available else os.cpu_count() or 1)
-
-
-class _OpenArrays:
-    """Array files, each opened once however many of its rows are read."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[Path, str | None], NDArray[Any]] = {}
-        self._lock = Lock()
-
-    def __call__(self, path: Path, name: str | None) -> NDArray[Any]:
-        with self._lock:
-            if (path, name) not in self._open:
-                self._open[path, name] = open_array(path, name)
-            return self._open[path, name]
-
-
-def _read(sample: Sample, settings: ImageSettings, voi: bool, arrays: _OpenArrays) -> _File:
-    try:
-        return _File(sample, list(_images(sample, settings, voi, arrays)))
-    except UnreadableImageError as error:
-        cause = error.__cause__
-        passing = isinstance(cause, MemoryError) or (
-            getattr(cause, "errno", None) is not None and not isinstance(cause, FileNotFoundError)
-        )
-        return _File(sample, [], error.reason, passing)
-
-
-def _images(
-    sample: Sample, settings: ImageSettings, voi: bool, arrays: _OpenArrays
-) -> Iterator[_Image]:
-    size, channels = settings.image_size, settings.channels
-    if sample.index is not None:
-        opened = arrays(sample.path, sample.array)
-        pixels = row_of(opened, sample.index, sample.path)
-        fitted = fit_pixels(pixels, image_size=size, channels=channels)
-        header = {"format": "array", "bits": 8 * opened.itemsize, "dtype": str(opened.dtype)}
-        yield _Image(fitted, None, (pixels.shape[1], pixels.shape[2]), header)
-        return
-    frames = read_frames(
-        sample.path, plane=settings.plane, slice_range=settings.slice_range, voi=voi
-    )
-    for frame in frames:
-        fitted = fit_pixels(frame.pixels, image_size=size, channels=channels)
-        shape = (frame.pixels.shape[1], frame.pixels.shape[2])
-        yield _Image(fitted, frame.slice_index, shape, frame.header)
-
-
-# --- intensities --------------------------------------------------------------------------------
-
-
-def _is_windowed(image: _Image) -> bool:
-    return "window" in image.header or "voi_lut" in image.header
+def _deep(files: Sequence[Decoded]) -> list[DecodedImage]:
+    return [image for file in files for image in file.images if image.is_deep]
 
 
 def _fit_rule(
-    deep: Sequence[_Image], settings: ImageSettings, *, voi: bool
+    deep: Sequence[DecodedImage], settings: ImageSettings, *, voi: bool
 ) -> IntensityRule | None:
     if not deep:
         return None
-    values = np.stack([i.pixels for i in deep])
-    floats = all(str(i.header.get("dtype", "")).startswith("float") for i in deep)
+    values = np.stack([image.pixels for image in deep])
+    floats = all(str(image.header.get("dtype", "")).startswith("float") for image in deep)
     if floats and values.min() >= 0 and values.max() <= 1:
         return _as_it_is()
     return IntensityRule.from_pixels(values, percentiles=settings.percentiles, voi=voi)
@@ -482,27 +387,24 @@ def _rule_of_array(
     return IntensityRule.from_pixels(fitted, percentiles=settings.percentiles, voi=False)
 
 
-def _place(file: _File, rule: IntensityRule | None) -> _File:
+def _place(file: Decoded, rule: IntensityRule | None) -> Decoded:
     """Leave out a file whose intensities the rule cannot place."""
-    for image in file.images:
-        if image.pixels.dtype == np.uint8:
-            continue
-        if rule is None:
-            return _File(file.sample, [], _NO_RULE)
-        if rule.voi and not _is_windowed(image) and image.header.get("format") == "DICOM":
-            return _File(file.sample, [], _NO_WINDOW)
+    deep = [image for image in file.images if image.is_deep]
+    if deep and rule is None:
+        return Decoded([], _NO_RULE)
+    if rule is not None and rule.voi and not all(image.is_windowed for image in deep):
+        return Decoded([], _NO_WINDOW)
     return file
 
 
 def _assemble(
-    files: Sequence[_File], settings: ImageSettings, rule: IntensityRule | None
+    files: Sequence[tuple[Sample, Decoded]], settings: ImageSettings, rule: IntensityRule | None
 ) -> Loaded:
-    images = [(file.sample, image) for file in files for image in file.images]
-    pixels = _combine([i.pixels for _, i in images], settings, rule)
+    images = [(sample, image) for sample, file in files for image in file.images]
     return Loaded(
-        pixels=pixels,
+        pixels=_combine([image.pixels for _, image in images], settings, rule),
         rows=[_row(sample, image) for sample, image in images],
-        skipped=[(f.sample.path, f.reason) for f in files if f.reason is not None],
+        skipped=[(sample.path, file.reason) for sample, file in files if file.reason is not None],
         rule=rule,
     )
 
@@ -522,7 +424,7 @@ def _combine(
     return out
 
 
-def _row(sample: Sample, image: _Image) -> Row:
+def _row(sample: Sample, image: DecodedImage) -> Row:
     header = {**image.header, **sample.header}
     patient = sample.patient_id or image.header.get("patient_id")
     return Row(
@@ -541,7 +443,7 @@ def _row(sample: Sample, image: _Image) -> Row:
 def _array_row(index: int, shape: tuple[int, int], dtype: str) -> Row:
     path = Path("array")
     sample = Sample(path=path, split="test", index=index)
-    image = _Image(np.empty(0), None, shape, {"format": "array", "dtype": dtype})
+    image = DecodedImage(np.empty(0), None, shape, {"format": "array", "dtype": dtype})
     return _row(sample, image)
 
 
@@ -552,112 +454,3 @@ def _fit_many(images: NDArray[Any], settings: ImageSettings) -> NDArray[Any]:
     if images.shape[1:] == target:
         return images
     return np.stack([fit_pixels(i, image_size=target[1], channels=target[0]) for i in images])
-
-
-def _require_one(files: Sequence[_File], *, total: int | None = None) -> None:
-    if any(f.images for f in files):
-        return
-    reasons = "; ".join(f"{f.sample.path}: {f.reason}" for f in files[:3])
-    raise DataError(f"none of the {total or len(files)} images is readable. {reasons}")
-
-
-# --- the cache's entries ------------------------------------------------------------------------
-
-
-def _stamps(samples: Sequence[Sample]) -> list[tuple[int, int, int]] | None:
-    """Return a stamp per file; None if caching is not worth it (arrays) or not safe."""
-    if any(s.index is not None for s in samples):
-        return None
-    stamps = [stamp(s.path) for s in samples]
-    known = [s for s in stamps if s is not None]
-    return known if len(known) == len(stamps) else None
-
-
-def _key(
-    samples: Sequence[Sample],
-    settings: ImageSettings,
-    voi: bool,
-    stamps: Sequence[tuple[int, int, int]],
-) -> str:
-    what = {
-        "image_size": settings.image_size,
-        "channels": settings.channels,
-        "plane": settings.plane,
-        "slice_range": settings.slice_range,
-        "voi": voi,
-    }
-    paths = [str(s.path.absolute()) for s in samples]
-    return cache_key(what, zip(paths, stamps, strict=True))
-
-
-def _pack(files: Sequence[_File]) -> dict[str, NDArray[Any]]:
-    """Turn decoded files into arrays: 8-bit pixels, deeper ones, and the rest as JSON."""
-    images = [i for f in files for i in f.images]
-    notes = [
-        {
-            "reason": f.reason,
-            "images": [
-                [i.pixels.dtype == np.uint8, i.slice_index, i.original_shape, i.header]
-                for i in f.images
-            ],
-        }
-        for f in files
-    ]
-    packed = {"notes": np.frombuffer(json.dumps(notes).encode(), np.uint8)}
-    for name, dtype in (("eight_bit", np.uint8), ("deep", np.float32)):
-        chosen = [i.pixels for i in images if i.pixels.dtype == dtype]
-        if chosen:
-            packed[name] = np.stack(chosen)
-    return packed
-
-
-def _unpack(entry: Mapping[str, NDArray[Any]], samples: Sequence[Sample]) -> list[_File]:
-    eight_bit, deep = iter(entry.get("eight_bit", ())), iter(entry.get("deep", ()))
-    notes = json.loads(entry["notes"].tobytes())
-    files = []
-    for sample, note in zip(samples, notes, strict=True):
-        images = [
-            _Image(next(eight_bit if small else deep), index, (shape[0], shape[1]), _tuples(header))
-            for small, index, shape, header in note["images"]
-        ]
-        files.append(_File(sample, images, note["reason"]))
-    return files
-
-
-def _tuples(value: Any) -> Any:
-    """Undo JSON's turning of tuples into lists, so that a cached header equals a fresh one."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-# --- masks --------------------------------------------------------------------------------------
-
-
-def _read_masks(path: Path, rows: Sequence[Row]) -> list[NDArray[np.bool_]]:
-    """Read the masks of rows that share a mask file, (H, W) each."""
-    indices = [r.sample.index for r in rows]
-    if path.suffix.lower() in (".npz", ".npy") and None not in indices:
-        name = f"{rows[0].sample.array or 'test'}_mask"
-        masks = open_array(path, name)
-        return [np.asarray(masks[i]).reshape(masks.shape[-2:]) > 0 for i in indices]
-    wanted = {r.slice_index for r in rows}
-    plane = str(rows[0].header.get("plane", "axial"))
-    found: dict[int | None, NDArray[np.bool_]] = {}
-    for frame in read_frames(path, plane=plane, voi=False):
-        if frame.slice_index in wanted:
-            threshold = 127 if frame.header.get("format") == "JPEG" else 0
-            found[frame.slice_index] = np.any(frame.pixels > threshold, axis=0)
-    missing = wanted - found.keys()
-    if missing:
-        raise UnreadableImageError(
-            path, f"a mask must have the frames of its image, but lacks {sorted(map(str, missing))}"
-        )
-    return [found[r.slice_index] for r in rows]
-
-
-def _fit_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    from PIL import Image
-
-    image = Image.fromarray(mask.astype(np.uint8))
-    return np.asarray(image.resize((size, size), Image.Resampling.NEAREST)) > 0

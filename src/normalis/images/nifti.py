@@ -48,12 +48,12 @@ def read(
     header = _header(image, path, shape, plane)
     axis = _AXIS[plane]
     raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape)
-    volume = apply_orientation(raw, io_orientation(image.affine))
-    count = volume.shape[axis]
+    slices = np.moveaxis(apply_orientation(raw, io_orientation(image.affine)), axis, 0)
+    count = len(slices)
     chosen = _chosen(count, slice_range, path)
     header["slice_indices"] = chosen
     for index in chosen:
-        values = _lay_out(np.take(volume, index, axis=axis))
+        values = _lay_out(slices[index])
         pixels = _to_pixels(values, image.dataobj.slope, image.dataobj.inter)
         if pixels.dtype == np.float32:
             check_finite(pixels, path, where=f" in {plane} slice {index}")

@@ -1,0 +1,253 @@
+"""Files become resized images in native units: in threads, in order, from the cache if possible.
+
+What comes out is not yet on [0, 1]: which map of intensities is right is known only once all
+training images are seen (`normalis.loading`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normalis.errors import UnreadableImageError
+from normalis.images.arrays import open_array, row_of
+from normalis.images.cache import ArrayCache, cache_key, stamp
+from normalis.images.fit import fit_pixels
+from normalis.images.reader import read_frames
+
+__all__ = ["Decoded", "DecodedImage", "Recipe", "Source", "decode", "decode_all", "map_ahead"]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decoded images depend on besides the files; arguments as in `read_frames`."""
+
+    image_size: int
+    channels: int
+    plane: str = "axial"
+    slice_range: tuple[float, float] = (0.0, 1.0)
+    voi: bool = True
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or one row of an array file."""
+
+    path: Path
+    index: int | None = None
+    array: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """One resized image: (C, S, S) in native units, and what is known of it."""
+
+    pixels: NDArray[Any]
+    slice_index: int | None
+    original_shape: tuple[int, int]
+    header: Mapping[str, Any]
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the file holds more than 8 bits, so that a rule is needed."""
+        return bool(self.pixels.dtype != np.uint8)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether the file's own window or VOI LUT was applied."""
+        return "window" in self.header or "voi_lut" in self.header
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What became of one source: its images, or the reason why there are none.
+
+    ``passing`` marks a reason that may be gone at the next try: no memory, no permission.
+    """
+
+    images: list[DecodedImage]
+    reason: str | None = None
+    passing: bool = False
+
+
+def decode(
+    sources: Sequence[Source], recipe: Recipe, *, workers: int | None = None
+) -> Iterator[Decoded]:
+    """Yield what became of each source, in order, a bounded number ahead of the consumer."""
+    arrays = _OpenArrays()
+    return map_ahead(lambda source: _read(source, recipe, arrays), sources, workers=workers)
+
+
+def decode_all(
+    sources: Sequence[Source],
+    recipe: Recipe,
+    *,
+    cache: ArrayCache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> list[Decoded]:
+    """Decode all sources, or take them from the cache if no file has changed since.
+
+    What could not be decoded is cached as well, unless its reason may pass by itself. Nothing is
+    cached if a file changed while it was read.
+    """
+    stamps = None if cache is None else _stamps(sources)
+    key = None if stamps is None else _key(sources, recipe, stamps)
+    entry = None if cache is None or key is None else cache.get(key)
+    if entry is not None:
+        if progress is not None:
+            progress(len(sources), len(sources))
+        return _unpack(entry)
+    files = []
+    for done, file in enumerate(decode(sources, recipe, workers=workers), 1):
+        files.append(file)
+        if progress is not None:
+            progress(done, len(sources))
+    lasting = not any(f.passing for f in files)
+    if cache is not None and key is not None and lasting and stamps == _stamps(sources):
+        cache.put(key, _pack(files))
+    return files
+
+
+def map_ahead(
+    function: Callable[[_T], _R], items: Iterable[_T], *, workers: int | None = None
+) -> Iterator[_R]:
+    """Map in threads, in order, a bounded number of items ahead of the consumer.
+
+    Args:
+        function: what to do; threads overlap where it releases Python's lock, as decoders do.
+        items: what to do it to.
+        workers: threads; None means one per core, 16 at most.
+    """
+    workers = workers or _cores()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="normalis-read")
+    waiting: deque[Future[_R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= 16 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    available = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return min(16, len(available(0)) if available else os.cpu_count() or 1)
+
+
+class _OpenArrays:
+    """Array files, each opened once however many of its rows are read."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Path, str | None], NDArray[Any]] = {}
+        self._lock = Lock()
+
+    def __call__(self, path: Path, name: str | None) -> NDArray[Any]:
+        with self._lock:
+            if (path, name) not in self._open:
+                self._open[path, name] = open_array(path, name)
+            return self._open[path, name]
+
+
+def _read(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Decoded:
+    try:
+        return Decoded(list(_images(source, recipe, arrays)))
+    except UnreadableImageError as error:
+        cause = error.__cause__
+        # Pillow's own OSErrors ("truncated") have no errno; those of the system do.
+        system = getattr(cause, "errno", None) is not None
+        lasting = isinstance(cause, FileNotFoundError) or not system
+        return Decoded([], error.reason, not lasting or isinstance(cause, MemoryError))
+
+
+def _images(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Iterator[DecodedImage]:
+    size, channels = recipe.image_size, recipe.channels
+    if source.index is not None:
+        opened = arrays(source.path, source.array)
+        pixels = row_of(opened, source.index, source.path)
+        header = {"format": "array", "bits": 8 * opened.itemsize, "dtype": str(opened.dtype)}
+        fitted = fit_pixels(pixels, image_size=size, channels=channels)
+        yield DecodedImage(fitted, None, (pixels.shape[1], pixels.shape[2]), header)
+        return
+    frames = read_frames(
+        source.path, plane=recipe.plane, slice_range=recipe.slice_range, voi=recipe.voi
+    )
+    for frame in frames:
+        fitted = fit_pixels(frame.pixels, image_size=size, channels=channels)
+        shape = (frame.pixels.shape[1], frame.pixels.shape[2])
+        yield DecodedImage(fitted, frame.slice_index, shape, frame.header)
+
+
+# --- the cache's entries ------------------------------------------------------------------------
+
+
+def _stamps(sources: Sequence[Source]) -> list[tuple[int, int, int]] | None:
+    """Return a stamp per file; None if caching is not worth it (arrays) or not safe."""
+    if any(s.index is not None for s in sources):
+        return None
+    stamps = [stamp(s.path) for s in sources]
+    known = [s for s in stamps if s is not None]
+    return known if len(known) == len(stamps) else None
+
+
+def _key(sources: Sequence[Source], recipe: Recipe, stamps: Sequence[tuple[int, int, int]]) -> str:
+    paths = [str(s.path.absolute()) for s in sources]
+    return cache_key(asdict(recipe), zip(paths, stamps, strict=True))
+
+
+def _pack(files: Sequence[Decoded]) -> dict[str, NDArray[Any]]:
+    """Turn decoded files into arrays: 8-bit pixels, deeper ones, and the rest as JSON."""
+    images = [i for f in files for i in f.images]
+    notes = [
+        {
+            "reason": f.reason,
+            "images": [
+                [not i.is_deep, i.slice_index, i.original_shape, i.header] for i in f.images
+            ],
+        }
+        for f in files
+    ]
+    packed = {"notes": np.frombuffer(json.dumps(notes).encode(), np.uint8)}
+    for name, dtype in (("eight_bit", np.uint8), ("deep", np.float32)):
+        chosen = [i.pixels for i in images if i.pixels.dtype == dtype]
+        if chosen:
+            packed[name] = np.stack(chosen)
+    return packed
+
+
+def _unpack(entry: Mapping[str, NDArray[Any]]) -> list[Decoded]:
+    eight_bit, deep = iter(entry.get("eight_bit", ())), iter(entry.get("deep", ()))
+    notes = json.loads(entry["notes"].tobytes())
+    files = []
+    for note in notes:
+        images = [
+            DecodedImage(
+                next(eight_bit if small else deep), index, (shape[0], shape[1]), _tuples(header)
+            )
+            for small, index, shape, header in note["images"]
+        ]
+        files.append(Decoded(images, note["reason"]))
+    return files
+
+
+def _tuples(value: Any) -> Any:
+    """Undo JSON's turning of tuples into lists, so that a cached header equals a fresh one."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
