@@ -16,7 +16,7 @@ LAYERS = [
     {"errors"},
     {"entropy", "metrics", "images", "trivial", "duplicates"},
     {"models", "scorers", "datasets", "synthetic", "records"},
-    {"training", "loading", "experiments", "confounds", "inventory"},
+    {"training", "loading", "experiments"},
     {"scoring", "overlays"},
     {"selection", "evaluation", "calibration", "audit"},
     {"detector", "sweep", "reproduce", "report"},

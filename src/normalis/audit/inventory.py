@@ -1,7 +1,8 @@
 """What is known of each image besides its pixels: file, header, listing, patient.
 
-The `properties` of a `Fact` are what a shortcut could use: size, format, bytes, scanner, age, position. Identifiers (patients, studies,
-file names) are kept out of them, for they would tell any two images apart.
+The `properties` of a `Fact` are what a shortcut could use: size, format, bytes, scanner, age,
+position. Identifiers (patients, studies, file names) are kept out of them, for they would tell any
+two images apart.
 """
 
 from __future__ import annotations

@@ -1,0 +1,207 @@
+"""The sentences of an audit: what was found, how bad it is, and what to do.
+
+Thresholds are stated here and in the sentences; none was chosen on labels.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normalis.audit.confounds import SHIFT_D, SHIFT_DISTANCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from normalis.audit.result import Audit
+
+__all__ = ["SEVERITIES", "Finding", "Severity", "find"]
+
+Severity = Literal["leak", "confound", "shift", "note"]
+SEVERITIES: tuple[Severity, ...] = ("leak", "confound", "shift", "note")
+
+# Of two collections of real images whose patients are known and disjoint, 0.2 % and 0.9 % of the
+# test images correlate above 0.95 with an image of another patient, and none above 0.999.
+LOOKALIKE_RATE = 0.01
+CONFOUND_LOW = 0.6  # of the interval's lower end
+_LEAST_OF_A_CLASS = 10  # below this an interval of a bootstrap is not worth a sentence
+_MOST_CONFOUNDS = 6
+_RESIDUALS = ("mean_image_residual", "pca16_residual", "nearest_training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One sentence, with its severity: ``leak``, ``confound``, ``shift`` or ``note``."""
+
+    severity: Severity
+    text: str
+
+
+def find(audit: Audit) -> tuple[Finding, ...]:
+    """Return the sentences about an audit, the most harmful first."""
+    parts = (_copies, _patients, _confounds, _shifts, _repeats, _baselines, _rest)
+    found = [finding for part in parts for finding in part(audit)]
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _copies(audit: Audit) -> Iterator[Finding]:
+    copies, test = audit.copies, audit.is_test
+    total = int(test.sum())
+    exact = copies.by_bytes & test
+    if exact.any():
+        text = f"{exact.sum()} of {total} test images are byte for byte training images"
+        yield Finding(severity="leak", text=f"{text} ({_by_class(audit, exact)}).")
+    strict, near = (copies.has_twin(t) & test for t in (0.999, 0.95))
+    if near.any():
+        yield _near(audit, strict, near, total)
+    plain = copies.has_twin(0.95)
+    seen = ~plain & (copies.mirrored.across >= 0.95) & test
+    if seen.any():
+        severity = _severity(audit, seen & (copies.mirrored.across >= 0.999), seen)
+        text = f"{seen.sum()} further test images mirror a training image ({_by_class(audit, seen)}"
+        yield Finding(severity=severity, text=f"{text}; correlation 0.95 or more).")
+    seen = ~copies.has_twin(0.95, mirrored=True) & (copies.shifted >= 0.95) & test
+    if seen.any():
+        severity = _severity(audit, seen & (copies.shifted >= 0.999), seen)
+        text = f"{seen.sum()} further test images look like a training image moved by a few pixels"
+        yield Finding(severity=severity, text=f"{text} ({_by_class(audit, seen)}).")
+    alike = copies.plain.lookalike[test] >= 0.95
+    if alike.any():
+        text = f"{alike.sum()} test images correlate at 0.95 or more with one of another patient"
+        yield Finding(severity="note", text=f"{text}: look-alikes, not leaks.")
+
+
+def _near(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_], total: int) -> Finding:
+    severity = _severity(audit, strict, near)
+    if severity == "note":
+        text = (
+            f"{near.sum()} of {total} test images correlate at 0.95 or more with a training image, "
+            "none at 0.999: about as many as patients who look alike would give. Patients are "
+            "not known for all images; if they are named, this can be told"
+        )
+        return Finding(severity="note", text=f"{text}.")
+    twins = len(audit.training_twins())
+    text = (
+        f"{strict.sum()} of {total} test images have a training twin with a correlation of 0.999 "
+        f"or more, {near.sum()} of 0.95 or more ({_by_class(audit, near)}), as they lie: report "
+        f"results without them, or train without their {twins} twins"
+    )
+    return Finding(severity="leak", text=f"{text}.")
+
+
+def _severity(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_]) -> Severity:
+    """Call it a leak where look-alikes alone do not explain it, or patients are known."""
+    known = all(fact.patient_id is not None for fact in audit.facts)
+    rare = near.sum() <= LOOKALIKE_RATE * audit.is_test.sum()
+    return "note" if rare and not known and not strict.any() else "leak"
+
+
+def _patients(audit: Audit) -> Iterator[Finding]:
+    counts = audit.patients()
+    if counts["shared"]:
+        both = {f.patient_id for f in audit.facts if f.is_test} & {
+            f.patient_id for f in audit.facts if not f.is_test
+        }
+        images = sum(f.patient_id in both for f in audit.facts if f.is_test and f.patient_id)
+        yield Finding(
+            severity="leak",
+            text=f"{counts['shared']} patients are in both training and test ({images} test "
+            "images): split by patient.",
+        )
+    elif counts["train"] and counts["test"]:
+        text = f"No patient is in both training ({counts['train']}) and test ({counts['test']})."
+        yield Finding(severity="note", text=text)
+    if audit.pattern is not None:
+        name, expression = audit.pattern
+        yield Finding(
+            severity="note",
+            text=f"Patients are unknown, but the file names look like {name}: confirm with "
+            f"--patient-pattern '{expression}'.",
+        )
+    elif counts["train"] is None:
+        text = (
+            "Patients are unknown: two images of one patient in training and test would not be "
+            "noticed, and intervals treat images that are no copies as independent."
+        )
+        yield Finding(severity="note", text=text)
+
+
+def _confounds(audit: Audit) -> Iterator[Finding]:
+    """Say, for each property, its best score; residuals are baselines, not confounds."""
+    test = [f.is_anomalous for f in audit.facts if f.is_test]
+    if min(test.count(True), test.count(False)) < _LEAST_OF_A_CLASS:
+        return
+    seen: set[str] = set()
+    for score in audit.trivial:
+        family = re.split(r"!?=|_reversed", score.name)[0]
+        if family in seen or score.low < CONFOUND_LOW or family in _RESIDUALS:
+            continue
+        seen.add(family)
+        if len(seen) > _MOST_CONFOUNDS:
+            return
+        detail = f": {score.detail}" if score.detail else ""
+        yield Finding(
+            severity="confound",
+            text=f"{score.name} alone separates the classes with AUROC {score.auroc:.3f} "
+            f"({score.low:.3f} to {score.high:.3f}){detail}.",
+        )
+
+
+def _shifts(audit: Audit) -> Iterator[Finding]:
+    for shift in audit.shifts:
+        if not shift.notable:
+            continue
+        if shift.d is None:
+            how = f"{shift.distance:.0%} of the images would have to change"
+        else:
+            how = f"{abs(shift.d):.2f} standard deviations, distance {shift.distance:.2f}"
+        yield Finding(
+            severity="shift",
+            text=f"Normal test images differ from training in {shift.name}: {shift.test} against "
+            f"{shift.train} ({how}; notable from {SHIFT_D} or {SHIFT_DISTANCE}).",
+        )
+
+
+def _repeats(audit: Audit) -> Iterator[Finding]:
+    counts, train = audit.counts(), int((~audit.is_test).sum())
+    if counts["distinct_train"] < train:
+        files = counts["distinct_train_by_bytes"]
+        by_bytes = f" ({files} by bytes)" if files is not None else ""
+        yield Finding(
+            severity="note",
+            text=f"Of {train} training images {counts['distinct_train']} are distinct at a "
+            f"correlation of 0.95{by_bytes}.",
+        )
+    test = int(audit.is_test.sum())
+    if counts["distinct_test"] < test:
+        text = f"Of {test} test images {counts['distinct_test']} are distinct at 0.95."
+        yield Finding(severity="note", text=text)
+
+
+def _baselines(audit: Audit) -> Iterator[Finding]:
+    best = next((s for s in audit.trivial if s.name in _RESIDUALS), None)
+    if best is not None:
+        text = (
+            f"A method must beat {best.name}, which reaches AUROC {best.auroc:.3f} "
+            f"({best.low:.3f} to {best.high:.3f})."
+        )
+        yield Finding(severity="note", text=text)
+
+
+def _rest(audit: Audit) -> Iterator[Finding]:
+    if audit.unreadable:
+        text = f"{len(audit.unreadable)} files could not be read and are left out."
+        yield Finding(severity="note", text=text)
+    if audit.is_test.any() and not audit.trivial:
+        text = "The test has no labels of both classes, so no trivial score could be checked."
+        yield Finding(severity="note", text=text)
+    yield from (Finding(severity="note", text=note) for note in audit.notes)
+
+
+def _by_class(audit: Audit, chosen: NDArray[np.bool_]) -> str:
+    anomalous = int((chosen & audit.is_anomalous).sum())
+    return f"{int(chosen.sum()) - anomalous} normal, {anomalous} anomalous"

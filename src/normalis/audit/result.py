@@ -1,0 +1,258 @@
+"""What an audit found: lists of images, numbers, sentences, and tables to print."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normalis.audit.confounds import ClassDifference, Shift, TrivialScore
+from normalis.audit.copies import THRESHOLDS, Copies, independent_units
+from normalis.audit.findings import Finding, find
+from normalis.audit.inventory import Fact, count_properties
+
+__all__ = ["Audit"]
+
+Table = tuple[str, list[str], list[list[str]]]
+_LISTED = 1000  # twins written out; the counts are always complete
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Audit:
+    """What `audit` found.
+
+    Attributes:
+        name: of the data set.
+        root: the folder or file that was opened.
+        layout: how it was recognised.
+        facts: N entries, one per image that was read, in the data set's order.
+        unreadable: (path, reason) of the files that were not.
+        copies: twins across the sides.
+        trivial: AUROC of scores that know nothing of anatomy; empty without labels.
+        differences: of the classes' headers.
+        shifts: between normal images of training and test.
+        notes: sentences of the data set and about what could not be checked.
+        pattern: name and expression of a file-name pattern that would give patients, if one fits
+            and was not confirmed.
+    """
+
+    name: str
+    root: Path
+    layout: str
+    facts: tuple[Fact, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    copies: Copies
+    trivial: tuple[TrivialScore, ...]
+    differences: tuple[ClassDifference, ...]
+    shifts: tuple[Shift, ...]
+    notes: tuple[str, ...]
+    pattern: tuple[str, str] | None
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the N images, as `image_key` gives them."""
+        return tuple(fact.key for fact in self.facts)
+
+    @cached_property
+    def is_test(self) -> NDArray[np.bool_]:
+        """(N,) the side of each image."""
+        return np.array([fact.is_test for fact in self.facts], dtype=bool)
+
+    @cached_property
+    def is_anomalous(self) -> NDArray[np.bool_]:
+        """(N,) whether an image is labelled anomalous; unlabelled ones are not."""
+        return np.array([fact.is_anomalous is True for fact in self.facts], dtype=bool)
+
+    @cached_property
+    def groups(self) -> dict[str, int]:
+        """Image -> number of the group that it is not independent of, for clustered intervals.
+
+        The group is the patient where known, else the images connected by near duplicates.
+        """
+        units = independent_units([fact.patient_id for fact in self.facts], self.copies.plain.group)
+        return dict(zip(self.keys, units.tolist(), strict=True))
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """Sentences, the most harmful first."""
+        return find(self)
+
+    @property
+    def has_leaks(self) -> bool:
+        """Whether any finding is a leak."""
+        return any(finding.severity == "leak" for finding in self.findings)
+
+    def leaked(
+        self, threshold: float = 0.95, *, mirrored: bool = False, shifted: bool = False
+    ) -> frozenset[str]:
+        """Return the test images with a training twin, by key; arguments as `Copies.has_twin`."""
+        found = self.copies.has_twin(threshold, mirrored=mirrored, shifted=shifted)
+        return self._names(found & self.is_test)
+
+    def training_twins(self, threshold: float = 0.95, *, mirrored: bool = False) -> frozenset[str]:
+        """Return the training and validation images with a twin in the test, by key."""
+        found = self.copies.has_twin(threshold, mirrored=mirrored)
+        return self._names(found & ~self.is_test)
+
+    def repeated(self) -> frozenset[str]:
+        """Return the images that repeat an earlier one of their own side (greedily, at 0.95)."""
+        return self._names(~self.copies.plain.distinct)
+
+    def patients(self) -> dict[str, int | None]:
+        """Count patients of training (with validation), of the test, and of both."""
+        sides: tuple[set[str], set[str]] = (set(), set())
+        for fact in self.facts:
+            if fact.patient_id is not None:
+                sides[fact.is_test].add(fact.patient_id)
+        train, test = sides
+        if not train and not test:
+            return {"train": None, "test": None, "shared": None}
+        return {"train": len(train), "test": len(test), "shared": len(train & test)}
+
+    def counts(self) -> dict[str, Any]:
+        """Return the duplicates of test images in training, and of training images in training."""
+        c, test = self.copies, self.is_test
+        again = c.has_twin(THRESHOLDS[0]) & ~c.by_bytes & test
+        return {
+            "exact_across_splits": int((c.by_bytes & test).sum()),
+            "pixel_across_splits": int((c.by_pixels & test).sum()),
+            "near_across_splits": self._at(lambda t: c.has_twin(t)),
+            "reencoded_across_splits": int(again.sum()),
+            "mirrored_across_splits": self._at(lambda t: c.mirrored.across >= t),
+            "near_or_mirrored_across_splits": self._at(lambda t: c.has_twin(t, mirrored=True)),
+            "shifted_across_splits": self._at(
+                lambda t: (c.shifted >= t) & ~c.has_twin(THRESHOLDS[-1], mirrored=True)
+            ),
+            "lookalikes_across_splits": self._at(lambda t: c.plain.lookalike >= t),
+            "distinct_train": int((c.plain.distinct & ~test).sum()),
+            "distinct_train_by_bytes": self._distinct_files(),
+            "distinct_test": int((c.plain.distinct & test).sum()),
+            "groups": self._group_sizes(),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        return {
+            "name": self.name,
+            "root": str(self.root),
+            "layout": self.layout,
+            "images": len(self.facts),
+            "unreadable": len(self.unreadable),
+            "unreadable_files": [{"path": p, "reason": r} for p, r in self.unreadable],
+            "duplicates": {**self.counts(), "twins": self._twins()},
+            "patients": self.patients(),
+            "patient_pattern_offered": self.pattern and list(self.pattern),
+            "trivial": {
+                s.name: {"auroc": s.auroc, "low": s.low, "high": s.high}
+                | ({"detail": s.detail} if s.detail else {})
+                for s in self.trivial
+            },
+            "differences": [dataclasses.asdict(d) for d in self.differences],
+            "shifts": [dataclasses.asdict(s) for s in self.shifts],
+            "findings": [dataclasses.asdict(f) for f in self.findings],
+            "tables": [
+                {"title": title, "columns": columns, "rows": rows}
+                for title, columns, rows in self.tables()
+            ],
+        }
+
+    def tables(self) -> list[Table]:
+        """Return (title, columns, rows) of text, for a terminal or a page; no table is empty."""
+        tables: list[Table] = [
+            (
+                "Findings",
+                ["severity", "finding"],
+                [[finding.severity, finding.text] for finding in self.findings],
+            ),
+            (
+                "What was read",
+                ["property", "value", "train", "test normal", "test anomalous", "test unlabelled"],
+                [list(row) for row in count_properties(self.facts)],
+            ),
+            ("Not readable", ["file", "reason"], [list(pair) for pair in self.unreadable]),
+            ("Copies and patients", ["what", "count"], self._count_rows()),
+            (
+                "What a trivial score separates",
+                ["score", "AUROC", "95 % interval", "detail"],
+                [
+                    [s.name, f"{s.auroc:.3f}", f"{s.low:.3f} to {s.high:.3f}", s.detail]
+                    for s in self.trivial
+                ],
+            ),
+            (
+                "How the classes' headers differ",
+                ["property", "anomalous", "normal"],
+                [[d.name, d.anomalous, d.normal] for d in self.differences],
+            ),
+            (
+                "Normal images, training against test",
+                ["quantity", "train", "test", "d", "distance", "notable"],
+                [_shift_row(shift) for shift in self.shifts],
+            ),
+        ]
+        return [table for table in tables if table[2]]
+
+    def _names(self, chosen: NDArray[np.bool_]) -> frozenset[str]:
+        return frozenset(self.keys[i] for i in np.flatnonzero(chosen))
+
+    def _at(self, found: Callable[[float], NDArray[np.bool_]]) -> dict[str, int]:
+        return {str(t): int((found(t) & self.is_test).sum()) for t in THRESHOLDS}
+
+    def _distinct_files(self) -> int | None:
+        digests = [f.digest for f in self.facts if not f.is_test and f.digest is not None]
+        return len(set(digests)) if digests else None
+
+    def _group_sizes(self) -> dict[str, int]:
+        sizes = np.bincount(self.copies.plain.group)
+        several = sizes[sizes > 1]
+        return {
+            "count": len(several),
+            "images": int(several.sum()),
+            "largest": int(several.max(initial=0)),
+        }
+
+    def _count_rows(self) -> list[list[str]]:
+        """Return the counts as text, nested ones joined."""
+        rows = []
+        for name, value in {**self.counts(), "patients": self.patients()}.items():
+            if isinstance(value, Mapping):
+                parts = (f"{key}: {'unknown' if n is None else n}" for key, n in value.items())
+                rows.append([name, ", ".join(parts)])
+            elif value is not None:
+                rows.append([name, str(value)])
+        return rows
+
+    def _twins(self) -> list[dict[str, Any]]:
+        """Return the test images with a twin, each with its twin and how they are related."""
+        found = np.flatnonzero(self.copies.has_twin(0.95, mirrored=True, shifted=True))
+        return [self._twin(int(i)) for i in found if self.is_test[i]][:_LISTED]
+
+    def _twin(self, i: int) -> dict[str, Any]:
+        c = self.copies
+        plain, mirrored = c.plain, c.mirrored
+        ways = [
+            ("as it lies", plain.across[i], plain.twin[i]),
+            ("mirrored", mirrored.across[i], mirrored.twin[i]),
+            ("shifted", c.shifted[i], c.shifted_twin[i]),
+        ]
+        # An image that is alike as it lies is also alike when shifted by a pixel.
+        relation, ncc, twin = next((w for w in ways if w[1] >= 0.95), ways[0])
+        relation = "bytes" if c.by_bytes[i] else "pixels" if c.by_pixels[i] else relation
+        return {
+            "image": self.keys[i],
+            "twin": self.keys[twin] if twin >= 0 else None,
+            "relation": relation,
+            "correlation": round(float(ncc), 5),
+        }
+
+
+def _shift_row(shift: Shift) -> list[str]:
+    d = "" if shift.d is None else f"{shift.d:+.2f}"
+    distance = f"{shift.distance:.2f}"
+    return [shift.name, shift.train, shift.test, d, distance, "yes" if shift.notable else ""]

@@ -1,0 +1,175 @@
+"""Read a data set once and ask it everything: `audit`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normalis import trivial
+from normalis.audit.confounds import (
+    ClassDifference,
+    Shift,
+    TrivialScore,
+    class_differences,
+    find_shifts,
+    separate,
+)
+from normalis.audit.copies import Progress, compare_images, independent_units
+from normalis.audit.inventory import Fact, take_inventory
+from normalis.audit.result import Audit
+from normalis.datasets.base import Dataset
+
+if TYPE_CHECKING:
+    from normalis.loading import Loaded
+
+__all__ = ["audit"]
+
+
+def audit(
+    dataset: Dataset,
+    *,
+    image_size: int = 64,
+    patient_pattern: str | None = None,
+    progress: Progress | None = None,
+) -> Audit:
+    """Say what is wrong with a data set.
+
+    Args:
+        dataset: of `normalis.datasets.open_dataset`.
+        image_size: edge at which images are compared; the thresholds are meant for 64.
+        patient_pattern: regular expression whose first group, in a file's name, is the patient.
+            Without it patients come from manifest and headers only.
+        progress: called with the name of the stage and the share of it that is done.
+
+    Returns:
+        What was found.
+
+    Raises:
+        DataError: if no image is readable, or the pattern does not match every name.
+        SettingsError: if the pattern is not usable.
+    """
+    from normalis.datasets.patients import offer_pattern, patients_from_pattern
+
+    if patient_pattern is not None:
+        dataset = patients_from_pattern(dataset, patient_pattern)
+    tell = progress or (lambda stage, share: None)
+    pixels, rows, unreadable = _read(dataset, image_size, tell)
+    facts = take_inventory(rows, progress=lambda share: tell("headers", share))
+    facts, notes = _without_placeholders(facts)
+    copies = compare_images(pixels, facts, progress=tell)
+    found = _confounds(pixels, facts, copies.plain.group, tell)
+    offered = offer_pattern(dataset) if all(f.patient_id is None for f in facts) else None
+    return Audit(
+        name=dataset.name,
+        root=Path(dataset.root),
+        layout=dataset.layout,
+        facts=tuple(facts),
+        unreadable=tuple((str(path), reason) for path, reason in unreadable),
+        copies=copies,
+        trivial=tuple(found[0]),
+        differences=tuple(found[1]),
+        shifts=tuple(_shifts(pixels, facts, copies.plain.group)),
+        notes=(*dataset.notes, *notes),
+        pattern=offered,
+    )
+
+
+def _read(
+    dataset: Dataset, image_size: int, tell: Progress
+) -> tuple[NDArray[Any], list[Any], list[tuple[Path, str]]]:
+    """Read the fitted side, then the test by the same intensity rule."""
+    from normalis.loading import ImageSettings, load, to_unit
+
+    settings = ImageSettings(image_size=image_size)
+    sides = (
+        [s for s in dataset.samples if s.split != "test"],
+        [s for s in dataset.samples if s.split == "test"],
+    )
+    parts: list[Loaded] = []
+    for name, samples in zip(("training images", "test images"), sides, strict=True):
+        if samples:
+            rule = parts[0].rule if parts else None
+
+            def show(done: int, total: int, name: str = name) -> None:
+                tell(name, done / total)
+
+            parts.append(load(samples, settings, rule=rule, progress=show))
+    arrays = [part.pixels for part in parts]
+    if len({a.dtype for a in arrays}) > 1:
+        arrays = [to_unit(a) for a in arrays]
+    return (
+        np.concatenate(arrays)[:, 0],
+        [row for part in parts for row in part.rows],
+        [one for part in parts for one in part.skipped],
+    )
+
+
+def _without_placeholders(facts: list[Fact]) -> tuple[list[Fact], list[str]]:
+    """Drop a patient that all images share: such an id was put there by anonymisation."""
+    ids = {fact.patient_id for fact in facts}
+    if len(facts) < 2 or len(ids) != 1 or None in ids:
+        return facts, []
+    note = f"All images have the patient id {ids.pop()!r}, which is taken as unknown."
+    return [dataclasses.replace(fact, patient_id=None) for fact in facts], [note]
+
+
+def _confounds(
+    pixels: NDArray[Any], facts: Sequence[Fact], groups: NDArray[np.int64], tell: Progress
+) -> tuple[list[TrivialScore], list[ClassDifference]]:
+    """Score the labelled test images by what is trivial; nothing without both classes."""
+    chosen = [i for i, f in enumerate(facts) if f.is_test and f.is_anomalous is not None]
+    is_anomalous = np.array([facts[i].is_anomalous for i in chosen], dtype=np.bool_)
+    units = independent_units([fact.patient_id for fact in facts], groups)[chosen]
+    if is_anomalous.all() or not is_anomalous.any() or len(set(units.tolist())) < 2:
+        return [], []
+    tell("trivial scores", 0.0)
+    train = pixels[[not fact.is_test for fact in facts]]
+    properties = [facts[i].properties for i in chosen]
+    by_property = trivial.property_scores(properties)
+    found = separate(by_property, is_anomalous, groups=units, either=True)
+    if len(train):
+        by_pixels = trivial.pixel_scores(pixels[chosen], train)
+        found += separate(by_pixels, is_anomalous, groups=units)
+    tell("trivial scores", 1.0)
+    found.sort(key=lambda score: -score.auroc)
+    return found, class_differences(properties, is_anomalous)
+
+
+def _shifts(pixels: NDArray[Any], facts: Sequence[Fact], groups: NDArray[np.int64]) -> list[Shift]:
+    """Compare normal images of training and test."""
+    train = np.array([i for i, f in enumerate(facts) if not f.is_test], dtype=np.int64)
+    test = [i for i, f in enumerate(facts) if f.is_test and f.is_anomalous is False]
+    if len(train) < 10 or len(test) < 10:
+        return []
+    sides = [_columns([facts[i].properties for i in side]) for side in (train.tolist(), test)]
+    # Half of the training, by patient, fits the PCA: its own images' residuals are too small.
+    units = independent_units([fact.patient_id for fact in facts], groups)[train]
+    fits = units % 2 == 0
+    rest = train if fits.all() or not fits.any() else train[~fits]
+    threshold = trivial.foreground_threshold(pixels[train])
+    for side, chosen, compared in zip(sides, (train, test), (rest, test), strict=True):
+        x = pixels[chosen]
+        side["mean_intensity"] = trivial.mean_intensity(x)
+        side["contrast"] = trivial.contrast(x)
+        side["foreground_area"] = trivial.foreground_area(x, threshold=threshold)
+        if len(rest) < len(train):
+            side["pca16_residual"] = trivial.pca_residual(pixels[compared], pixels[train[fits]])
+    return find_shifts(*sides)
+
+
+def _columns(properties: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return property -> values, all numbers or all text, of those that most images have."""
+    names = dict.fromkeys(key for row in properties for key in row)
+    columns: dict[str, Any] = {}
+    for name in names:
+        values = [row[name] for row in properties if name in row]
+        if 2 * len(values) < len(properties):
+            continue
+        numeric = all(isinstance(value, (int, float)) for value in values)
+        columns[name] = [float(v) if numeric else str(v) for v in values]
+    return columns
