@@ -32,6 +32,7 @@ from typing import Any
 from normalis.errors import RunError
 
 __all__ = [
+    "ClaimedError",
     "Records",
     "RunFolder",
     "append_safe",
@@ -44,6 +45,12 @@ __all__ = [
 ]
 
 FORMAT = 1
+
+
+class ClaimedError(RunError):
+    """Another process is working on the same run or experiment."""
+
+
 _PACKAGES = ("normalis", "torch", "numpy", "scikit-learn", "pillow", "pydicom", "nibabel")
 
 
@@ -166,7 +173,8 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
         what: what is being protected, for the message.
 
     Raises:
-        RunError: if another process holds the lock, or the folder cannot be written to.
+        ClaimedError: if another process holds the lock.
+        RunError: if the folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -175,7 +183,7 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
         lock = FileLock(path, timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise RunError(
+        raise ClaimedError(
             f"{what} is being written by another process; wait for it or choose another folder"
         ) from error
     except OSError as error:
@@ -343,7 +351,7 @@ class Records:
         """Return a context in which this process alone works on an experiment.
 
         Raises:
-            RunError: on entering, if another process has it.
+            ClaimedError: on entering, if another process has it.
         """
         return exclusive(self.path / ".claims" / identity, what=f"experiment {identity}")
 
@@ -360,7 +368,7 @@ class Records:
         if identity in self:
             return
         row = {"id": identity, "format": FORMAT, **record}
-        columns = {k: pa.array([_arrow(v)]) for k, v in row.items()}
+        columns = {k: pa.array([_arrow(v)], _type_of(k)) for k, v in row.items()}
         table = pa.table(columns)
         write_atomically(
             self.folder / f"{identity}.parquet",
@@ -390,6 +398,17 @@ class Records:
     def all(self) -> Iterator[dict[str, Any]]:
         """Yield every record."""
         yield from map(self.read, self.identities())
+
+
+def _type_of(column: str) -> Any:
+    """Return a column's Arrow type where the first value might not tell it, else None."""
+    import pyarrow as pa
+
+    if column in ("anomaly_score", "position", "nearest_ncc"):
+        return pa.list_(pa.float32())
+    if column in ("latent_dim", "seed", "epochs", "n_train", "n_parameters", "threads"):
+        return pa.int64()
+    return None
 
 
 def _arrow(value: Any) -> Any:
