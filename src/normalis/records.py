@@ -372,7 +372,7 @@ class Records:
         table = pa.table(columns)
         write_atomically(
             self.folder / f"{identity}.parquet",
-            lambda p: pq.write_table(table, p, compression="zstd", compression_level=9),
+            lambda p: pq.write_table(table, p, **_encoding(columns)),
         )
 
     def identities(self) -> list[str]:
@@ -400,15 +400,30 @@ class Records:
         yield from map(self.read, self.identities())
 
 
+_FLOATS = ("anomaly_score", "position", "nearest_ncc")
+
+
 def _type_of(column: str) -> Any:
     """Return a column's Arrow type where the first value might not tell it, else None."""
     import pyarrow as pa
 
-    if column in ("anomaly_score", "position", "nearest_ncc"):
+    if column in _FLOATS:
         return pa.list_(pa.float32())
     if column in ("latent_dim", "seed", "epochs", "n_train", "n_parameters", "threads"):
         return pa.int64()
     return None
+
+
+def _encoding(columns: Iterable[str]) -> dict[str, Any]:
+    """Return how a record is written: a third smaller with the bytes of floats kept apart."""
+    paths = {c: f"{c}.list.element" if c in _FLOATS else c for c in columns}
+    return {
+        "compression": "zstd",
+        "compression_level": 19,
+        "write_statistics": False,
+        "use_dictionary": [f"{c}.list.element" for c in ("path", "patient_id", "split")],
+        "use_byte_stream_split": [p for c, p in paths.items() if c in _FLOATS],
+    }
 
 
 def _arrow(value: Any) -> Any:

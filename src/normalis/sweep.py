@@ -5,6 +5,14 @@ by a lock file that the system frees when the process dies, trains it (from its 
 there is one), scores, and appends a record per experiment. There is no queue and no server: what
 is in the store is done, what is locked is in work, the rest is open. Any number of processes, of
 one command or of several, can therefore share a plan, and any of them may be killed at any time.
+
+::
+
+    store = Store(results, root)
+    experiments = plan(read_plan("plan.toml"), store.fingerprints)
+    failures = run_plan(experiments, results, callback=show)
+
+Worker processes are spawned: a script that calls `run_plan` needs ``if __name__ == "__main__":``.
 """
 
 from __future__ import annotations
@@ -32,7 +40,14 @@ from normalis.experiment_data import Arrays, Store
 from normalis.experiments import Experiment, write_plan
 from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import as_tensor, to_model_input
-from normalis.records import ClaimedError, Records, RunFolder, git_revision, versions
+from normalis.records import (
+    ClaimedError,
+    Records,
+    RunFolder,
+    content_hash,
+    git_revision,
+    versions,
+)
 from normalis.training import Training, fit, pick_device
 
 __all__ = ["Event", "Job", "estimate", "fitted", "jobs_of", "run_job", "run_plan"]
@@ -261,7 +276,7 @@ def _circumstances(model: AnomalyModel, place: torch.device, n_train: int) -> di
         "n_parameters": count,
         "device": gpu or f"cpu {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
-        "machine": platform.node(),
+        "machine": content_hash(platform.node())[:8],  # equal or not is all that is needed
         "versions": versions(),
         "git_revision": git_revision() or "",
     }
@@ -322,8 +337,8 @@ def _record(
         "split": arrays.split,
         "is_anomalous": arrays.is_anomalous,
         "patient_id": arrays.patient_id,
-        "position": arrays.position,
-        "nearest_ncc": arrays.nearest_ncc,
+        "position": None if np.isnan(arrays.position).all() else arrays.position,
+        "nearest_ncc": np.minimum(arrays.nearest_ncc, 1),
         "anomaly_score": scores,
     }
 
