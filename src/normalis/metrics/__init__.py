@@ -24,6 +24,7 @@ from normalis.metrics.pixel_auroc import pixel_auroc
 from normalis.metrics.pixel_average_precision import pixel_average_precision
 from normalis.metrics.pixels import PixelMetrics, pixel_metrics
 from normalis.metrics.sensitivity import false_positive_rate, sensitivity, sensitivity_at_fpr
+from normalis.metrics.shares import share
 from normalis.metrics.streaming import Bounded, StreamingPixelMetrics
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "pixel_metrics",
     "sensitivity",
     "sensitivity_at_fpr",
+    "share",
     "welch",
 ]
 
