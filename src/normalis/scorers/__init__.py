@@ -22,6 +22,11 @@ SCORERS: dict[str, str] = {
     "native": "normalis.scorers.native:Native",
     "l2": "normalis.scorers.l2:L2",
     "l1": "normalis.scorers.l1:L1",
+    "ssim": "normalis.scorers.ssim:SSIM",
+    "gradient": "normalis.scorers.gradient:Gradient",
+    "normalised": "normalis.scorers.normalised:Normalised",
+    "mahalanobis": "normalis.scorers.mahalanobis:Mahalanobis",
+    "combination": "normalis.scorers.combination:Combination",
 }
 
 

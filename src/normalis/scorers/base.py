@@ -190,6 +190,16 @@ class Scorer(ABC):
         """Take over the arrays of `state`."""
         self.arrays = dict(state)
 
+    def check_supports(self, model: AnomalyModel) -> None:
+        """Raise if this scorer cannot read a model.
+
+        Raises:
+            SettingsError: with the reason of `supports`.
+        """
+        reason = self.supports(model)
+        if reason:
+            raise SettingsError(f"scorer {type(self).__name__}: {reason}")
+
     def check(self, model: AnomalyModel) -> None:
         """Raise if this scorer cannot read a model, or has not been fitted.
 
@@ -197,9 +207,7 @@ class Scorer(ABC):
             SettingsError: with the reason of `supports`.
             NotFittedError: if `fit` must come first.
         """
-        reason = self.supports(model)
-        if reason:
-            raise SettingsError(f"scorer {type(self).__name__}: {reason}")
+        self.check_supports(model)
         if self.needs_fit and not self.state():
             raise NotFittedError(
                 f"scorer {type(self).__name__} needs normal images before the first score: "
