@@ -8,7 +8,7 @@ image.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,21 +78,26 @@ def open_array(path: Path, name: str | None = None) -> NDArray[Any]:
         UnreadableImageError: if the file or the array is not there or is damaged.
     """
     try:
-        opened = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(opened, np.ndarray):
-            return opened
-        with opened:
-            chosen = name or (opened.files[0] if len(opened.files) == 1 else "")
-            if chosen not in opened.files:
-                names = ", ".join(opened.files)
-                raise UnreadableImageError(path, f"no array {name!r} in it; there are: {names}")
-            return np.asarray(opened[chosen])
+        with path.open("rb") as stream:
+            if stream.read(2) == b"PK":
+                stream.seek(0)
+                return _from_npz(stream, path, name)
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except UnreadableImageError:
         raise
     except FileNotFoundError as error:
         raise UnreadableImageError(path, "the file is not there") from error
     except Exception as error:
         raise UnreadableImageError(path, f"not a readable array file: {error}") from error
+
+
+def _from_npz(stream: BinaryIO, path: Path, name: str | None) -> NDArray[Any]:
+    with np.load(stream, allow_pickle=False) as opened:
+        chosen = name or (opened.files[0] if len(opened.files) == 1 else "")
+        if chosen not in opened.files:
+            names = ", ".join(opened.files)
+            raise UnreadableImageError(path, f"no array {name!r} in it; there are: {names}")
+        return np.asarray(opened[chosen])
 
 
 def row_of(x: NDArray[Any], index: int, path: Path) -> NDArray[Any]:

@@ -106,7 +106,8 @@ class ArrayCache:
         """Return an entry's arrays, None if there is none or it is damaged."""
         path = self._path(key)
         try:
-            with np.load(path, allow_pickle=False) as entry:
+            # opened here, since np.load leaves a damaged file open
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as entry:
                 arrays = {name: entry[name] for name in entry.files}
             os.utime(path)  # used now: the last to be removed
             return arrays
