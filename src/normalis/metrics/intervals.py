@@ -62,6 +62,12 @@ class Interval:
     n_rejected: int = 0
     slack: float = 0.0
 
+    @classmethod
+    def bare(cls, value: float, n_units: int) -> Interval:
+        """Return a value whose interval cannot be had: its ends are NaN."""
+        nan = float("nan")
+        return cls(value=value, low=nan, high=nan, n_units=n_units, n_draws=0)
+
     def to_dict(self) -> dict[str, float]:
         """Return the fields as plain numbers."""
         return asdict(self)
