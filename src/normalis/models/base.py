@@ -230,9 +230,11 @@ class Autoencoder(nn.Module, AnomalyModel):
         return (x - self.reconstruct(x)).square().mean(1)
 
     def state(self) -> dict[str, Tensor]:
-        """Return parameters and buffers."""
-        return dict(self.state_dict())
+        """Return parameters and buffers, contiguous as files want them."""
+        return {name: value.contiguous() for name, value in self.state_dict().items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over parameters and buffers."""
         self.load_state_dict(state)
+        # The layout of the training loop: another one rounds differently in the last digit.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["WINDOW", "dissimilarity"]
+__all__ = ["WINDOW", "dissimilarity", "similarity"]
 
 WINDOW = 11
 _SIGMA = 1.5
@@ -33,8 +33,8 @@ def _smooth(images: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(images, row, groups=channels), column, groups=channels)
 
 
-def dissimilarity(x: Tensor, y: Tensor) -> Tensor:
-    """Return 1 - SSIM per pixel, in [0, 2]: (B, C, S, S) twice -> (B, C, S, S).
+def similarity(x: Tensor, y: Tensor) -> Tensor:
+    """Return SSIM of every whole window: (B, C, S, S) twice -> (B, C, S - 10, S - 10).
 
     Args:
         x: images in [-1, 1]; they are mapped to [0, 1] here. Values outside keep their distance:
@@ -49,6 +49,10 @@ def dissimilarity(x: Tensor, y: Tensor) -> Tensor:
         var_x = _smooth(x.square()) - mean_x.square()
         var_y = _smooth(y.square()) - mean_y.square()
         cov = _smooth(x * y) - mean_x * mean_y
-        likeness = (2 * mean_x * mean_y + _C1) * (2 * cov + _C2)
-        likeness = likeness / ((mean_x.square() + mean_y.square() + _C1) * (var_x + var_y + _C2))
-        return F.interpolate(1 - likeness, size=x.shape[-2:], mode="bilinear")
+        means = (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
+        return means * (2 * cov + _C2) / (var_x + var_y + _C2)
+
+
+def dissimilarity(x: Tensor, y: Tensor) -> Tensor:
+    """Return 1 - SSIM per pixel, in [0, 2], resized to the image: shapes stay (B, C, S, S)."""
+    return F.interpolate(1 - similarity(x, y), size=x.shape[-2:], mode="bilinear")

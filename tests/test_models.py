@@ -1,0 +1,657 @@
+"""Contracts that every method keeps, and known truths of each."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save, save_file
+from skimage.metrics import structural_similarity
+from torch import nn
+
+from normalis import models, training, trivial
+from normalis.errors import DataError, NotFittedError, SettingsError
+from normalis.models.ae_perceptual import PerceptualAE
+from normalis.models.ae_u import AEU, FLOOR
+from normalis.models.base import Autoencoder, DirectModel, ModelSettings
+from normalis.models.ceae import CeAE, CeAESettings
+from normalis.models.dae import DAE
+from normalis.models.ganomaly import GANomaly
+from normalis.models.memae import MemAE
+from normalis.models.pca import PCA
+from normalis.models.ssim import similarity
+from normalis.models.vae import VAE, gaussian_kl
+from normalis.models.vgg19 import VGG19
+
+SMALL = {"hidden_dim": 8, "latent_dim": 3}
+TRAINED = [n for n in models.MODELS if issubclass(models.model_class(n), Autoencoder)]
+
+
+def tiny_network_grey() -> nn.Module:
+    """A feature network of a user's own, for ae-perceptual."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+
+
+def tiny_network_rgb() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+
+
+@pytest.fixture(scope="session")
+def perceptual_options(tmp_path_factory):
+    """Options of ae-perceptual with small random weights, by channels."""
+    folder = tmp_path_factory.mktemp("weights")
+    options = {}
+    for channels, network in ((1, tiny_network_grey), (3, tiny_network_rgb)):
+        path = folder / f"{channels}.safetensors"
+        torch.manual_seed(0)
+        save_file(network().state_dict(), path)
+        name = f"{__name__}:{network.__name__}"
+        options[channels] = {"weights": str(path), "network": name, "layer": "0"}
+    return options
+
+
+@pytest.fixture
+def build(perceptual_options):
+    """Build any method at a small size."""
+
+    def make(method, *, channels=1, seed=0, **options):
+        extra = {"dae": {"width": 4}, "ae-perceptual": perceptual_options[channels]}
+        options = {**SMALL, **extra.get(method, {}), **options}
+        return models.build(method, channels=channels, seed=seed, **options)
+
+    return make
+
+
+def images(n, *, size=32, channels=1, seed=0):
+    """Return smooth blobs on a black background, uint8: something that can be learnt."""
+    source = torch.Generator().manual_seed(seed)
+    line = torch.linspace(-1, 1, size)
+    centre = torch.rand(n, channels, 2, 1, generator=source) - 0.5
+    y, x = (-((line - centre[:, :, i]) ** 2 / 0.2) for i in (0, 1))
+    blobs = torch.exp(y[..., :, None] + x[..., None, :])
+    return (255 * blobs * (blobs > 0.1)).to(torch.uint8)
+
+
+def model_input(n, **options):
+    return training.to_model_input(images(n, **options))
+
+
+def fitted(model, n=6, **options):
+    if isinstance(model, DirectModel):
+        return model.fit(model_input(n, **options))
+    return model.eval()
+
+
+def quick(epochs, **options):
+    return training.TrainingSettings(
+        **{"epochs": epochs, "batch_size": 16, "precision": "float32", **options}
+    )
+
+
+# ---------------------------------------------------------------- contracts of every method
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("method", models.MODELS)
+def test_maps_and_scores(method, size, channels, build):
+    model = fitted(build(method, image_size=size, channels=channels), size=size, channels=channels)
+    x = model_input(4, size=size, channels=channels, seed=1)
+    with torch.no_grad():
+        anomaly_map, score = model.anomaly_map(x), model.anomaly_score(x)
+        assert anomaly_map.shape == (4, size, size)
+        assert score.shape == (4,)
+        assert torch.isfinite(anomaly_map).all()
+        assert (anomaly_map >= 0).all()
+        assert torch.equal(model.anomaly_map(x), anomaly_map), "scoring must be deterministic"
+        alone = torch.cat([model.anomaly_score(x[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(alone, score, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", models.MODELS)
+def test_save_and_load_give_equal_maps(method, build):
+    model = build(method, image_size=32)
+    pixels, x = images(16), model_input(3, seed=1)
+    training.fit(model, pixels, settings=quick(1), device="cpu")
+    again = build(method, image_size=32, seed=99)
+    again.load_state(load(save(model.state())))
+    if isinstance(again, nn.Module):
+        again.eval()
+    with torch.no_grad():
+        assert torch.equal(again.anomaly_map(x), model.anomaly_map(x))
+        assert torch.equal(again.anomaly_score(x), model.anomaly_score(x))
+
+
+@pytest.mark.parametrize("method", models.MODELS)
+def test_reconstruction_has_the_images_shape(method, build):
+    model = fitted(build(method, image_size=32))
+    x = model_input(2, seed=1)
+    x_hat = model.reconstruct(x)
+    assert x_hat is None if method == "intensity" else x_hat.shape == x.shape
+
+
+@pytest.mark.parametrize("method", models.MODELS)
+def test_codes_have_latent_dim_numbers(method, build):
+    model = fitted(build(method, image_size=32))
+    if not model.has_latent:
+        assert method in ("dae", "mean-image", "intensity", "knn")
+        return
+    x = model_input(2)
+    z = model.encode(x)
+    places = 2 * 2 if method == "ae-spatial" else 1  # 32 / 16 pixels squared
+    assert z.shape == (2, SMALL["latent_dim"] * places)
+    assert model.decode(z).shape == x.shape
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_every_parameter_gets_a_finite_gradient(method, build):
+    model = build(method, image_size=32).train()
+    x = model_input(8)
+    draws = model.draw(x, torch.Generator().manual_seed(0))
+    trained = set()
+    for phase in model.phases():
+        model.zero_grad()
+        sum(phase.losses(x, **draws).values()).backward()
+        for p in phase.parameters:
+            assert p.grad is not None
+            assert torch.isfinite(p.grad).all()
+            trained.add(p)
+    assert trained == {p for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_loss_falls(method, build):
+    model = build(method, image_size=32)
+    history = training.fit(model, images(32), settings=quick(12), device="cpu")
+    # GANomaly's other terms depend on an adversary that learns as well.
+    names = ["reconstruction"] if method == "ganomaly" else list(history[0])
+    first, last = (sum(epoch[n] for n in names) for epoch in (history[0], history[-1]))
+    assert last < 0.9 * first if first > 0 else last < first - 0.1
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_losses_are_float32_and_depend_on_the_draws_alone(method, build):
+    model = build(method, image_size=32).train()
+    x, before = model_input(4), torch.get_rng_state()
+    draws = model.draw(x, torch.Generator().manual_seed(0))
+    for phase in model.phases():
+        torch.manual_seed(1)
+        first = phase.losses(x, **draws)
+        torch.manual_seed(2)
+        second = phase.losses(x, **draws)
+        with torch.autocast("cpu", torch.bfloat16):
+            coarse = phase.losses(x, **draws)
+        for name, loss in first.items():
+            assert torch.equal(loss, second[name])
+            assert coarse[name].dtype == torch.float32
+            torch.testing.assert_close(coarse[name], loss, rtol=0.1, atol=0.02)
+    torch.set_rng_state(before)
+    model.draw(x, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), before), "draw must use its own generator"
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_same_seeds_train_the_same_model(method, build):
+    states = []
+    for _ in range(2):
+        torch.rand(1)  # the global state differs
+        model = build(method, image_size=32, seed=5)
+        training.fit(model, images(16), settings=quick(2), seed=3, device="cpu")
+        states.append(model.state())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+@pytest.mark.parametrize("method", models.MODELS)
+def test_the_docstring_says_what_the_table_needs(method):
+    import sys
+
+    text = sys.modules[models.model_class(method).__module__].__doc__
+    assert "\n    " in text, "an equation, indented"
+    assert "\nReference: " in text
+    assert "\nUse: " in text
+
+
+@pytest.mark.parametrize("method", [m for m in models.MODELS if m not in TRAINED])
+def test_baselines_must_be_fitted_first(method, build):
+    with pytest.raises(NotFittedError, match="call fit or load first"):
+        build(
+            method, image_size=32, **({"sign": "both"} if method == "intensity" else {})
+        ).anomaly_score(model_input(2))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("ae", {"loss": "l3"}, "loss must be one of l2, l1, ssim, got 'l3'"),
+        ("ae", {"latent_dims": 3}, "did you mean 'latent_dim'"),
+        ("vae", {"beta": -1}, "beta must be at least 0, got -1"),
+        ("vae", {"kl_reduction": "max"}, "kl_reduction must be one of mean, sum"),
+        ("memae", {"slots": 0}, "slots must be at least 1, got 0"),
+        ("memae", {"slots": 400}, "shrinkage must be below 1 / slots = 0.0025"),
+        ("ceae", {"erased_share": 1.0}, "erased_share must be in"),
+        ("constrained-ae", {"latent_weight": math.nan}, "latent_weight must be at least 0"),
+        ("dae", {"depth": 6}, "depth must be 2 to 5"),
+        ("ganomaly", {"adversarial_weight": -1}, "adversarial_weight must be at least 0"),
+        ("intensity", {"sign": "up"}, "sign must be one of bright, dark, both"),
+        ("knn", {"neighbours": 0}, "neighbours must be at least 1"),
+        ("ae-perceptual", {}, "this package brings no such weights: set weights to a file"),
+        ("ae-perceptual", {"weights": "x", "layer": "features.40"}, "features.0 to features.36"),
+        ("ae-perceptual", {"weights": "x", "network": "nowhere:net"}, "network must be vgg19 or"),
+        ("aes", {}, "did you mean"),
+    ],
+)
+def test_settings_are_checked(method, options, message):
+    with pytest.raises(SettingsError, match=message):
+        models.build(method, **options)
+
+
+# ---------------------------------------------------------------- known truths
+
+
+def test_ssim_equals_scikit_image(rng):
+    x, y = rng.random((2, 2, 3, 24, 24), dtype=np.float32)
+    ours = similarity(torch.from_numpy(2 * x - 1), torch.from_numpy(2 * y - 1)).numpy()
+    for i, c in np.ndindex(2, 3):
+        _, full = structural_similarity(
+            x[i, c], y[i, c], gaussian_weights=True, sigma=1.5, win_size=11,
+            use_sample_covariance=False, data_range=1.0, full=True,
+        )  # fmt: skip
+        np.testing.assert_allclose(ours[i, c], full[5:-5, 5:-5], atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["l2", "l1", "ssim"])
+def test_ae_is_read_by_the_loss_it_was_trained_on(loss, build):
+    model = build("ae", image_size=32, loss=loss).eval()
+    x = model_input(4)
+    with torch.no_grad():
+        torch.testing.assert_close(model.losses(x)["reconstruction"], model.anomaly_map(x).mean())
+    if loss != "ssim":
+        error = (x - model.reconstruct(x)).abs()
+        expected = error if loss == "l1" else error**2
+        torch.testing.assert_close(model.anomaly_map(x), expected[:, 0])
+
+
+class LinearAE(Autoencoder):
+    """One linear layer each way: the textbook case."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(settings)
+        self.shape = (settings.channels, settings.image_size, settings.image_size)
+        pixels = math.prod(self.shape)
+        self.encoder = nn.Linear(pixels, settings.latent_dim)
+        self.decoder = nn.Linear(settings.latent_dim, pixels)
+
+    def encode(self, x):
+        return self.encoder(x.flatten(1))
+
+    def decode(self, z):
+        return self.decoder(z).unflatten(1, self.shape)
+
+    def losses(self, x, **draws):
+        return {"reconstruction": (self(x) - x).square().mean()}
+
+
+def test_a_linear_autoencoder_spans_the_principal_subspace():
+    source = torch.Generator().manual_seed(0)
+    factors = torch.randn(128, 3, generator=source) * torch.tensor([3.0, 2.0, 1.5])
+    pixels = factors @ torch.randn(3, 256, generator=source) / 20 + 0.5
+    pixels = (pixels + 0.02 * torch.randn(128, 256, generator=source)).view(-1, 1, 16, 16)
+    pca = models.build("pca", image_size=16, latent_dim=3)
+    pca.fit(training.to_model_input(pixels))
+    linear = models.build(LinearAE, image_size=16, latent_dim=3)
+    training.fit(
+        linear, pixels, settings=quick(600, batch_size=64, learning_rate=3e-3), device="cpu"
+    )
+    span = torch.linalg.qr(linear.decoder.weight.detach()).Q
+    cosines = torch.linalg.svdvals(pca.fitted("directions") @ span)
+    assert cosines.min() > 0.99
+
+
+def test_baselines_equal_the_scores_of_the_audit():
+    train, test = images(40), images(10, seed=1)
+    x = training.to_model_input(test)
+    expected = {
+        "mean-image": trivial.mean_image_residual(test.numpy(), train=train.numpy()),
+        "knn": trivial.nearest_training(test.numpy(), train=train.numpy()),
+    }
+    for method, scores in expected.items():
+        model = models.build(method, image_size=32).fit(training.to_model_input(train))
+        ours = model.anomaly_score(x).numpy() / 4  # [-1, 1] is twice as wide as [0, 1]
+        np.testing.assert_allclose(ours, scores, rtol=1e-3, atol=1e-7)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(4, 30), d=st.integers(1, 3), seed=st.integers(0, 99))
+def test_pca_is_exact(n, d, seed):
+    x = torch.randn(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed)) / 3
+    pca = PCA(ModelSettings(image_size=16, latent_dim=d)).fit(x)
+    flat = (x - x.mean(0)).flatten(1).double()
+    u, s, v = torch.linalg.svd(flat, full_matrices=False)
+    best = (u[:, :d] * s[:d]) @ v[:d]
+    expected = (flat - best).square().mean(1).float()
+    torch.testing.assert_close(pca.anomaly_score(x), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_pca_needs_enough_images():
+    with pytest.raises(DataError, match="more images than latent_dim"):
+        models.build("pca", image_size=32, latent_dim=8).fit(model_input(8))
+
+
+def test_knn_averages_over_neighbours():
+    train, x = model_input(6), model_input(2, seed=1)
+    squared = (x[:, None] - train[None]).square().mean((2, 3, 4))
+    for k in (1, 3):
+        model = models.build("knn", image_size=32, neighbours=k).fit(train)
+        expected = squared.sort(1).values[:, :k].mean(1)
+        torch.testing.assert_close(model.anomaly_score(x), expected)
+    assert (models.build("knn", image_size=32).fit(train).anomaly_score(train) == 0).all()
+
+
+def test_intensity_reads_both_signs():
+    x = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 1, 16, 16)
+    score = {
+        sign: models.build("intensity", image_size=16, sign=sign).fit(x).anomaly_score(x)
+        for sign in ("bright", "dark", "both")
+    }
+    assert score["bright"].argsort().tolist() == score["dark"].argsort().tolist()[::-1]
+    torch.testing.assert_close(score["both"], x[:, 0, 0, 0].abs())
+
+
+def test_vae_kl_equals_the_closed_form():
+    mu, log_var = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    posterior = torch.distributions.Normal(mu, (log_var / 2).exp())
+    prior = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
+    expected = torch.distributions.kl_divergence(posterior, prior)
+    torch.testing.assert_close(gaussian_kl(mu, log_var), expected)
+
+
+def test_vae_sums_or_averages_the_kl_and_weighs_it(build):
+    x = model_input(4)
+    kl, loss = {}, {}
+    for reduction in ("mean", "sum"):
+        model = build("vae", image_size=32, kl_reduction=reduction, beta=2.0).eval()
+        kl[reduction] = model.kl(x)
+        draws = model.draw(x, torch.Generator().manual_seed(0))
+        loss[reduction] = model.losses(x, **draws)["kl"]
+    torch.testing.assert_close(kl["sum"], kl["mean"] * SMALL["latent_dim"])
+    torch.testing.assert_close(loss["sum"], 2 * kl["sum"].mean())
+
+
+def test_vae_samples_approach_the_mean_as_the_posterior_narrows(build):
+    x = model_input(2)
+    model = build("vae", image_size=32, samples=3).eval()
+    assert isinstance(model, VAE)
+    mean_map = Autoencoder.anomaly_map(model, x)
+    assert not torch.allclose(model.anomaly_map(x), mean_map, atol=1e-5)
+    with torch.no_grad():
+        model.encoder.latent.bias[SMALL["latent_dim"] :] = -40.0  # log_var
+    torch.testing.assert_close(model.anomaly_map(x), mean_map, atol=1e-6, rtol=1e-4)
+
+
+def test_memae_with_one_slot_returns_a_constant(build):
+    model = build("memae", image_size=32, slots=1, shrinkage=0.0).eval()
+    x_hat = model.reconstruct(model_input(5))
+    torch.testing.assert_close(x_hat, x_hat[:1].expand_as(x_hat))
+
+
+def test_memae_has_finite_gradients_at_exact_zeros(build):
+    model = build("memae", image_size=32)
+    assert isinstance(model, MemAE)
+    with torch.no_grad():
+        model.memory.mul_(1e3)  # far apart: all weights but one shrink to exactly zero
+    x = model_input(8)
+    weights = model.address(model.encode(x))
+    assert (weights == 0).any()
+    torch.testing.assert_close(weights.sum(1), torch.ones(8))
+    sum(model.losses(x).values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_ceae_erases_one_square_of_its_share():
+    assert CeAESettings(image_size=64).side == 10
+    model = CeAE(CeAESettings(image_size=64, hidden_dim=4))
+    x = torch.rand(6, 1, 64, 64)
+    corner = model.draw(x, torch.Generator().manual_seed(0))["corner"]
+    erased = model.erase(x, corner)
+    for image, holed, (row, column) in zip(x, erased, corner.tolist(), strict=True):
+        expected = image.clone()
+        expected[:, row : row + 10, column : column + 10] = -1
+        assert torch.equal(holed, expected)
+        assert (expected == -1).sum() == 100
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_ceae_squares_lie_inside(seed):
+    model = CeAE(CeAESettings(image_size=16, hidden_dim=4, erased_share=0.2))
+    x = torch.zeros(8, 1, 16, 16)
+    erased = model.erase(x, model.draw(x, torch.Generator().manual_seed(seed))["corner"])
+    assert ((erased == -1).sum((1, 2, 3)) == 49).all()
+
+
+def test_constrained_ae_weighs_the_distance_of_codes(build):
+    x, loss = model_input(4), {}
+    for weight in (1.0, 3.0):
+        model = build("constrained-ae", image_size=32, latent_weight=weight).eval()
+        loss[weight] = model.losses(x)["latent"]
+    z, z_again = model.encode(x), model.encode(model.reconstruct(x))
+    torch.testing.assert_close(loss[1.0], (z - z_again).square().mean())
+    torch.testing.assert_close(loss[3.0], 3 * loss[1.0])
+
+
+def test_ae_u_recovers_a_planted_noise_level():
+    sigma = torch.full((16, 16), 0.05)
+    sigma[:, 8:] = 0.2
+    noise = torch.randn(256, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    pixels = 0.5 + noise * sigma / 2  # [0, 1] is half as wide as [-1, 1]
+    model = models.build("ae-u", image_size=16, latent_dim=1, hidden_dim=8)
+    training.fit(model, pixels, settings=quick(40, batch_size=32, learning_rate=1e-2), device="cpu")
+    with torch.no_grad():
+        x_hat, log_var = model.decode_both(model.encode(2 * pixels[:64] - 1))
+    found = (log_var / 2).exp().mean(0)[0]
+    inner = [found[4:12, 2:6].mean(), found[4:12, 10:14].mean()]
+    np.testing.assert_allclose(inner, [0.05, 0.2], rtol=0.25)
+    assert x_hat.abs().mean() < 0.05
+
+
+def test_ae_u_never_trusts_a_pixel_beyond_rounding(build):
+    model = build("ae-u", image_size=32).eval()
+    assert isinstance(model, AEU)
+    with torch.no_grad():
+        model.decoder.output.weight.mul_(1e6)
+    log_var = model.decode_both(model.encode(model_input(2)))[1]
+    assert log_var.min() >= FLOOR
+
+
+def test_dae_noise_has_the_stated_strength_and_stays_on_the_foreground(build):
+    model = build("dae", image_size=32, noise_std=0.2)
+    assert isinstance(model, DAE)
+    x = model_input(64)
+    draws = model.draw(x, torch.Generator().manual_seed(0))
+    added = model.add_noise(x, **draws) - x
+    background = x == x.amin((1, 2, 3), keepdim=True)
+    assert background.any()
+    assert (added[background] == 0).all()
+    assert abs(added[~background].mean()) < 0.03, "no shift"
+    # 2 * 0.2 at the grid's points; bilinear averages between them have less.
+    assert 0.15 < added[~background].std() < 0.4
+
+
+def test_dae_offers_the_authors_form_of_noise(build):
+    x = model_input(4)
+    ours = build("dae", image_size=32, foreground_only=False)
+    theirs = build("dae", image_size=32, foreground_only=False, noise_shift=-1.0)
+    draws = ours.draw(x, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(theirs.add_noise(x, **draws), ours.add_noise(x, **draws) - 1)
+
+
+def test_dae_rolls_its_noise(build):
+    model, x = build("dae", image_size=32, foreground_only=False), torch.zeros(2, 1, 32, 32)
+    noise = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    still = model.add_noise(x, noise, torch.tensor([0, 0]))
+    rolled = model.add_noise(x, noise, torch.tensor([3, 30]))
+    assert torch.equal(rolled, still.roll((3, 30), (2, 3)))
+
+
+def test_dae_has_the_stated_size():
+    def count(**options):
+        return sum(p.numel() for p in models.build("dae", **options).parameters())
+
+    assert 1e6 < count() < 2e6
+    assert 30e6 < count(width=64) < 32e6
+
+
+def test_dae_decodes_what_it_encodes(build):
+    model, x = build("dae", image_size=32).eval(), model_input(2)
+    z = model.encode(x)
+    assert z.shape[1] > x[0].numel(), "no bottleneck"
+    torch.testing.assert_close(model.decode(z), model(x))
+
+
+def test_ganomaly_scores_by_the_codes(build):
+    model, x = build("ganomaly", image_size=32).eval(), model_input(3)
+    assert isinstance(model, GANomaly)
+    z_hat = model.second_encoder(model.reconstruct(x))
+    torch.testing.assert_close(model.anomaly_score(x), (z_hat - model.encode(x)).square().mean(1))
+
+
+def test_ganomaly_redraws_a_vanished_adversary_from_the_steps_seed(build):
+    x, drawn = model_input(8), []
+    for seed in (1, 1, 2):
+        model = build("ganomaly", image_size=32)
+        adversary = model.phases()[1]
+        before = model.adversary.features[0][0].weight.clone()
+        adversary.losses(x, redraw_seed=torch.tensor([seed]))
+        adversary.after({"adversary loss": 0.5})
+        assert torch.equal(model.adversary.features[0][0].weight, before)
+        state = torch.get_rng_state()
+        adversary.after({"adversary loss": 1e-6})
+        assert torch.equal(torch.get_rng_state(), state), "the global state is nobody's"
+        drawn.append(model.adversary.features[0][0].weight.clone())
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert 0.01 < drawn[0].std() < 0.03
+
+
+def test_ganomaly_trains_each_side_on_its_own_losses(build):
+    model, x = build("ganomaly", image_size=32), model_input(8)
+    generator, adversary = model.phases()
+    draws = model.draw(x, torch.Generator().manual_seed(0))
+    sum(adversary.losses(x, **draws).values()).backward()
+    assert all(p.grad is None for p in generator.parameters)
+    at_chance = 0.5 * (math.log(2) + math.log(2))
+    assert adversary.losses(x, **draws)["loss"].item() == pytest.approx(at_chance, abs=0.2)
+
+
+# ---------------------------------------------------------------- ae-perceptual's files
+
+
+def perceptual(path, **options):
+    settings = {"image_size": 32, **SMALL, "network": f"{__name__}:tiny_network_grey", "layer": "0"}
+    return models.build("ae-perceptual", weights=str(path), **{**settings, **options})
+
+
+def test_perceptual_map_is_the_relative_error_of_normalised_features(tmp_path):
+    network, path = tiny_network_grey(), tmp_path / "w.pt"
+    torch.save(network.state_dict(), path)
+    mean, var = torch.rand(4), torch.rand(4) + 0.5
+    torch.save({"mean": mean, "var": var}, tmp_path / "s.pt")
+    model = perceptual(path, statistics=str(tmp_path / "s.pt")).eval()
+    x = model_input(3)
+    with torch.no_grad():
+        # Before the ReLU, which works in place.
+        f, f_hat = ((network[0](v) - mean.view(-1, 1, 1)) / var.view(-1, 1, 1)
+                    for v in (x, model.reconstruct(x)))  # fmt: skip
+        relative = (f_hat - f).abs().mean((1, 2, 3)) / f.abs().mean((1, 2, 3))
+        torch.testing.assert_close(model.losses(x)["perceptual"], relative.mean())
+
+
+def test_perceptual_model_loads_without_its_files(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(tiny_network_grey().state_dict(), path)
+    torch.save({"0": (torch.rand(4), torch.ones(4))}, tmp_path / "s.pt")
+    options = {"statistics": str(tmp_path / "s.pt")}
+    model, x = perceptual(path, **options).eval(), model_input(2)
+    path.unlink()
+    again = perceptual(path, seed=7, **options)
+    with pytest.raises(SettingsError, match="no file"):
+        again.phases()
+    with pytest.raises(SettingsError, match="no file"):
+        again.anomaly_map(x)
+    again.load_state(load(save(model.state())))
+    assert isinstance(again, PerceptualAE)
+    torch.testing.assert_close(again.eval().anomaly_map(x), model.anomaly_map(x))
+
+
+def test_perceptual_network_stays_fixed(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(tiny_network_grey().state_dict(), path)
+    model = perceptual(path)
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    training.fit(model, images(16), settings=quick(1), device="cpu")
+    assert all(torch.equal(before[k], v) for k, v in model.network.state_dict().items())
+    assert not model.train().network.training
+
+
+@pytest.mark.parametrize(
+    ("weights", "statistics", "message"),
+    [
+        ({"0.weight": torch.rand(4, 1, 3, 3)}, None, "lacks 3 tensors"),
+        ({"0.weight": torch.rand(4, 2, 3, 3)}, None, "of another network"),
+        (torch.rand(3), None, "must hold named tensors"),
+        (b"not a file of tensors", None, "cannot be read"),
+        ("good", {"other": torch.rand(4)}, "must hold mean and var"),
+        ("good", {"mean": torch.zeros(4), "var": torch.zeros(4)}, "must hold variances|above 0"),
+    ],
+)
+def test_perceptual_files_are_checked(tmp_path, weights, statistics, message):
+    path, options = tmp_path / "w.pt", {}
+    if isinstance(weights, bytes):
+        path.write_bytes(weights)
+    else:
+        torch.save(tiny_network_grey().state_dict() if weights == "good" else weights, path)
+    if statistics:
+        torch.save(statistics, tmp_path / "s.pt")
+        options = {"statistics": str(tmp_path / "s.pt")}
+    with pytest.raises(SettingsError, match=message):
+        perceptual(path, **options)
+
+
+def test_vgg19_has_the_layers_of_the_common_weight_files(tmp_path):
+    full = VGG19(36)
+    assert full.names[22] == "r42"
+    assert full.features[34].weight.shape == (512, 512, 3, 3)
+    kept = VGG19(3)
+    extra = {**kept.state_dict(), "classifier.0.weight": torch.rand(2)}
+    save_file(extra, tmp_path / "vgg.safetensors")
+    torch.save({"r12": (torch.zeros(64), torch.ones(64))}, tmp_path / "s.pt")
+    model = models.build(
+        "ae-perceptual", image_size=32, **SMALL, layer="features.3",
+        weights=str(tmp_path / "vgg.safetensors"), statistics=str(tmp_path / "s.pt"),
+    )  # fmt: skip
+    assert torch.equal(model.network.features[2].weight, kept.features[2].weight)
+    assert model.eval().anomaly_map(model_input(2)).shape == (2, 32, 32)
+
+
+# ---------------------------------------------------------------- on real images
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_ae_u_beats_ae_on_chest_radiographs(real_data: Path):
+    """After 15 epochs, as after 250 in the benchmark."""
+    from sklearn.metrics import roc_auc_score
+
+    data = np.load(real_data / "kermany_cxr" / "arrays_64.npz")
+    train, test = (torch.from_numpy(data[k])[:, None] for k in ("train", "test"))
+    auroc = {}
+    for method in ("ae", "ae-u"):
+        model = models.build(method, latent_dim=8)
+        training.fit(model, train, settings=quick(15, batch_size=64, precision="auto"))
+        with torch.no_grad():
+            scores = model.anomaly_score(training.to_model_input(test)).cpu()
+        auroc[method] = roc_auc_score(data["test_label"], scores)
+    assert auroc["ae-u"] > auroc["ae"] + 0.03
