@@ -30,13 +30,14 @@ class IntensityRule:
         low: the value that becomes 0.
         high: the value that becomes 1.
         source: where the two come from, in words, for the run's record.
-        voi: whether the values are those after a DICOM's own window. False: modality units.
+        voi: whether values are those after a DICOM's own window; then every deep image must have
+            one. False: modality units, such as HU.
     """
 
     low: float
     high: float
     source: str = "given"
-    voi: bool = True
+    voi: bool = False
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
