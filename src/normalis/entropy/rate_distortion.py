@@ -79,8 +79,9 @@ def gaussian_rate_distortion(
         The point; its rate is NaN, with a warning, outside the limits.
 
     Example:
-        >>> gaussian_rate_distortion([4.0, 1.0], 0.5, pixels=2).rate  # ½ log(4 / ½) + ½ log(1 / ½)
-        1.386...
+        >>> point = gaussian_rate_distortion([4.0, 1.0], 0.5, pixels=2)
+        >>> round(point.rate, 3)  # ½ log(4 / ½) + ½ log(1 / ½)
+        1.386
     """
     values = np.sort(np.asarray(eigenvalues, dtype=np.float64))[::-1]
     if values.ndim != 1 or not len(values) or values[-1] < 0:
