@@ -9,7 +9,7 @@ the folder; it is a cache and can be deleted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis.datasets.base import Split
 from normalis.errors import DataError, RunError
 from normalis.experiments import Subset
 from normalis.records import content_hash, write_atomically
@@ -134,7 +135,7 @@ def _first_of_kind(arrays: Arrays, threshold: float) -> NDArray[np.bool_]:
 def _hold_out(arrays: Arrays, share: float) -> Arrays:
     """Move a share of the training normals to ``validation``, by patient or duplicate group."""
     train = np.flatnonzero(arrays.split == "train")
-    groups = arrays.patient_id[train]
+    groups: NDArray[Any] = arrays.patient_id[train]
     if (groups == "").any():
         from normalis.duplicates import duplicate_groups
 
@@ -234,13 +235,13 @@ class Store:
                 else "-"
             )
             raise DataError(f"{path}: there is no such data set; {self.root} holds {held}")
-        return from_npz(path / "arrays_64.npz")
+        return read_arrays(_prepared(path, images), images)
 
 
 def assemble(
     pixels: Mapping[str, NDArray[Any]],
     *,
-    paths: Mapping[str, list[str]],
+    paths: Mapping[str, Sequence[str]],
     is_anomalous: NDArray[np.bool_],
     patients: Mapping[str, list[str]] | None = None,
     positions: Mapping[str, NDArray[Any]] | None = None,
@@ -256,24 +257,28 @@ def assemble(
         positions: split -> (n,) relative slice positions.
         masks: (n_test, S, S), None if the data set has none.
     """
+    from normalis.loading import to_unit
+
+    if len({part.dtype for part in pixels.values()}) > 1:  # some split has deeper files
+        pixels = {split: to_unit(part) for split, part in pixels.items()}
     parts: dict[str, list[Any]] = {}
-    side = next(iter(pixels.values())).shape[-1]
+    side = pixels["train"].shape[-1]
     ncc = {
         "train": nearest(pixels["train"], pixels["test"]),
         "test": nearest(pixels["test"], pixels["train"]),
     }
     kept_masks = np.zeros((0, side, side), bool)
-    for split in (s for s in ("train", "validation", "test") if len(pixels.get(s, ()))):
-        names = np.array(paths[split], dtype=str)
-        order = np.array(sorted(range(len(names)), key=lambda i: (Path(names[i]).name, names[i])))
+    for split in (s for s in ("train", "validation", "test") if s in pixels):
+        names = paths[split]
         n = len(names)
+        order = np.array(sorted(range(n), key=lambda i: (Path(names[i]).name, names[i])))
         if split == "test" and masks is not None:
             kept_masks = np.asarray(masks[order], bool)
         row = {
             "pixels": pixels[split],
             "split": np.full(n, split),
             "is_anomalous": is_anomalous if split == "test" else np.zeros(n, bool),
-            "path": names,
+            "path": np.array(names, dtype=str),
             "patient_id": np.array((patients or {}).get(split, [""] * n), dtype=str),
             "position": np.asarray((positions or {}).get(split, np.full(n, np.nan)), np.float32),
             "nearest_ncc": ncc.get(split, np.full(n, np.nan, np.float32)),
@@ -283,15 +288,76 @@ def assemble(
     return Arrays(**{k: np.concatenate(v) for k, v in parts.items()}, masks=kept_masks)
 
 
-def from_npz(file: Path) -> Arrays:
-    with np.load(file) as z:
-        has = set(z.files)
-        splits = ("train", "test")
-        return assemble(
-            {s: z[s][:, None] for s in splits},
-            paths={s: z[f"{s}_names"].tolist() for s in splits},
-            is_anomalous=z["test_label"].astype(bool),
-            patients={s: z[f"{s}_patient"].tolist() for s in splits if f"{s}_patient" in has},
-            positions={s: z[f"{s}_slice_pos"] for s in splits if f"{s}_slice_pos" in has},
-            masks=z["test_mask"].astype(bool) if "test_mask" in has else None,
+def _prepared(path: Path, images: Mapping[str, Any]) -> Path:
+    """Return the array file beside the images if they were read with default settings, else path.
+
+    ``arrays_64.npz`` holds the images at 64 x 64 as `normalis.loading` reads them, often with what
+    file names do not say, such as the position of a slice.
+    """
+    file = path / f"arrays_{images.get('image_size', 64)}.npz"
+    return file if file.is_file() and set(images) <= {"image_size"} else path
+
+
+def read_arrays(path: Path, images: Mapping[str, Any]) -> Arrays:
+    """Read a data set in any layout.
+
+    Args:
+        path: folder or file.
+        images: fields of `normalis.loading.ImageSettings`.
+
+    Raises:
+        DataError: if it has no labelled test images, or nothing is readable.
+    """
+    from normalis.datasets import open_dataset
+    from normalis.loading import ImageSettings, Loaded, load, load_masks
+
+    dataset = _with_patients(open_dataset(path))
+    settings = ImageSettings(**images)
+    loaded: dict[str, Loaded] = {}
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    for split in splits:
+        samples = dataset.split(split)
+        if samples:
+            rule = loaded["train"].rule if loaded else None
+            loaded[split] = load(samples, settings, rule=rule, fit_rule=split == "train")
+    test = loaded.get("test")
+    if "train" not in loaded or test is None or any(r.is_anomalous is None for r in test.rows):
+        raise DataError(
+            f"{path}: an experiment needs training images and labelled test images, got "
+            f"{dataset.counts()}"
         )
+    has_masks = any(row.mask is not None for row in test.rows)
+    rows = {split: part.rows for split, part in loaded.items()}
+    return assemble(
+        {split: part.pixels for split, part in loaded.items()},
+        paths={split: [_name(row, dataset.root) for row in part] for split, part in rows.items()},
+        is_anomalous=np.array([bool(r.is_anomalous) for r in test.rows]),
+        patients={split: [r.patient_id or "" for r in part] for split, part in rows.items()},
+        positions={split: np.array([_position(r) for r in part]) for split, part in rows.items()},
+        masks=load_masks(test.rows, image_size=settings.image_size) if has_masks else None,
+    )
+
+
+def _with_patients(dataset: Any) -> Any:
+    """Name patients by the known pattern of the file names, where there is one that fits all."""
+    from normalis.datasets import offer_pattern, patients_from_pattern
+
+    found = offer_pattern(dataset)
+    try:
+        return dataset if found is None else patients_from_pattern(dataset, found[1])
+    except DataError:  # a few names do not fit: unknown is safer than half known
+        return dataset
+
+
+def _name(row: Any, root: Path) -> str:
+    """Return an image's name below the data set's folder, its slice included."""
+    if row.sample.index is not None:
+        return str(row.header.get("name", row.sample.index))
+    inside = row.path.is_relative_to(root)
+    name = row.path.relative_to(root).as_posix() if inside else row.path.name
+    return name if row.slice_index is None else f"{name}#{row.slice_index:04d}"
+
+
+def _position(row: Any) -> float:
+    found = row.header.get("slice_pos", row.header.get("slice_position"))
+    return float("nan") if found is None else float(found)

@@ -1,0 +1,333 @@
+"""One training with the experiments that read it: fit it, resumably; score; append the records.
+
+A fitted model stays in ``RESULTS/models/<training key>`` unless that is declined, so that other
+scorers, pictures and studies need no training. An unfinished training leaves a checkpoint there,
+from which it goes on exactly as if it had not been interrupted.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from normalis import models, scorers
+from normalis.errors import MetricError, SettingsError
+from normalis.experiment_data import Arrays, Store
+from normalis.experiments import Experiment
+from normalis.models.base import AnomalyModel, Autoencoder
+from normalis.models.inputs import as_tensor, to_model_input
+from normalis.records import (
+    ClaimedError,
+    Records,
+    RunFolder,
+    content_hash,
+    git_revision,
+    versions,
+)
+from normalis.training import Training, fit, pick_device
+
+__all__ = ["Job", "estimate", "fitted", "jobs_of", "run_job"]
+
+CHECKPOINT_EVERY_S = 120.0
+_BATCH = 256
+# Seconds of a training step of 64 images of 64 x 64 with one thread (docs/performance.md).
+_STEP_S = 0.083
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training and the experiments that read it.
+
+    Attributes:
+        key: the training's key.
+        experiments: all with this training key.
+    """
+
+    key: str
+    experiments: tuple[Experiment, ...]
+
+    @property
+    def title(self) -> str:
+        """One line for a listing."""
+        more = len(self.experiments) - 1
+        return f"{self.experiments[0]}" + (f" and {more} more readings" if more else "")
+
+
+def jobs_of(experiments: Sequence[Experiment]) -> list[Job]:
+    """Group experiments by training, in their order."""
+    groups: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        groups.setdefault(experiment.training_key, []).append(experiment)
+    return [Job(key=key, experiments=tuple(group)) for key, group in groups.items()]
+
+
+def estimate(job: Job, *, n_train: int) -> float:
+    """Return the seconds that a training is expected to take on one core."""
+    settings = job.experiments[0].training
+    if not issubclass(models.model_class(job.experiments[0].method), Autoencoder):
+        return 1.0
+    steps = settings.epochs * -(-n_train // settings.batch_size)
+    area = (job.experiments[0].image_size / 64) ** 2 * settings.batch_size / 64
+    return steps * _STEP_S * area
+
+
+@lru_cache(maxsize=2)
+def _arrays(results: str, data: str) -> Arrays:
+    return Store(results).get(data)
+
+
+def run_job(
+    job: Job,
+    results: str | Path,
+    *,
+    device: str = "auto",
+    keep_models: bool = True,
+    callback: Callable[[int, int], None] | None = None,
+) -> bool:
+    """Do one training and append the records that are missing.
+
+    Args:
+        job: what to do.
+        results: the results folder; `Store` must hold the arrays.
+        device: where to train.
+        keep_models: whether the fitted model stays in ``RESULTS/models``.
+        callback: called with (epochs finished, epochs), first when the job has been claimed.
+
+    Returns:
+        False if another process is working on it, True when all its records are there.
+    """
+    records = Records(results)
+    if all(e.identity in records for e in job.experiments):
+        return True
+    try:
+        with records.claim(job.key):
+            _run_claimed(job, records, device, keep_models, callback)
+    except ClaimedError:
+        return False
+    return True
+
+
+def _run_claimed(
+    job: Job,
+    records: Records,
+    device: str,
+    keep_models: bool,
+    callback: Callable[[int, int], None] | None,
+) -> None:
+    missing = [e for e in job.experiments if e.identity not in records]
+    if not missing:
+        return
+    if callback:
+        callback(0, missing[0].training.epochs)
+    started = time.perf_counter()
+    arrays = _arrays(str(records.path), missing[0].data)
+    load_s = time.perf_counter() - started
+    model, info = fitted(missing[0], arrays, records.path, device=device, callback=callback)
+    failed = []
+    for experiment in missing:
+        arrays = _arrays(str(records.path), experiment.data)
+        try:
+            body = _record(experiment, model, arrays, pick_device(device))
+        except (SettingsError, MetricError) as error:  # this reading is impossible, others are not
+            failed.append(f"{experiment}: {error}")
+            continue
+        records.append(experiment.identity, {**body, **info, "load_s": load_s})
+    if not keep_models:
+        shutil.rmtree(_model_folder(records.path, job.key).path, ignore_errors=True)
+    if failed:
+        raise SettingsError("; ".join(failed))
+
+
+def _model_folder(results: str | Path, key: str) -> RunFolder:
+    return RunFolder(Path(results) / "models" / key)
+
+
+def fitted(
+    experiment: Experiment,
+    arrays: Arrays,
+    results: str | Path,
+    *,
+    device: str = "auto",
+    callback: Callable[[int, int], None] | None = None,
+) -> tuple[AnomalyModel, dict[str, Any]]:
+    """Return the fitted model of an experiment and what is known of its training.
+
+    A model that is kept in ``RESULTS/models`` is loaded, an interrupted training continued.
+    """
+    place = pick_device(device)
+    folder = _model_folder(results, experiment.training_key)
+    options = {**experiment.model_options, **experiment.options}
+    model = models.build(experiment.method, seed=experiment.seed, **options)
+    if folder.finished:
+        known: dict[str, Any] = folder.read_settings()["info"]
+        model.load_state({k: torch.from_numpy(v) for k, v in folder.read_arrays().items()})
+        if hasattr(model, "to"):
+            model.to(place)
+        return _evaluating(model), known
+    started = time.perf_counter()
+    pixels = as_tensor(arrays.of("train"))
+    info: dict[str, Any] = {}
+    if isinstance(model, Autoencoder):
+        training = _train(model, pixels, experiment, folder, place, callback)
+        history, info["fit_s"] = training.members[0].history, training.seconds
+    else:
+        history = fit(
+            model, pixels, settings=experiment.training, seed=experiment.seed, device=place
+        )
+        info["fit_s"] = time.perf_counter() - started
+    info |= _circumstances(model, place, len(pixels)) | {"history": _columns(history)}
+    state = {k: v.detach().cpu().contiguous().numpy() for k, v in model.state().items()}
+    body = {"settings": experiment.settings(), "training_key": experiment.training_key}
+    folder.write(state, {**body, "info": info})
+    return _evaluating(model), info
+
+
+def _evaluating(model: AnomalyModel) -> AnomalyModel:
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    return model
+
+
+def _train(
+    model: Autoencoder,
+    pixels: torch.Tensor,
+    experiment: Experiment,
+    folder: RunFolder,
+    place: torch.device,
+    callback: Callable[[int, int], None] | None,
+) -> Training:
+    training = Training(
+        [model], pixels, settings=experiment.training, seeds=[experiment.seed], device=place
+    )
+    found = folder.read_checkpoint()
+    if found is not None:
+        arrays, progress = found
+        training.resume({k: torch.from_numpy(v) for k, v in arrays.items()}, progress)
+    written = time.monotonic()
+
+    def after_epoch(progress: Any) -> None:
+        nonlocal written
+        if time.monotonic() - written > CHECKPOINT_EVERY_S:
+            state = {k: v.detach().cpu().numpy() for k, v in training.state().items()}
+            folder.write_checkpoint(state, training.progress())
+            written = time.monotonic()
+        if callback:
+            callback(progress.epoch, progress.epochs)
+
+    training.run(after_epoch)
+    return training
+
+
+def _columns(history: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Return losses by name, each a list by epoch with six digits."""
+    names = dict.fromkeys(name for epoch in history for name in epoch)
+    return {n: [float(f"{e.get(n, float('nan')):.6g}") for e in history] for n in names}
+
+
+def _circumstances(model: AnomalyModel, place: torch.device, n_train: int) -> dict[str, Any]:
+    """Return on what, and with what, a training was done."""
+    network = model if isinstance(model, torch.nn.Module) else torch.nn.Module()
+    count = sum(p.numel() for p in network.parameters())
+    gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else ""
+    return {
+        "n_train": n_train,
+        "n_parameters": count,
+        "device": gpu or f"cpu {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "machine": content_hash(platform.node())[:8],  # equal or not is all that is needed
+        "versions": versions(),
+        "git_revision": git_revision() or "",
+    }
+
+
+@torch.no_grad()  # not inference_mode: some scorers take gradients at the input
+def _score(
+    experiment: Experiment, model: AnomalyModel, pixels: NDArray[Any], place: torch.device,
+    scorer: scorers.Scorer, maps: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:  # fmt: skip
+    """Return scores (N,) and maps (N, S, S) if asked for."""
+    scored, shown = [], []
+    for start in range(0, len(pixels), _BATCH):
+        part = as_tensor(pixels[start : start + _BATCH]).to(place)
+        x = to_model_input(part, standardize=experiment.training.standardize)
+        x = x.contiguous(memory_format=torch.channels_last)
+        scored.append(scorer.anomaly_score(model, x).float().cpu().numpy())
+        if maps:
+            shown.append(scorer.anomaly_map(model, x).float().cpu().numpy())
+    return np.concatenate(scored), np.concatenate(shown) if shown else None
+
+
+def _record(
+    experiment: Experiment, model: AnomalyModel, arrays: Arrays, place: torch.device
+) -> dict[str, Any]:
+    """Score an experiment's images and return its record, without what the training says."""
+    started = time.perf_counter()
+    scorer = scorers.build(
+        experiment.scorer, reduction=experiment.reduction, **experiment.scorer_options
+    )
+    held = "validation" if (arrays.split == "validation").any() else "train"
+    if scorer.needs_fit:
+        x = to_model_input(
+            as_tensor(arrays.of(held)).to(place), standardize=experiment.training.standardize
+        )
+        scorer.fit(model, x)
+    has_masks = bool(len(arrays.masks))
+    test = arrays.split == "test"
+    scores = np.empty(len(test), np.float32)
+    scores[~test], _ = _score(experiment, model, arrays.pixels[~test], place, scorer, False)
+    scores[test], maps = _score(experiment, model, arrays.pixels[test], place, scorer, has_masks)
+    score_s = time.perf_counter() - started
+    metrics = _metrics(scores[test], arrays, maps)
+    values = {k: v["value"] for k, v in metrics.items()}
+    return {
+        **{k: getattr(experiment, k) for k in ("dataset", "method", "latent_dim", "seed")},
+        "epochs": experiment.training.epochs,
+        "scorer": experiment.scorer,
+        "reduction": experiment.reduction,
+        **values,
+        "training_key": experiment.training_key,
+        "data": experiment.data,
+        "settings": experiment.settings(),
+        "metrics": metrics,
+        "score_s": score_s,
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "path": arrays.path,
+        "split": arrays.split,
+        "is_anomalous": arrays.is_anomalous,
+        "patient_id": arrays.patient_id,
+        "position": None if np.isnan(arrays.position).all() else arrays.position,
+        "nearest_ncc": np.minimum(arrays.nearest_ncc, 1),
+        "anomaly_score": scores,
+    }
+
+
+def _metrics(
+    scores: NDArray[np.float32], arrays: Arrays, maps: NDArray[np.float32] | None
+) -> dict[str, dict[str, Any]]:
+    """Return metric -> value, and interval where it is cheap; patients are drawn whole."""
+    from normalis.metrics import auroc, average_precision, bootstrap, pixel_metrics
+
+    test = arrays.split == "test"
+    labels, patients = arrays.is_anomalous[test], arrays.patient_id[test]
+    groups = None if (patients == "").any() else patients
+    found = {
+        name: bootstrap(metric, scores, labels, groups=groups).to_dict()
+        for name, metric in (("auroc", auroc), ("average_precision", average_precision))
+    }
+    if maps is not None:
+        pixel = pixel_metrics(maps, arrays.masks)
+        found["pixel_auroc"] = {"value": pixel.auroc}
+        found["pixel_average_precision"] = {"value": pixel.average_precision}
+        found["best_dice"] = {"value": pixel.best_dice}
+    return found
