@@ -108,6 +108,8 @@ def test_hierarchical_p_value_by_hand():
     assert names.tolist() == ["w", "x"]
     np.testing.assert_allclose(p, [1 / 4, 3 / 4])
     assert calibration.threshold(0.25, unit="patient") == 5.0
+    unknown, _ = calibration.patient_p_values([2.5, 0.0], [None, None])
+    assert unknown.tolist() == ["image 0", "image 1"]
     assert calibration.threshold(0.5, unit="patient") == 3.0
 
 
@@ -265,60 +267,6 @@ def test_map_levels_ascend_and_leave_out_what_cannot_be_certified():
     fresh = rng.gamma(2, size=5000)
     low, high = realised_rate_interval(150, 5000, 0.05, confidence=0.999)
     assert low <= np.mean(fresh > one) <= high
-
-
-# ---------------------------------------------------------------- drift
-
-
-def test_drift_warns_no_more_often_than_it_says():
-    rng = np.random.default_rng(0)
-    alarms = {0.0: 0, 0.45: 0}
-    for share in alarms:
-        for _ in range(100):
-            calibration = calibrate(
-                rng.normal(size=100), statistics={"mean intensity": rng.normal(size=100)}
-            )
-            anomalous = rng.random(60) < share
-            alarms[share] += calibration.drift(
-                rng.normal(size=60) + 4 * anomalous,
-                statistics={"mean intensity": rng.normal(size=60) - 5 * anomalous},
-                false_alarm=0.05,
-            ).drifted
-    assert alarms[0.0] / 100 <= 0.05
-    assert alarms[0.45] / 100 <= 0.10
-
-
-@pytest.mark.parametrize(
-    ("shift", "statistic", "word"),
-    [(2.5, 0.0, "anomaly score"), (-1.5, 0.0, "anomaly score"), (0.0, 3.0, "mean intensity")],
-)
-def test_drift_finds_a_shift_and_names_it(shift, statistic, word):
-    rng = np.random.default_rng(1)
-    calibration = calibrate(
-        rng.normal(size=200), statistics={"mean intensity": rng.normal(size=200)}
-    )
-    found = calibration.drift(
-        rng.normal(shift, size=80), statistics={"mean intensity": rng.normal(statistic, size=80)}
-    )
-    assert found.drifted
-    assert all(reason.startswith(word) for reason in found.reasons)
-    assert found.n_units == 80
-
-
-def test_drift_counts_patients_and_refuses():
-    rng = np.random.default_rng(1)
-    scores, patient = slices(rng, 50, 30)
-    calibration = calibrate(scores, patients=patient)
-    one_odd_patient = calibration.drift(np.full(40, -9.0), patients=np.zeros(40))
-    assert not one_odd_patient.drifted
-    assert one_odd_patient.n_units == 1
-    assert calibration.drift(np.full(40, -9.0)).drifted
-    assert not calibration.drift(np.empty(0)).drifted
-    with pytest.raises(SettingsError, match="max_anomalous"):
-        calibration.drift([1.0], max_anomalous=1.0)
-    bright = calibrate([1.0], statistics={"mean": [1.0]})
-    with pytest.raises(MetricError, match="one finite mean per image"):
-        bright.drift([1.0], statistics={"mean": [np.nan]})
 
 
 # ---------------------------------------------------------------- storage

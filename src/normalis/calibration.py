@@ -56,11 +56,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from normalis.drift import SCORE, Drift, find_drift, unit_medians
 from normalis.errors import MetricError, SettingsError
 
 __all__ = [
     "Calibration",
-    "Drift",
     "benjamini_hochberg",
     "calibrate",
     "realised_rate_interval",
@@ -70,25 +70,6 @@ Kind = Literal["split", "cv+", "none"]
 Floats = NDArray[np.float64]
 
 _EPS = 1e-9  # alpha (K + 1) is often an integer that floating point misses by 1e-15
-_DRIFT_QUANTILES = (0.1, 0.25, 0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drift:
-    """Whether new images look like the calibration's normal ones.
-
-    Attributes:
-        p_value: adjusted for all tests made; at most the false-alarm rate's share of undrifted
-            batches fall below it.
-        drifted: whether it is below the false-alarm rate.
-        reasons: one sentence for each test that alone would warn.
-        n_units: new independent units (patients or images).
-    """
-
-    p_value: float
-    drifted: bool
-    reasons: tuple[str, ...]
-    n_units: int
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -165,13 +146,14 @@ class Calibration:
         return np.minimum((tie + above) / (self.n_units + 1), 1.0)
 
     def patient_p_values(
-        self, scores: ArrayLike, patients: ArrayLike
+        self, scores: ArrayLike, patients: Sequence[Any] | NDArray[Any]
     ) -> tuple[NDArray[Any], Floats]:
         """Return new patients, sorted, and the p-value of each one's largest score.
 
         Args:
             scores: (M,) anomaly scores.
-            patients: (M,) name of each image's patient.
+            patients: (M,) name of each image's patient; an image with None is a patient of its
+                own, named ``image NUMBER``.
 
         Raises:
             SettingsError: unless the calibration is a split one.
@@ -179,7 +161,7 @@ class Calibration:
         """
         self._need_split("p-values of patients")
         new = self._check(scores)[0]
-        names, member = np.unique(np.asarray(patients), return_inverse=True)
+        names, member = np.unique(_names(patients), return_inverse=True)
         if member.shape != new.shape:
             raise MetricError(
                 f"each score needs one patient, got {new.size} scores and {member.size} patients"
@@ -259,7 +241,8 @@ class Calibration:
         """Return the rate that is proven if images with ``p <= rate`` are flagged.
 
         ``rate`` itself for ``split``. For ``cv+`` with K units in F folds, Theorem 4 of Barber et
-        al. (2021): 2 rate + min(2 (1 - 1/F) / (K/F + 1), (1 - F/K) / (F + 1)).
+        al. (2021): 2 rate + min(2 (1 - 1/F) / (K/F + 1), (1 - F/K) / (F + 1)), proven for one
+        image per unit.
         """
         self._need_scores()
         if self.kind == "split":
@@ -283,22 +266,12 @@ class Calibration:
         self,
         scores: ArrayLike,
         *,
-        patients: ArrayLike | None = None,
+        patients: Sequence[Any] | NDArray[Any] | None = None,
         statistics: Mapping[str, ArrayLike] | None = None,
         max_anomalous: float = 0.5,
         false_alarm: float = 0.01,
     ) -> Drift:
-        """Test whether new images could contain the same kind of normal ones.
-
-        New images may be anomalous, so a plain two-sample test would warn of what the tool is
-        for. What at most a share ``max_anomalous`` of anomalies *cannot* do is tested, at the
-        10 %, 25 % and 50 % quantiles of the calibration: raise the share of scores below one of
-        them (anomalies score higher), or empty it below ``(1 - max_anomalous)`` of its due. For
-        image statistics, which anomalies may move either way, both tails are tested against
-        emptying. Counts below an order statistic are beta-binomial whatever the distribution, and
-        all tests are corrected together (Bonferroni), so the false-alarm rate is at most
-        ``false_alarm`` if the share of anomalies is below ``max_anomalous``. Above it a warning
-        may mean just that. One unit is a patient (the median of its images) where known.
+        """Test whether new images could contain the same kind of normal ones (`normalis.drift`).
 
         Args:
             scores: (M,) anomaly scores; for ``cv+`` (n_models, M), of which the first is used.
@@ -312,39 +285,25 @@ class Calibration:
             MetricError: for a wrong shape or a value that is not finite.
         """
         self._need_scores()
-        if not (0.0 <= max_anomalous < 1.0 and 0.0 < false_alarm < 1.0):
-            raise SettingsError(
-                "max_anomalous must be in [0, 1) and false_alarm in (0, 1), "
-                f"got {max_anomalous} and {false_alarm}"
-            )
         new = self._check(scores)[0]
-        member = (
-            np.arange(new.size)
-            if patients is None
-            else np.unique(np.asarray(patients), return_inverse=True)[1]
-        )
+        names = np.arange(new.size) if patients is None else _names(patients)
         first = self.fold == 0
-        pairs = {"anomaly score": (self.scores[first], self.unit[first], new)}
+        pairs = {SCORE: (self.scores[first], self.unit[first], new)}
         for name, values in (statistics or {}).items():
             if name in self.statistics:
                 pairs[name] = (self.statistics[name], self.unit, np.asarray(values, dtype=float))
-        found: list[tuple[float, str]] = []
-        for name, (old, unit, values) in pairs.items():
-            if values.shape != member.shape or not np.isfinite(values).all():
+        for name, (_, _, values) in pairs.items():
+            if values.shape != names.shape or not np.isfinite(values).all():
                 raise MetricError(
                     f"drift needs one finite {name} per image, got shape {values.shape} "
-                    f"for {member.size} images"
+                    f"for {names.size} images"
                 )
-            before, after = _median(old, unit), _median(values, member)
-            found += _drift_tests(name, before, after, max_anomalous)
-        p_value = min(1.0, min(p for p, _ in found) * len(found)) if new.size else 1.0
-        reasons = tuple(text for p, text in found if p * len(found) <= false_alarm)
-        return Drift(
-            p_value=p_value,
-            drifted=p_value <= false_alarm,
-            reasons=reasons,
-            n_units=int(member.max(initial=-1)) + 1,
-        )
+        member = np.unique(names, return_inverse=True)[1]
+        medians = {
+            name: (unit_medians(old, unit), unit_medians(values, member))
+            for name, (old, unit, values) in pairs.items()
+        }
+        return find_drift(medians, max_anomalous=max_anomalous, false_alarm=false_alarm)
 
     # ------------------------------------------------------------------ storage
 
@@ -543,9 +502,12 @@ def _units(
     """Number the patients; an unknown one is a unit of its own."""
     if patients is None:
         return np.arange(size), "image"
-    names = [f"image {i}" if p is None else f"patient {p}" for i, p in enumerate(patients)]
     known = any(p is not None for p in patients)
-    return np.unique(names, return_inverse=True)[1], "patient" if known else "image"
+    return np.unique(_names(patients), return_inverse=True)[1], "patient" if known else "image"
+
+
+def _names(patients: Sequence[Any] | NDArray[Any]) -> NDArray[np.str_]:
+    return np.array([f"image {i}" if p is None else str(p) for i, p in enumerate(patients)])
 
 
 def _tail(scores: Floats, weight: Floats, new: Floats, *, ties: bool = True) -> Floats:
@@ -569,50 +531,5 @@ def _largest(scores: Floats, member: NDArray[np.int64]) -> Floats:
     return largest
 
 
-def _median(values: Floats, member: NDArray[np.int64]) -> Floats:
-    """Return each unit's median."""
-    order = np.lexsort((values, member))
-    parts = np.split(values[order], np.flatnonzero(np.diff(member[order])) + 1)
-    return np.array([np.median(part) for part in parts if part.size])
-
-
 def _optional(values: Any) -> Floats | None:
     return None if values is None else np.asarray(values, dtype=np.float64)
-
-
-def _emptied(seen: int, n_new: int, rank: int, n_old: int, share: float) -> float:
-    """P(at most ``seen`` of n_new fall below the rank-th of n_old, if ``share`` are normal)."""
-    from scipy.stats import beta, binom
-
-    u = beta.ppf((np.arange(256) + 0.5) / 256, rank, n_old + 1 - rank)
-    return float(np.mean(binom.cdf(seen, n_new, share * u)))
-
-
-def _drift_tests(
-    name: str, old: Floats, new: Floats, max_anomalous: float
-) -> list[tuple[float, str]]:
-    """Return (p-value, sentence) of each test of one quantity."""
-    from scipy.stats import betabinom
-
-    found = []
-    for quantile in _DRIFT_QUANTILES:
-        rank = max(1, int(np.floor(quantile * (old.size + 1))))
-        low, high = np.sort(old)[[rank - 1, old.size - rank]]
-        due = 100 * rank / (old.size + 1)
-        tests = [("below", int((new <= low).sum()), low)]
-        if name == "anomaly score":
-            beneath = int((new < low).sum())
-            p = float(betabinom.sf(beneath - 1, new.size, rank, old.size + 1 - rank))
-            text = f"more than the {due:.0f} % expected"
-            found.append((p, _sentence(name, beneath, new.size, "below", low, text)))
-        else:
-            tests.append(("above", int((new >= high).sum()), high))
-        for side, seen, edge in tests:
-            p = _emptied(seen, new.size, rank, old.size, 1.0 - max_anomalous)
-            text = f"fewer than {100 * max_anomalous:.0f} % anomalies explain (normal: {due:.0f} %)"
-            found.append((p, _sentence(name, seen, new.size, side, edge, text)))
-    return found
-
-
-def _sentence(name: str, seen: int, total: int, side: str, edge: float, text: str) -> str:
-    return f"{name}: {100 * seen / max(1, total):.0f} % of new ones are {side} {edge:.4g}, {text}"
