@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,21 @@ from numpy.typing import ArrayLike, NDArray
 from normalis.errors import MetricError
 from normalis.evaluation.parts import lesions_found, rates_by_group
 from normalis.evaluation.result import Baseline, Evaluation, Subset
-from normalis.evaluation.units import compare
 from normalis.metrics import (
+    Comparison,
     Interval,
     auroc,
     average_precision,
     bootstrap,
+    delong,
     holm,
     pixel_bootstrap,
     pixel_metrics,
     sensitivity_at_fpr,
     share,
 )
+from normalis.metrics.comparison import compare_draws
+from normalis.metrics.intervals import Draws, draw_statistics, interval_of
 from normalis.metrics.pixels import Maps
 from normalis.metrics.ranking import check_scores
 
@@ -266,18 +269,14 @@ def _by_kind(data: _Data, keep: NDArray[np.bool_]) -> dict[str, Interval]:
 
 def _baselines(data: _Data, keep: NDArray[np.bool_]) -> tuple[Baseline, ...]:
     """Return the trivial scores, best first, each compared with the method."""
-    labels, member = data.labels[keep], data.member[keep]
+    labels = data.labels[keep]
     if not data.baselines or min(labels.sum(), (~labels).sum()) < 2:
         return ()
-    rows = []
-    for name, values in data.baselines.items():
-        own = _interval(auroc, values[keep], labels, member, data)
-        try:
-            versus = compare(data.scores[keep], values[keep], labels, groups=member, seed=data.seed)
-        except MetricError as error:
-            data.notes.append(f"baseline {name} is not compared: {error}")
-            continue
-        rows.append((name, own, versus))
+    try:
+        rows = list(_against(data, keep))
+    except MetricError as error:
+        data.notes.append(f"baselines are not compared: {error}")
+        return ()
     adjusted = holm([versus.p_value for _, _, versus in rows])
     found = [
         Baseline(
@@ -290,3 +289,20 @@ def _baselines(data: _Data, keep: NDArray[np.bool_]) -> tuple[Baseline, ...]:
         for (name, own, versus), p in zip(rows, adjusted, strict=True)
     ]
     return tuple(sorted(found, key=lambda b: -b.auroc.value))
+
+
+def _against(data: _Data, keep: NDArray[np.bool_]) -> Iterator[tuple[str, Interval, Comparison]]:
+    """Yield each baseline with its interval and its comparison, all on the same draws."""
+    scores, labels, member = data.scores[keep], data.labels[keep], data.member[keep]
+    units = Draws.of(member, labels.size, n=data.n_draws, seed=data.seed)
+    ours, _ = draw_statistics(auroc, scores, labels, units=units)
+    value = auroc(scores, labels)
+    for name, baseline in data.baselines.items():
+        theirs, rejected = draw_statistics(auroc, baseline[keep], labels, units=units)
+        own = interval_of(
+            auroc(baseline[keep], labels), theirs, units=units, confidence=0.95, rejected=rejected
+        )
+        if units.n_units == labels.size:
+            yield name, own, delong(scores, baseline[keep], labels)
+        else:
+            yield name, own, compare_draws(value - own.value, ours - theirs, units=units)

@@ -19,7 +19,7 @@ from normalis.errors import MetricError
 from normalis.metrics.intervals import Draws, Metric, draw_statistics
 from normalis.metrics.ranking import check_scores, need_classes
 
-__all__ = ["Comparison", "delong", "holm", "paired_bootstrap", "welch"]
+__all__ = ["Comparison", "compare_draws", "delong", "holm", "paired_bootstrap", "welch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +139,21 @@ def paired_bootstrap(
     units = Draws.of(groups, labels.size, n=n, seed=seed)
     ours, _ = draw_statistics(metric, first, is_anomalous, units=units)
     theirs, _ = draw_statistics(metric, second, is_anomalous, units=units)
-    drawn = ours - theirs
+    difference = float(metric(first, is_anomalous) - metric(second, is_anomalous))
+    return compare_draws(difference, ours - theirs, units=units, confidence=confidence)
+
+
+def compare_draws(
+    difference: float, drawn: NDArray[np.float64], *, units: Draws, confidence: float = 0.95
+) -> Comparison:
+    """Make a comparison of the differences (n,) on draws of the same units."""
     tail = (1.0 - confidence) / 2.0
     at_most, at_least = int((drawn <= 0).sum()), int((drawn >= 0).sum())
     return Comparison(
-        difference=float(metric(first, is_anomalous) - metric(second, is_anomalous)),
+        difference=difference,
         low=float(np.quantile(drawn, tail)),
         high=float(np.quantile(drawn, 1.0 - tail)),
-        p_value=min(1.0, 2.0 * (1 + min(at_most, at_least)) / (n + 1)),
+        p_value=min(1.0, 2.0 * (1 + min(at_most, at_least)) / (drawn.size + 1)),
         n_units=units.n_units,
         test="paired bootstrap",
     )
