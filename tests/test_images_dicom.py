@@ -15,7 +15,7 @@ from pydicom.uid import (
 )
 
 from normalis.errors import UnreadableImageError
-from normalis.images import probe, read_frames
+from normalis.images import dicom, probe, read_frames
 
 MR, SR, DIR = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.1.3.10"
 
@@ -174,6 +174,36 @@ def test_rgb(tmp_path, rng):
     assert probe(path).channels == 3
 
 
+def test_a_palette_becomes_rgb(tmp_path, rng):
+    values = rng.integers(0, 256, (6, 5), dtype=np.uint8)
+    data = make(values, bits=8)
+    data.PhotometricInterpretation = "PALETTE COLOR"
+    tables = rng.integers(0, 256, (3, 256))
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        setattr(data, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(data, f"{name}PaletteColorLookupTableData", (table * 257).astype("<u2").tobytes())
+        data[f"{name}PaletteColorLookupTableDescriptor"].VR = "US"
+    np.testing.assert_array_equal(one(write(tmp_path / "a", data)).pixels, tables[:, values])
+
+
+def test_ybr_becomes_rgb(tmp_path):
+    data = make(np.full((4, 4, 3), (76, 85, 255), np.uint8), bits=8)
+    data.PhotometricInterpretation = "YBR_FULL"
+    pixels = one(write(tmp_path / "a", data)).pixels
+    np.testing.assert_allclose(pixels[:, 0, 0], [254, 0, 0], atol=2)
+
+
+def test_stored_floats_keep_their_values_and_may_not_be_nan(tmp_path, rng):
+    values = rng.normal(size=(6, 5)).astype(np.float32)
+    data = make(values, bits=32)
+    del data.PixelData, data.BitsStored, data.HighBit, data.PixelRepresentation
+    data.FloatPixelData = values.tobytes()
+    np.testing.assert_array_equal(one(write(tmp_path / "a", data)).pixels[0], values)
+    values[1, 2] = np.nan
+    data.FloatPixelData = values.tobytes()
+    assert "NaN or infinite, the first at [0, 1, 2]" in reason_of(write(tmp_path / "b", data))
+
+
 def test_every_frame_with_its_own_transform(tmp_path, rng):
     values = rng.integers(0, 4096, (3, 5, 4), dtype=np.uint16)
     data = make(values, bits=12)
@@ -280,6 +310,28 @@ def test_truncated_at_any_place(tmp_path, values, syntax):
     for kept in range(len(whole) - 20, 140, -37):
         path.write_bytes(whole[:kept])
         assert reason_of(path)
+    path.write_bytes(whole[:-30])
+    assert "truncated" in reason_of(path)
+
+
+def test_a_decoder_that_panics_is_a_reason_like_any_other(tmp_path, values, monkeypatch):
+    class PanicException(BaseException):
+        """As PyO3 raises where Rust code panics."""
+
+    def panic(*_, **__):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(dicom, "iter_pixels", panic)
+    assert "index out of bounds" in reason_of(write(tmp_path / "a", make(values, bits=12)))
+
+
+def test_an_interrupt_is_not_swallowed(tmp_path, values, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dicom, "iter_pixels", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(read_frames(write(tmp_path / "a", make(values, bits=12))))
 
 
 def test_a_missing_codec_names_the_install_line(tmp_path, values, monkeypatch):

@@ -27,6 +27,7 @@ from pydicom.pixels import apply_color_lut, get_decoder, iter_pixels
 
 from normalis.errors import UnreadableImageError
 from normalis.images.frame import Frame, Probe
+from normalis.images.raster import check_finite
 
 __all__ = ["probe", "read"]
 
@@ -65,9 +66,12 @@ def read(stream: BinaryIO, path: Path, *, voi: bool = True, **_: Any) -> Iterato
     try:
         for index, stored in enumerate(iter_pixels(data)):
             pixels, window = _to_pixels(stored, data, index, voi=voi)
+            check_finite(pixels, path)  # stored floats, or a rescale slope that is none
             extra = _frame_header(data, index) | window
             number = index if frames > 1 else None
             yield Frame(pixels=pixels, path=path, slice_index=number, header=header | extra)
+    except UnreadableImageError:
+        raise
     except (RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
         raise UnreadableImageError(path, _why_not_decoded(data, error)) from error
 
@@ -116,6 +120,8 @@ def _why_no_image(data: Dataset) -> str | None:
         return "a structured report, which has no pixels"
     if not data.file_meta.get("TransferSyntaxUID"):
         return "no (0002,0010) Transfer Syntax UID in its file meta, so its encoding is unknown"
+    if not len(data):  # pydicom drops all elements when the file ends within an encapsulated one
+        return "truncated: the file ends within its pixels or header, so that none of it is usable"
     missing = [n for n in ("Rows", "Columns", "BitsAllocated") if not data.get(n)]
     if not any(name in data for name in _PIXELS):
         if not missing:

@@ -58,7 +58,7 @@ def probe(stream: BinaryIO, path: Path) -> Probe:
         path=path,
         format=str(image.format),
         bits=bits,
-        channels=len(image.getbands()),
+        channels=3 if image.mode == "P" else len(image.getbands()),
         height=image.height,
         width=image.width,
         frames=len(pages),

@@ -173,9 +173,14 @@ def _reasons(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnreadableImageError(path, _describe(error)) from error
+    except BaseException as error:
+        # pylibjpeg-rle is written in Rust, whose panic arrives as a BaseException of its own
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UnreadableImageError(path, _describe(error)) from error
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     said = " ".join(str(error).split())
     match error:
         case FileNotFoundError():
@@ -191,6 +196,7 @@ def _describe(error: Exception) -> str:
     return f"cannot be decoded, damaged or of an unusual kind: {said or type(error).__name__}"
 
 
+_NOISY = r"(PIL|pydicom|nibabel|numpy|gdcm|jpeg_ls|pylibjpeg|openjpeg|rle|normalis\.images)(\.|$)"
 _quiet_lock = threading.Lock()
 _quiet_users = 0
 _quiet_saved: Any = None
@@ -198,7 +204,7 @@ _quiet_saved: Any = None
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the decoders' warnings, in whichever thread.
+    """Silence the decoders' warnings, in whichever thread, and nobody else's.
 
     ``warnings.catch_warnings`` alone is not safe here: threads that overlap would restore each
     other's filters. The first to enter changes them, the last to leave restores them.
@@ -208,7 +214,7 @@ def _quiet() -> Iterator[None]:
         if _quiet_users == 0:
             _quiet_saved = warnings.catch_warnings()
             _quiet_saved.__enter__()
-            warnings.simplefilter("ignore")
+            warnings.filterwarnings("ignore", module=_NOISY)
         _quiet_users += 1
     try:
         yield
