@@ -274,65 +274,78 @@ def find_shifted(
         (N,) highest ncc of the overlap, -1 where no candidate has a similar spectrum, and (N,)
         index of that training image, -1 likewise.
     """
+    value, index = _candidates(test, train, patients, block)
+    row, place = np.nonzero(value >= _MIN_SPECTRUM)
+    col = index[row, place]
+    ncc = _align(test, train, row, col)
     best = np.full(len(test), -1, np.float32)
     twin = np.full(len(test), -1)
-    for at in range(0, len(test), block):
-        for start in range(0, len(train), block):
-            ours, theirs = slice(at, at + block), slice(start, start + block)
-            value = _spectra(test[ours]) @ _spectra(train[theirs]).T
-            if patients is not None:
-                a, b = patients[0][ours, None], patients[1][theirs]
-                value[(a != b) & (a >= 0) & (b >= 0)] = -1
-            row, col = _candidates(value)
-            ncc = _align(test[ours][row], train[theirs][col])
-            order = np.argsort(ncc)  # the last, largest, of several writes to one place stays
-            row, col, ncc = row[order] + at, col[order] + start, ncc[order]
-            better = ncc > best[row]
-            best[row[better]], twin[row[better]] = ncc[better], col[better]
+    order = np.argsort(ncc)  # of several writes to one place the last, and largest, stays
+    best[row[order]], twin[row[order]] = ncc[order], col[order]
     return best, twin
 
 
-def _spectra(x: Pixels) -> Floats:
+def _spectra(x: Pixels, block: int) -> Floats:
     """Return unit rows of log-magnitude spectra, which a shift hardly changes."""
     k = min(_FREQUENCIES, min(x.shape[1:]) // 2 - 1)
-    f = np.log1p(np.abs(_transform(x)))
-    return unit_rows(np.concatenate([f[:, : k + 1, : k + 1], f[:, -k:, : k + 1]], axis=1))
+    parts = [np.empty((0, (2 * k + 1) * (k + 1)), np.float32)]
+    for at in range(0, len(x), block):
+        f = np.log1p(np.abs(_transform(x[at : at + block])[:, :, : k + 1]))
+        parts.append(unit_rows(np.concatenate([f[:, : k + 1], f[:, -k:]], axis=1)))
+    return np.concatenate(parts)
 
 
 def _transform(x: Pixels) -> NDArray[np.complexfloating]:
     """Return the Fourier transform under a Hann window, which hides the edges' jump."""
+    from scipy.fft import rfft2
+
     x = np.asarray(x, np.float32)
     window = np.outer(np.hanning(x.shape[1]), np.hanning(x.shape[2])).astype(np.float32)
-    return np.fft.rfft2((x - x.mean(axis=(1, 2), keepdims=True)) * window)
+    return rfft2((x - x.mean(axis=(1, 2), keepdims=True)) * window)
 
 
-def _candidates(value: Floats) -> tuple[Indices, Indices]:
-    """Return (row, column) of the few largest entries of each row that are large enough."""
-    k = min(_CANDIDATES, value.shape[1])
-    col = np.argpartition(value, -k, axis=1)[:, -k:]
-    row = np.repeat(np.arange(len(value)), k)
-    keep = value[row, col.ravel()] >= _MIN_SPECTRUM
-    return row[keep], col.ravel()[keep]
+def _candidates(
+    test: Pixels, train: Pixels, patients: tuple[Indices, Indices] | None, block: int
+) -> tuple[Floats, Indices]:
+    """Return correlation and index of the training images with the most similar spectra."""
+    ours, theirs = _spectra(test, block), _spectra(train, block)
+    best = np.full((len(test), _CANDIDATES), -1, np.float32)
+    index = np.zeros((len(test), _CANDIDATES), np.int64)
+    for at in range(0, len(test), block):
+        here = slice(at, at + block)
+        for start in range(0, len(train), block):
+            value = ours[here] @ theirs[start : start + block].T
+            if patients is not None:
+                a, b = patients[0][here, None], patients[1][start : start + block]
+                value[(a != b) & (a >= 0) & (b >= 0)] = -1
+            both = np.concatenate([best[here], value], axis=1)
+            top = np.argpartition(both, -_CANDIDATES, axis=1)[:, -_CANDIDATES:]
+            known = np.take_along_axis(index[here], np.minimum(top, _CANDIDATES - 1), axis=1)
+            index[here] = np.where(top < _CANDIDATES, known, top - _CANDIDATES + start)
+            best[here] = np.take_along_axis(both, top, axis=1)
+    return best, index
 
 
-def _align(a: Pixels, b: Pixels) -> Floats:
+def _align(test: Pixels, train: Pixels, row: Indices, col: Indices) -> Floats:
     """Return the ncc of each pair's overlap after the shift that phase correlation finds."""
-    out = np.full(len(a), -1, np.float32)
-    for at in range(0, len(a), 512):
-        here = slice(at, at + 512)
-        dy, dx = _shifts(a[here], b[here])
+    out = np.full(len(row), -1, np.float32)
+    for at in range(0, len(row), 512):
+        a, b = test[row[at : at + 512]], train[col[at : at + 512]]
+        dy, dx = _shifts(a, b)
         for y, x in np.unique(np.stack([dy, dx]), axis=1).T:
-            same = at + np.flatnonzero((dy == y) & (dx == x))
+            same = np.flatnonzero((dy == y) & (dx == x))
             first, second = _overlap(a[same], y, x), _overlap(b[same], -y, -x)
-            out[same] = (unit_rows(first) * unit_rows(second)).sum(axis=1)
+            out[at + same] = (unit_rows(first) * unit_rows(second)).sum(axis=1)
     return out
 
 
 def _shifts(a: Pixels, b: Pixels) -> tuple[Indices, Indices]:
     """Return by how many rows and columns each a lies below and right of b."""
+    from scipy.fft import irfft2
+
     cross = _transform(a) * np.conj(_transform(b))
     cross /= np.maximum(np.abs(cross), 1e-9)
-    peak = np.fft.irfft2(cross, s=a.shape[1:])
+    peak = irfft2(cross, s=a.shape[1:])
     m, width = _MAX_SHIFT, 2 * _MAX_SHIFT + 1
     peak = np.roll(peak, (m, m), axis=(1, 2))[:, :width, :width].reshape(len(a), -1)
     dy, dx = np.divmod(peak.argmax(axis=1), width)

@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 _BLOCK = 1024  # rows per matrix product: 1024 x 1024 float32 products take 4 MiB
+_FITTED = 2500  # images that PCA is fitted on, at least, where there are more
+_FEW = 10  # values of a number that may as well be names
 _MAX_BITS = 4  # most common values of one property that become a score each
 
 
@@ -100,8 +102,8 @@ def pca_residual(
     """
     from sklearn.decomposition import PCA
 
-    # 10,000 images determine 16 directions of 4,096 pixels; more only cost memory.
-    rows = _rows(train[:: max(1, len(train) // 10_000)])
+    # A few thousand images determine 16 directions; more only cost time and memory.
+    rows = _rows(train[:: max(1, len(train) // _FITTED)])
     count = min(components, *rows.shape)
     pca = PCA(n_components=count, svd_solver="randomized", random_state=seed).fit(rows)
 
@@ -177,9 +179,10 @@ def pixel_scores(x: NDArray[Any], train: NDArray[Any]) -> dict[str, NDArray[np.f
 def property_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:
     """Return scores that read only what a file's header, listing or size says.
 
-    A numeric property is a score as it is (missing values become the median); each of the most
-    common values of any property is one bit, ``PROPERTY=VALUE``. Properties that are the same for
-    all images, and values that nearly never or nearly always occur, say nothing and are left out.
+    A numeric property is a score as it is (missing values become the median). Each of the most
+    common values of a text, or of a number that takes ten values at most, is one bit,
+    ``PROPERTY=VALUE``. Properties that are the same for all images, and values that nearly never
+    or nearly always occur, say nothing and are left out.
 
     Args:
         rows: one mapping per image, property -> value; keys may be missing.
@@ -191,12 +194,14 @@ def property_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.f
     scores: dict[str, NDArray[np.float64]] = {}
     for name in names:
         values = [row.get(name) for row in rows]
-        if len(set(map(_text, values))) < 2:
+        distinct = len(set(map(_text, values)))
+        if distinct < 2:
             continue
         numeric = _numeric(values)
         if numeric is not None:
             scores[name] = numeric
-        scores.update(_bits(name, values))
+        if numeric is None or distinct <= _FEW:
+            scores.update(_bits(name, values))
     return scores
 
 

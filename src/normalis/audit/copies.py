@@ -31,8 +31,8 @@ class Copies:
         by_pixels: (N,) whether an image on the other side has the same pixels after resizing.
         plain: correlations of the images as they lie.
         mirrored: correlations with left-right mirror images.
-        shifted: (N,) highest correlation of a test image with a training image moved by up to four
-            pixels; -1 where nothing came near.
+        shifted: (N,) highest correlation of a test image that has no other twin with a training
+            image moved by up to four pixels; -1 where nothing came near.
         shifted_twin: (N,) index of that training image, or -1.
     """
 
@@ -78,30 +78,28 @@ def compare_images(
     mirrored = scan(
         pixels, is_test, patients=who, mirrored=True, progress=lambda s: tell("mirrored copies", s)
     )
-    by_bytes = _on_both_sides([fact.digest for fact in facts], is_test)
     textured = pixels.reshape(len(pixels), -1)
     constant = textured.min(axis=1) == textured.max(axis=1)  # blank slices are everyone's
     digests = [
         None if blank else d for blank, d in zip(constant, pixel_digests(pixels), strict=True)
     ]
-    shifted = np.full(len(pixels), -1, np.float32)
-    twin = np.full(len(pixels), -1)
-    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-    if len(train) and len(test):
-        tell("shifted copies", 0.0)
-        shifted[test], near = find_shifted(
-            pixels[test], pixels[train], patients=(who[test], who[train])
-        )
-        twin[test] = np.where(near >= 0, train[near], -1)
-        tell("shifted copies", 1.0)
-    return Copies(
-        by_bytes=by_bytes,
+    found = Copies(
+        by_bytes=_on_both_sides([fact.digest for fact in facts], is_test),
         by_pixels=_on_both_sides(digests, is_test),
         plain=plain,
         mirrored=mirrored,
-        shifted=shifted,
-        shifted_twin=twin,
+        shifted=np.full(len(pixels), -1, np.float32),
+        shifted_twin=np.full(len(pixels), -1),
     )
+    tell("shifted copies", 0.0)
+    open_cases = is_test & ~found.has_twin(THRESHOLDS[-1], mirrored=True)
+    test, train = np.flatnonzero(open_cases), np.flatnonzero(~is_test)
+    if len(train) and len(test):
+        ncc, near = find_shifted(pixels[test], pixels[train], patients=(who[test], who[train]))
+        found.shifted[test] = ncc
+        found.shifted_twin[test] = np.where(near >= 0, train[near], -1)
+    tell("shifted copies", 1.0)
+    return found
 
 
 def _on_both_sides(digests: Sequence[Any], is_test: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -126,9 +126,7 @@ class Audit:
             "reencoded_across_splits": int(again.sum()),
             "mirrored_across_splits": self._at(lambda t: c.mirrored.across >= t),
             "near_or_mirrored_across_splits": self._at(lambda t: c.has_twin(t, mirrored=True)),
-            "shifted_across_splits": self._at(
-                lambda t: (c.shifted >= t) & ~c.has_twin(THRESHOLDS[-1], mirrored=True)
-            ),
+            "shifted_across_splits": self._at(lambda t: c.shifted >= t),
             "lookalikes_across_splits": self._at(lambda t: c.plain.lookalike >= t),
             "distinct_train": int((c.plain.distinct & ~test).sum()),
             "distinct_train_by_bytes": self._distinct_files(),

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
+_LEAST_TO_COMPARE = 10  # images of a side
+
 
 def audit(
     dataset: Dataset,
@@ -142,24 +144,24 @@ def _confounds(
 
 def _shifts(pixels: NDArray[Any], facts: Sequence[Fact], groups: NDArray[np.int64]) -> list[Shift]:
     """Compare normal images of training and test."""
-    train = np.array([i for i, f in enumerate(facts) if not f.is_test], dtype=np.int64)
+    train = [i for i, f in enumerate(facts) if not f.is_test]
     test = [i for i, f in enumerate(facts) if f.is_test and f.is_anomalous is False]
-    if len(train) < 10 or len(test) < 10:
+    if len(train) < _LEAST_TO_COMPARE or len(test) < _LEAST_TO_COMPARE:
         return []
-    sides = [_columns([facts[i].properties for i in side]) for side in (train.tolist(), test)]
-    # Half of the training, by patient, fits the PCA: its own images' residuals are too small.
-    units = independent_units([fact.patient_id for fact in facts], groups)[train]
-    fits = units % 2 == 0
-    rest = train if fits.all() or not fits.any() else train[~fits]
+    ours, theirs = (_columns([facts[i].properties for i in side]) for side in (train, test))
     threshold = trivial.foreground_threshold(pixels[train])
-    for side, chosen, compared in zip(sides, (train, test), (rest, test), strict=True):
-        x = pixels[chosen]
-        side["mean_intensity"] = trivial.mean_intensity(x)
-        side["contrast"] = trivial.contrast(x)
-        side["foreground_area"] = trivial.foreground_area(x, threshold=threshold)
-        if len(rest) < len(train):
-            side["pca16_residual"] = trivial.pca_residual(pixels[compared], pixels[train[fits]])
-    return find_shifts(*sides)
+    for columns, side in ((ours, train), (theirs, test)):
+        x = pixels[side]
+        columns["mean_intensity"] = trivial.mean_intensity(x)
+        columns["contrast"] = trivial.contrast(x)
+        columns["foreground_area"] = trivial.foreground_area(x, threshold=threshold)
+    # PCA is fitted on half of the training, by patient: its own images' residuals are too small.
+    units = independent_units([fact.patient_id for fact in facts], groups)
+    half, rest = ([i for i in train if units[i] % 2 == k] for k in (0, 1))
+    if half and rest:
+        residual = trivial.pca_residual(pixels[rest + test], pixels[half])
+        ours["pca16_residual"], theirs["pca16_residual"] = np.split(residual, [len(rest)])
+    return find_shifts(ours, theirs)
 
 
 def _columns(properties: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
