@@ -22,10 +22,13 @@ __all__ = [
     "Dataset",
     "Sample",
     "Split",
+    "download_archive",
     "fingerprint",
+    "named",
     "offer_pattern",
     "open_dataset",
     "patients_from_pattern",
+    "prepare",
 ]
 
 # In this order they are asked. The first wins over all others, the last takes what is left.
@@ -39,14 +42,24 @@ LAYOUTS: dict[str, str] = {
 }
 
 DATASETS: dict[str, str] = {
-    "phantom": "normalis.datasets.phantom:write_demo",
+    "phantom": "normalis.datasets.phantom:PHANTOM",
+    "rsna": "normalis.datasets.rsna:RSNA",
+    "vindr_cxr": "normalis.datasets.vindr_cxr:VINDR_CXR",
+    "brain_tumor": "normalis.datasets.brain_tumor:BRAIN_TUMOR",
+    "brats2021": "normalis.datasets.brats2021:BRATS2021",
+    "lag": "normalis.datasets.lag:LAG",
+    "isic2018": "normalis.datasets.isic2018:ISIC2018",
+    "camelyon16": "normalis.datasets.camelyon16:CAMELYON16",
 }
 
 _LAZY = {
+    "download_archive": "normalis.datasets.download",
     "fingerprint": "normalis.datasets.identity",
+    "named": "normalis.datasets.catalogue",
     "KNOWN_PATTERNS": "normalis.datasets.patients",
     "offer_pattern": "normalis.datasets.patients",
     "patients_from_pattern": "normalis.datasets.patients",
+    "prepare": "normalis.datasets.preparing",
 }
 
 
