@@ -98,8 +98,8 @@ def test_oracles_and_deployable_figures_are_apart(study, rng):
     assert sections.index("oracle") == max(sections.index(s) for s in sections)
     assert all("oracle" in row.note for row in found.table() if row.section == "oracle")
     found_lesions = {row.name: row for row in found.table() if row.section == "lesion"}
-    assert found_lesions["lesions of 1 to 9 pixels found"].value == 1.0
-    assert np.isnan(found_lesions["lesions of 100 to more pixels found"].value)
+    assert found_lesions["lesions found, 1 to 9 pixels"].value == 1.0
+    assert np.isnan(found_lesions["lesions found, 100 or more pixels"].value)
 
 
 def test_table_is_plain_and_json_has_no_nan(study):
@@ -116,7 +116,8 @@ def test_table_is_plain_and_json_has_no_nan(study):
     assert back["subsets"][0]["beats_baselines"] is False
     assert back["subsets"][1]["ranking"]["auroc"]["n_units"] == found.subsets[1].n_units
     rows = found.table()
-    assert any(row.note.startswith("does not beat") for row in rows if row.section == "ranking")
+    marked = {row.name for row in rows if row.note == "does not beat same"}
+    assert marked == {"auroc"}
     assert all(row.low <= row.value <= row.high for row in rows if np.isfinite(row.low))
 
 

@@ -142,6 +142,7 @@ def test_weights_equal_repeated_images(rng, tied, clustered):
     for metric, reference in [
         (metrics.auroc, roc_auc_score),
         (metrics.average_precision, average_precision_score),
+        (metrics.sensitivity_at_fpr, lambda y, s: metrics.sensitivity_at_fpr(s, y)),
     ]:
         got, _ = metrics.intervals.draw_statistics(metric, scores, labels, units=units)
         np.testing.assert_allclose(

@@ -38,7 +38,8 @@ class Subset:
     """Figures of one selection of the test images.
 
     Attributes:
-        name: ``all``, ``without NAME`` or ``only NAME`` of a list of leaked images.
+        name: ``all``; ``without NAME``: without the images of a list of leaked ones;
+            ``only NAME``: its normal images against all anomalous ones.
         n_images: images in it.
         n_normal: normal ones.
         n_anomalous: anomalous ones.
@@ -143,14 +144,13 @@ class Evaluation:
                 name = f"false-positive rate, {column} {value}"
                 rows.append(_row("group", "all", name, one, n))
         for lesion in self.lesions:
-            upper = f"{lesion['max_size'] - 1:.0f}" if math.isfinite(lesion["max_size"]) else "more"
             one = Interval(
                 value=lesion["sensitivity"],
                 low=lesion["low"],
                 high=lesion["high"],
                 n_units=int(lesion["n_units"]),
             )
-            name = f"lesions of {lesion['min_size']:.0f} to {upper} pixels found"
+            name = f"lesions found, {_sizes(lesion['min_size'], lesion['max_size'])} pixels"
             rows.append(_row("lesion", "all", name, one, int(lesion["n"]), "n counts lesions"))
         return rows + [row for subset in self.subsets for row in _rows_of(subset, "oracle")]
 
@@ -201,12 +201,24 @@ def _rows_of(subset: Subset, section: str) -> list[TableRow]:
     }[section]
     sizes = {"sensitivity": subset.n_anomalous, "false_positive_rate": subset.n_normal}
     note = "oracle: chosen with test labels" if section == "oracle" else ""
-    if section == "ranking" and subset.beats_baselines is False:
-        note = "does not beat every trivial baseline"
+    better = [b.name for b in subset.baselines if not b.beaten]
+    notes = {"auroc": f"does not beat {_first(better)}"} if better and section == "ranking" else {}
     return [
-        _row(section, subset.name, name, one, sizes.get(name, subset.n_images), note)
+        _row(
+            section, subset.name, name, one, sizes.get(name, subset.n_images), notes.get(name, note)
+        )
         for name, one in source.items()
     ]
+
+
+def _sizes(low: float, high: float) -> str:
+    return f"{low:.0f} to {high - 1:.0f}" if math.isfinite(high) else f"{low:.0f} or more"
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    """Name a few and count the rest."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _plain(value: Any) -> Any:

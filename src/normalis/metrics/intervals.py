@@ -27,6 +27,7 @@ from normalis.metrics.auroc import auroc
 from normalis.metrics.average_precision import average_precision
 from normalis.metrics.pixels import Maps, pixel_metrics, pool_pixels
 from normalis.metrics.ranking import check_scores
+from normalis.metrics.sensitivity import sensitivity_at_fpr
 from normalis.metrics.streaming import bounds, float_keys
 
 __all__ = ["Draws", "Interval", "bootstrap", "draw_statistics", "interval_of", "pixel_bootstrap"]
@@ -169,15 +170,22 @@ def _ends(sorted_scores: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _weighted(name: str, tp: NDArray[np.float64], fp: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return AUROC or AP of each row of cumulative weights (b, K), by descending score."""
+    """Return the metric of each row of cumulative weights (b, K), by descending score."""
     gained = np.diff(tp, axis=1, prepend=0.0)
     if name == "auroc":
         middle = fp - np.diff(fp, axis=1, prepend=0.0) / 2
         return 1.0 - (gained * middle).sum(1) / (tp[:, -1] * fp[:, -1])
+    if name == "sensitivity_at_fpr":
+        allowed = fp <= 0.05 * fp[:, -1:] + 1e-9
+        return (tp * allowed).max(1) / tp[:, -1]
     return (gained * tp / np.maximum(tp + fp, 1.0)).sum(1) / tp[:, -1]
 
 
-_FAST: dict[Metric, str] = {auroc: "auroc", average_precision: "average_precision"}
+_FAST: dict[Metric, str] = {
+    auroc: "auroc",
+    average_precision: "average_precision",
+    sensitivity_at_fpr: "sensitivity_at_fpr",  # at its default rate
+}
 
 
 def draw_statistics(
@@ -186,8 +194,8 @@ def draw_statistics(
     """Return the metric on each draw, (n,), and the number of rejected draws.
 
     Args:
-        metric: `auroc` and `average_precision` take cumulative sums of weights; anything else is
-            called on the repeated images.
+        metric: `auroc`, `average_precision` and `sensitivity_at_fpr` take cumulative sums of
+            weights; anything else is called on the repeated images.
         scores: (N,) anomaly scores.
         is_anomalous: (N,) labels.
         units: who is drawn.
