@@ -5,6 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A busy machine is no reason to fail: hypothesis's 200 ms per example is a stopwatch, not a test.
+settings.register_profile("normalis", deadline=None)
+settings.load_profile("normalis")
 
 
 def find_real_data() -> Path | None:

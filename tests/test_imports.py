@@ -14,14 +14,15 @@ ROOT = Path(normalis.__file__).parent
 # From the bottom up, as drawn in docs/design.md. A module may import from the layers below its own.
 LAYERS = [
     {"errors"},
-    {"entropy", "metrics", "images", "trivial", "duplicates"},
+    {"entropy", "metrics", "images", "trivial", "duplicates", "drift"},
     {"models", "scorers", "datasets", "synthetic", "records"},
     {"training", "loading"},
     {"scoring", "overlays", "experiments"},
     {"selection", "evaluation", "calibration", "audit", "experiment_data"},
     {"detector", "jobs", "reproduce", "report"},
-    {"sweep"},
-    {"outputs"},
+    {"sweep", "tables"},
+    {"ray_engine"},
+    {"outputs", "cli_experiments"},
     {"cli"},
 ]
 #: Scorers read models, as their contract says; drawing needs records' safe writing only.
