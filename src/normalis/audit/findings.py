@@ -120,7 +120,7 @@ def _patients(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             severity="note",
             text=f"Patients are unknown, but the file names look like {name}: confirm with "
-            f"--patient-pattern '{expression}'.",
+            f"--patients '{expression}'.",
         )
     elif counts["train"] is None:
         text = (

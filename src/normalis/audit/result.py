@@ -161,13 +161,11 @@ class Audit:
         }
 
     def tables(self) -> list[Table]:
-        """Return (title, columns, rows) of text, for a terminal or a page; no table is empty."""
+        """Return (title, columns, rows) of text, for a terminal or a page; no table is empty.
+
+        The findings are not among them: they are sentences.
+        """
         tables: list[Table] = [
-            (
-                "Findings",
-                ["severity", "finding"],
-                [[finding.severity, finding.text] for finding in self.findings],
-            ),
             (
                 "What was read",
                 ["property", "value", "train", "test normal", "test anomalous", "test unlabelled"],
