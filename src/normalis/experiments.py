@@ -41,13 +41,15 @@ from normalis.training import TrainingSettings
 
 __all__ = ["Experiment", "Subset", "default_epochs", "expand", "plan", "read_plan", "write_plan"]
 
-# The authors' code trains Brain Tumor for 600 epochs and the others for 250.
-_EPOCHS = {"brain_tumor": 600}
-
 
 def default_epochs(dataset: str) -> int:
     """Return the epochs that a data set is trained for unless a plan says otherwise."""
-    return _EPOCHS.get(dataset, TrainingSettings.epochs)
+    from normalis.datasets.catalogue import named
+
+    try:
+        return named(dataset.split("/")[0]).epochs
+    except SettingsError:  # a data set of the user's own
+        return TrainingSettings.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +339,6 @@ def write_plan(results: str | Path, experiments: Sequence[Experiment]) -> Path:
     """Write the list of experiments to ``RESULTS/plans`` and return the file."""
     identities = [e.identity for e in experiments]
     file = Path(results) / "plans" / f"{content_hash(identities)[:16]}.json"
-    rows = [{"id": e.identity, "training": e.training_key, **e.settings()} for e in experiments]
+    rows = [{"id": e.identity, "training_key": e.training_key, **e.settings()} for e in experiments]
     write_json(file, rows)
     return file

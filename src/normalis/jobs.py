@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -72,14 +72,34 @@ def jobs_of(experiments: Sequence[Experiment]) -> list[Job]:
     return [Job(key=key, experiments=tuple(group)) for key, group in groups.items()]
 
 
-def estimate(job: Job, *, n_train: int) -> float:
-    """Return the seconds that a training is expected to take on one core."""
-    settings = job.experiments[0].training
-    if not issubclass(models.model_class(job.experiments[0].method), Autoencoder):
+def estimate(job: Job, *, n_train: int, known: Sequence[Mapping[str, Any]] = ()) -> float:
+    """Return the seconds that a training is expected to take in one worker.
+
+    Args:
+        job: what would be done.
+        n_train: training images.
+        known: records; the median step of the same method on this machine is taken, else of any
+            method, else what was measured once.
+    """
+    experiment = job.experiments[0]
+    if not issubclass(models.model_class(experiment.method), Autoencoder):
         return 1.0
+    settings = experiment.training
     steps = settings.epochs * -(-n_train // settings.batch_size)
-    area = (job.experiments[0].image_size / 64) ** 2 * settings.batch_size / 64
-    return steps * _STEP_S * area
+    here = content_hash(platform.node())[:8]
+    mine = [r for r in known if r["machine"] == here and r["n_parameters"]]
+    same = [r for r in mine if r["method"] == experiment.method] or mine
+    per_pixel = [_step_s(r) for r in same]
+    step_s = float(np.median(per_pixel)) if per_pixel else _STEP_S / (64 * 64 * 64)
+    return steps * step_s * settings.batch_size * experiment.image_size**2
+
+
+def _step_s(record: Mapping[str, Any]) -> float:
+    """Return the seconds of a training step per pixel of a batch."""
+    settings = record["settings"]
+    batch = settings["training"]["batch_size"]
+    steps = record["epochs"] * -(-record["n_train"] // batch)
+    return float(record["fit_s"] / (steps * batch * settings["image_size"] ** 2))
 
 
 @lru_cache(maxsize=2)

@@ -16,6 +16,7 @@ table (``SELECT * FROM 'results/records/*.parquet'``).
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import RunError
+from normalis.errors import RunError, SettingsError
 
 __all__ = [
     "ClaimedError",
@@ -38,6 +39,7 @@ __all__ = [
     "append_safe",
     "content_hash",
     "exclusive",
+    "listing",
     "versions",
     "write_atomically",
     "write_csv",
@@ -395,12 +397,82 @@ class Records:
             raise RunError(f"{file}: cannot be read as a record ({error}); remove it") from error
         return row
 
+    def table(self) -> list[dict[str, Any]]:
+        """Return all records without their per-image columns; JSON columns as plain values.
+
+        Raises:
+            RunError: if a record is damaged.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = []
+        for file in sorted(self.folder.glob("*.parquet")):
+            try:
+                opened = pq.ParquetFile(file)
+                names = [n for n in opened.schema_arrow.names if n not in PER_IMAGE]
+                row = opened.read(columns=names).to_pylist()[0]
+            except (OSError, pa.ArrowInvalid, IndexError) as error:
+                raise RunError(
+                    f"{file}: cannot be read as a record ({error}); remove it"
+                ) from error
+            rows.append({k: json.loads(v) if k in _JSON else v for k, v in row.items()})
+        return rows
+
     def all(self) -> Iterator[dict[str, Any]]:
         """Yield every record."""
         yield from map(self.read, self.identities())
 
 
+#: Columns of a record with one entry per image.
+PER_IMAGE = (
+    "path", "split", "is_anomalous", "patient_id", "position", "nearest_ncc", "anomaly_score",
+)  # fmt: skip
+_JSON = ("settings", "metrics", "history", "versions")
 _FLOATS = ("anomaly_score", "position", "nearest_ncc")
+
+
+_SHOWN = (
+    "dataset", "method", "latent_dim", "seed", "epochs", "scorer", "reduction", "auroc",
+    "average_precision", "pixel_average_precision", "best_dice", "n_train", "fit_s", "id",
+)  # fmt: skip
+
+
+def listing(
+    results: str | Path,
+    *,
+    where: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    sort: str | None = None,
+) -> tuple[list[str], list[list[Any]]]:
+    """Return the records of a results folder as a table.
+
+    Args:
+        results: the results folder.
+        where: column -> value as text; only records equal in all of them.
+        columns: which ones to show; None shows the usual ones.
+        sort: column to sort by, largest first; None sorts by data set, method, latent dimension.
+
+    Returns:
+        The head and the rows.
+
+    Raises:
+        SettingsError: if a column is unknown; names the nearest one.
+    """
+    rows = Records(results).table()
+    known = list(dict.fromkeys(name for row in rows for name in row))
+    for name in [*(where or {}), *(columns or []), *([sort] if sort else [])]:
+        if rows and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise SettingsError(f"records have no column {name!r}; {hint}")
+    rows = [r for r in rows if all(str(r.get(k)) == v for k, v in (where or {}).items())]
+    if sort:
+        rows.sort(key=lambda r: (r.get(sort) is not None, r.get(sort)), reverse=True)
+    else:
+        rows.sort(key=lambda r: (r["dataset"], r["method"], r["latent_dim"] or 0, r["seed"]))
+    head = list(columns or (c for c in _SHOWN if any(r.get(c) is not None for r in rows)))
+    return head, [[r.get(c) for c in head] for r in rows]
 
 
 def _type_of(column: str) -> Any:
