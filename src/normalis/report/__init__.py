@@ -1,0 +1,111 @@
+"""A run, scored images, or the results of a sweep as one HTML page that opens from disk.
+
+The page holds everything it needs: charts as SVG, pictures as data URIs, its style and its script.
+It loads nothing and sends nothing; a content-security policy in the page forbids it. Notes that a
+reader takes stay in the reader's browser until they are exported.
+
+::
+
+    sources    folder -> tables and settings          curves     ROC and PR with bands
+    sections   -> tiles, charts, tables               charts     matplotlib -> inline SVG
+    triage     -> cases for the browser               pictures   strips -> data URIs
+    results    records -> rows and figures by d       templates  HTML, CSS and plain JavaScript
+
+PyTorch is not needed, neither are the images: `normalis score` leaves what the page shows.
+
+For triage and research, not for diagnosis.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from normalis.errors import RunError
+from normalis.records import write_atomically
+from normalis.report.sources import Source, detect, read_records, read_run, read_scores
+
+__all__ = ["write_report"]
+
+_MARK = '<meta name="generator" content="normalis'
+
+
+def write_report(path: str | Path, out: str | Path) -> Path:
+    """Write the page of a run folder, an output folder of ``score`` or a sweep's results.
+
+    Args:
+        path: the folder; what it holds is recognised.
+        out: the HTML file. An older page of ours is replaced, any other file is not.
+
+    Returns:
+        The file written.
+
+    Raises:
+        RunError: if the folder is none of the three, damaged or unfinished, or if ``out`` is
+            something other than a page of ours or cannot be written.
+    """
+    folder, page = Path(path), Path(out)
+    _check_out(page)
+    kind = detect(folder)
+    if kind == "results":
+        html = _results_page(folder)
+    else:
+        html = _source_page(read_scores(folder) if kind == "scores" else read_run(folder))
+    write_atomically(page, lambda p: p.write_text(html, encoding="utf-8"))
+    return page
+
+
+def _check_out(page: Path) -> None:
+    if page.is_dir():
+        raise RunError(f"{page}: must be a file such as page.html, is a folder; add a file name")
+    if page.is_file() and page.stat().st_size:
+        with page.open(encoding="utf-8", errors="replace") as file:
+            head = file.read(2000)
+        if _MARK not in head:
+            raise RunError(
+                f"{page}: holds something other than a report, which is not overwritten; choose "
+                "another --out"
+            )
+
+
+def _source_page(source: Source) -> str:
+    from normalis.report import sections
+    from normalis.report.page import render
+    from normalis.report.triage import triage_data
+
+    findings, audit_tables = sections.audit_tables(source.audit)
+    context: dict[str, Any] = {
+        "name": sections.display_name(source),
+        "tiles": sections.tiles(source),
+        "charts": sections.draw_charts(source),
+        "calibration": sections.calibration_table(source),
+        "facts": sections.fact_tables(source),
+        "findings": findings,
+        "audit_tables": audit_tables,
+        "evaluation": sections.evaluation_tables(source.evaluation),
+        "notes": source.evaluation.get("notes") or [],
+        "skipped": source.skipped,
+        "source": source,
+        "triage": None if source.cases is None or not len(source.cases) else triage_data(source),
+    }
+    return render("source.html.j2", context)
+
+
+def _results_page(folder: Path) -> str:
+    from normalis.report.page import render
+    from normalis.report.results import METRICS, latent_dim_charts, rows_of
+
+    records = read_records(folder)
+    rows = rows_of(records)
+    context: dict[str, Any] = {
+        "name": folder.resolve().name,
+        "rows": rows,
+        "records": len(records),
+        "metrics": {k: v for k, v in METRICS.items() if any(k in row.values for row in rows)},
+        "datasets": sorted({row.dataset for row in rows}),
+        "methods": sorted({row.method for row in rows}),
+        "charts": latent_dim_charts(rows),
+        "has_variants": any(row.variant for row in rows),
+        "has_scorers": any(row.scorer != "own" for row in rows),
+    }
+    return render("results.html.j2", context)

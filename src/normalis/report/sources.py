@@ -1,0 +1,249 @@
+"""What lies in a folder: a run, the output of ``score``, or the results of ``sweep``.
+
+Only tables and JSON are read here, never a model and never an image, so a page can be made on a
+machine without PyTorch and without the data.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normalis.calibration import Calibration
+from normalis.errors import RunError, SettingsError
+from normalis.records import Records, RunFolder
+
+__all__ = ["Cases", "Source", "detect", "read_records", "read_run", "read_scores"]
+
+Kind = Literal["run", "scores", "results"]
+_COLUMNS = ("path", "slice", "patient_id", "anomaly_score", "p_value", "flagged")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cases:
+    """The scored images, in the order of ``scores.csv``.
+
+    Attributes:
+        path: (N,) file names as they were given.
+        place: (N,) slice or row within the file, empty where there is one image a file.
+        patient_id: (N,) empty where unknown.
+        anomaly_score: (N,) higher is more anomalous.
+        p_value: (N,) NaN without calibration.
+        is_anomalous: (N,) None where nobody said.
+        kind: (N,) name of the anomaly, None where unknown.
+    """
+
+    path: list[str]
+    place: list[str]
+    patient_id: list[str]
+    anomaly_score: NDArray[np.float64]
+    p_value: NDArray[np.float64]
+    is_anomalous: list[bool | None]
+    kind: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """(N,) whether the class is known."""
+        return np.array([label is not None for label in self.is_anomalous], dtype=bool)
+
+    @property
+    def anomalous(self) -> NDArray[np.bool_]:
+        """(N,) whether the image is known to be anomalous."""
+        return np.array([label is True for label in self.is_anomalous], dtype=bool)
+
+    @property
+    def groups(self) -> NDArray[Any] | None:
+        """(N,) patient of each image, None unless all are known."""
+        return np.array(self.patient_id) if all(self.patient_id) else None
+
+    @property
+    def order(self) -> NDArray[np.intp]:
+        """Positions by p-value, then by descending score: what a reader should look at first."""
+        p_value = np.where(np.isnan(self.p_value), np.inf, self.p_value)
+        return np.lexsort((-self.anomaly_score, p_value))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Source:
+    """A run or a scoring, as far as its folder tells.
+
+    Attributes:
+        folder: where it lies.
+        kind: ``run`` or ``scores``.
+        details: settings, history, versions and so on, as ``fit`` or ``score`` wrote them.
+        calibration: scores of held-out normal images, None where there are none.
+        normal_scores: (n,) scores of the normal images held out (else trained on).
+        cases: the scored images; None for a run.
+        skipped: (path, reason) of images that could not be read.
+        audit: findings of ``check``; empty where there is no ``audit.json``.
+        evaluation: result of ``evaluate``; empty where there is no ``evaluation.json``.
+    """
+
+    folder: Path
+    kind: Kind
+    details: dict[str, Any]
+    calibration: Calibration | None
+    normal_scores: NDArray[np.float64]
+    cases: Cases | None = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    audit: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+
+def detect(path: Path) -> Kind:
+    """Return what a folder holds.
+
+    Raises:
+        RunError: if it is none of the three, or unfinished.
+    """
+    if (path / "scores.csv").is_file():
+        return "scores"
+    if (path / RunFolder.SETTINGS).is_file():
+        return "run"
+    if any((path / "records").glob("*.parquet")):
+        return "results"
+    if not path.is_dir():
+        state = "is a file" if path.exists() else "does not exist"
+        raise RunError(f"{path}: must be a folder written by fit, score or sweep, {state}")
+    for name, command in (("progress.csv", "score"), (RunFolder.CHECKPOINT, "fit")):
+        if (path / name).is_file():
+            raise RunError(f"{path}: is unfinished: run the same `normalis {command}` to go on")
+    raise RunError(
+        f"{path}: must hold a run (model.json), the output of score (scores.csv) or results of "
+        "sweep (records/*.parquet), holds none of them"
+    )
+
+
+def read_run(path: Path) -> Source:
+    """Read a run folder; its checksums are checked.
+
+    Raises:
+        RunError: if it is damaged.
+    """
+    folder = RunFolder(path)
+    details = folder.read_settings()
+    return Source(
+        folder=path,
+        kind="run",
+        details=details,
+        calibration=_calibration(path / RunFolder.SETTINGS, details),
+        normal_scores=np.asarray(folder.read_arrays().get("decision_scores", []), dtype=float),
+        skipped=_read_skipped(path / "skipped.csv"),
+        audit=_read_json(path / "audit.json"),
+        evaluation=_read_json(path / "evaluation.json"),
+    )
+
+
+def read_scores(path: Path) -> Source:
+    """Read an output folder of ``score``; without its ``score.json`` the table alone serves.
+
+    Raises:
+        RunError: if a file is damaged.
+    """
+    details = _read_json(path / "score.json")
+    return Source(
+        folder=path,
+        kind="scores",
+        details=details,
+        calibration=_calibration(path / "score.json", details),
+        normal_scores=np.asarray(details.get("decision_scores") or [], dtype=float),
+        cases=_read_cases(path / "scores.csv", details),
+        skipped=_read_skipped(path / "skipped.csv"),
+        audit=_read_json(path / "audit.json"),
+        evaluation=_read_json(path / "evaluation.json"),
+    )
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return all experiment records of a results folder, JSON columns decoded."""
+    return [{k: _decoded(v) for k, v in row.items()} for row in Records(path).all()]
+
+
+def _decoded(value: Any) -> Any:
+    """Turn a column that holds a JSON object back into one."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object, empty if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        body = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read as JSON ({error}); restore or remove it") from error
+    if not isinstance(body, dict):
+        raise RunError(f"{file}: must hold a JSON object, holds {type(body).__name__}; remove it")
+    return body
+
+
+def _calibration(file: Path, details: Mapping[str, Any]) -> Calibration | None:
+    stored = details.get("calibration")
+    if not stored:
+        return None
+    try:
+        found = Calibration.from_dict(stored)
+    except SettingsError as error:
+        raise RunError(f"{file}: {error}") from error
+    return found if found.kind != "none" and found.n_units else None
+
+
+def _read_table(file: Path) -> list[dict[str, str]]:
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            return list(csv.DictReader(opened))
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{file}: cannot be read as CSV ({error}); restore it") from error
+
+
+def _read_skipped(file: Path) -> list[tuple[str, str]]:
+    rows = _read_table(file) if file.is_file() else []
+    return [(row.get("path") or "", row.get("reason") or "") for row in rows]
+
+
+def _read_cases(file: Path, details: Mapping[str, Any]) -> Cases:
+    rows = _read_table(file)
+    missing = [name for name in _COLUMNS[:4] if rows and name not in rows[0]]
+    if missing:
+        raise RunError(f"{file}: must have a column {missing[0]!r}, has {list(rows[0])}")
+    labels = details.get("is_anomalous") or [None] * len(rows)
+    kinds = details.get("kind") or [None] * len(rows)
+    if len(labels) != len(rows) or len(kinds) != len(rows):
+        raise RunError(
+            f"{file}: must have as many rows as score.json beside it has labels, has {len(rows)} "
+            f"rows for {len(labels)}; score again into a new folder"
+        )
+    return Cases(
+        path=[row["path"] for row in rows],
+        place=[row["slice"] or "" for row in rows],
+        patient_id=[row["patient_id"] or "" for row in rows],
+        anomaly_score=_numbers(file, rows, "anomaly_score"),
+        p_value=_numbers(file, rows, "p_value"),
+        is_anomalous=list(labels),
+        kind=list(kinds),
+    )
+
+
+def _numbers(file: Path, rows: list[dict[str, str]], column: str) -> NDArray[np.float64]:
+    """Return a column as numbers; empty cells are NaN."""
+    try:
+        return np.array([float(row.get(column) or "nan") for row in rows], dtype=np.float64)
+    except ValueError as error:
+        raise RunError(
+            f"{file}: column {column} must hold numbers ({error}); restore it"
+        ) from error
