@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from normalis.cli_experiments import app as experiments
 from normalis.errors import NormalisError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(experiments)
 console = Console()
 errors = Console(stderr=True)
 
@@ -124,6 +126,55 @@ def _report_skipped(skipped: list[tuple[Path, str]], where: Path | None = None) 
     errors.print(f"[yellow]{len(skipped)} images could not be read and were skipped[/]{listed}")
     for path, reason in skipped[:5]:
         errors.print(f"  {escape(str(path))}: {escape(reason)}", soft_wrap=True)
+
+
+@app.command()
+def check(
+    data: Data,
+    patients: Annotated[
+        str | None,
+        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where leaks are found.")] = False,
+) -> None:
+    """Say what is in DATA and what is wrong with it, before any training."""
+    from normalis.audit import audit
+    from normalis.datasets import open_dataset
+
+    dataset = open_dataset(data)
+    if not as_json:
+        _describe(dataset)
+    with _bar("check") as (bar, task):
+        found = audit(dataset, patient_pattern=patients, progress=_stages(bar, task))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        _print_audit(found)
+    if out is not None:
+        from normalis.records import write_json
+
+        write_json(out, found.to_dict())
+    if strict and found.has_leaks:
+        raise typer.Exit(1)
+
+
+def _stages(bar: Bar, task: Any) -> Callable[[str, float], None]:
+    def update(stage: str, share: float) -> None:
+        bar.update(task, completed=round(100 * share), total=100, note=stage)
+
+    return update
+
+
+def _print_audit(found: Any) -> None:
+    _report_skipped([(Path(path), reason) for path, reason in found.unreadable])
+    for title, columns, rows in found.tables():
+        console.print(_table(title, columns, rows))
+    colours = {"leak": "red", "confound": "magenta", "shift": "yellow", "note": "cyan"}
+    for finding in found.findings:
+        colour = colours.get(finding.severity, "white")
+        console.print(f"[{colour}]{finding.severity:>9}[/] {escape(finding.text)}", soft_wrap=True)
 
 
 @app.command()
@@ -217,8 +268,8 @@ def _open(data: Path, patients: str | None = None) -> Dataset:
     offered = offer_pattern(dataset)
     if offered:
         errors.print(
-            f"note: file names look as if they held patient ids; confirm with "
-            f"--patients '{escape(offered)}'",
+            f"note: file names look as if they held patient ids ({offered[0]}); confirm with "
+            f"--patients '{escape(offered[1])}'",
             soft_wrap=True,
         )
     return dataset
@@ -308,6 +359,8 @@ def score(
     rows = [[r["path"], r["slice"], r["anomaly_score"], r["p_value"]] for r in summary.top]
     console.print(_table("Most anomalous", ["image", "slice", "score", "p-value"], rows))
     console.print(f"{summary.images} images scored, {summary.skipped} skipped")
+    for reason in summary.drift:
+        errors.print(f"[yellow]drift:[/] {escape(reason)}", soft_wrap=True)
     if summary.flagged is not None:
         console.print(f"{summary.flagged} flagged at a false-positive rate of {fpr:g}")
     else:
@@ -316,6 +369,47 @@ def score(
     if overlays:
         console.print(f"pictures: {out / 'overlays'}", soft_wrap=True)
     console.print("for triage and research, not for diagnosis")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("demo"),
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the generated images and the training.")] = 0,
+) -> None:
+    """Do the main job on generated head slices: fit, score, evaluate, report."""
+    from normalis.datasets.phantom import write_demo
+
+    data, run, scored = out / "data", out / "run", out / "scored"
+    if not data.exists():
+        write_demo(data, seed=seed)
+    console.rule("1. normalis fit: learn normal images")
+    context = {"epochs": epochs, "seed": seed}
+    if not (run / "model.json").exists():
+        fit(data, run, **{**_defaults(fit), **context})
+    console.rule("2. normalis score: rank new images")
+    if not (scored / "scores.csv").exists():
+        score(run, data, scored, **_defaults(score))
+    console.rule("3. normalis evaluate: with the labels of the generated images")
+    evaluate(run, data, **_defaults(evaluate))
+    console.rule("4. normalis report: a page to look through")
+    report(scored, out / "report.html", **_defaults(report))
+    console.rule("where to look")
+    console.print(
+        f"  {out / 'report.html'}   open it in a browser\n"
+        f"  {scored / 'overlays'}   a picture per image\n"
+        f"  {scored / 'scores.csv'}   one row per image\n"
+        f"  {run / 'model.json'}   what was fitted",
+        soft_wrap=True,
+    )
+
+
+def _defaults(command: Callable[..., None]) -> dict[str, Any]:
+    """Return the default of every option of a command, to call it from another."""
+    import inspect
+
+    parameters = inspect.signature(command).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 @app.command()

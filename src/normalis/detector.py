@@ -23,8 +23,9 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from normalis import models, scorers
-from normalis.calibration import Calibration
+from normalis.calibration import Calibration, calibrate
 from normalis.datasets import Dataset, open_dataset
+from normalis.duplicates import duplicate_groups
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
 from normalis.images import IntensityRule, read_frames
 from normalis.loading import ImageSettings, Loaded, Row, from_array, load, stream, to_unit
@@ -32,7 +33,7 @@ from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import FLAT, to_model_input
 from normalis.overlays import ColourScale
 from normalis.records import RunFolder, content_hash, versions, write_csv
-from normalis.scoring import BATCH_SIZE, Scored, score
+from normalis.scoring import BATCH_SIZE, Scored, image_statistics, score
 from normalis.training import Progress, Training, TrainingSettings, fit, pick_device
 
 if TYPE_CHECKING:
@@ -325,7 +326,7 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         """Return the images to train on, those held out (None for none), and the data's name."""
         settings = self._image_settings()
         if _is_array(x):
-            loaded, name = from_array(x, settings=settings), "array"
+            loaded, name = from_array(x, settings), "array"
             patients = None if patient_ids is None else [str(p) for p in patient_ids]
             if patients is not None and len(patients) != len(loaded.rows):
                 raise DataError(
@@ -359,8 +360,11 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         self.colour_scale_ = ColourScale.from_maxima(maxima)
         self.calibration_ = None
         if held is not None:
-            self.calibration_ = Calibration.from_scores(
-                self.decision_scores_, patients=groups, map_maxima=maxima
+            self.calibration_ = calibrate(
+                self.decision_scores_,
+                patients=groups,
+                map_maxima=maxima,
+                statistics=image_statistics(held.pixels),
             )
 
     def _fit_scorer(self, normals: Loaded) -> None:
@@ -467,7 +471,7 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         self._fitted()
         settings = self._image_settings()
         if _is_array(x):
-            loaded = from_array(x, settings=settings, rule=self.rule_)
+            loaded = from_array(x, settings, rule=self.rule_, fit_rule=False)
             return list(self._score_loaded(loaded, maps=maps))
         skipped: list[tuple[Path, str]] = []
         samples = samples_to_score(_as_dataset(x))
@@ -588,7 +592,9 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         self.rule_ = IntensityRule.from_dict(body["rule"]) if body["rule"] else None
         self.colour_scale_ = ColourScale(**body["colour_scale"])
         kept = body["calibration"]
-        self.calibration_ = Calibration.from_dict(kept) if kept else None
+        self.calibration_ = None
+        if kept:
+            self.calibration_ = Calibration.from_dict(kept)
         self.decision_scores_ = arrays["decision_scores"]
         self.history_, self.info_, self.skipped_ = body["history"], body["info"], []
 
@@ -720,7 +726,7 @@ def _hold_out(
     loaded: Loaded, patients: list[str] | None, share: float, seed: int
 ) -> tuple[Loaded, Loaded]:
     """Split by patient, or by group of near duplicates where patients are unknown."""
-    groups = patients if patients is not None else _duplicate_groups(loaded.pixels)
+    groups = patients if patients is not None else duplicate_groups(loaded.pixels)
     units = np.unique(groups)
     if len(units) < 3:
         raise DataError(
@@ -730,12 +736,6 @@ def _hold_out(
     held_units = np.random.default_rng(seed).permutation(units)[: max(1, round(share * len(units)))]
     held = np.isin(groups, held_units)
     return _take(loaded, ~held), _take(loaded, held)
-
-
-def _duplicate_groups(pixels: NDArray[Any]) -> NDArray[Any]:
-    from normalis.audit import duplicate_groups
-
-    return duplicate_groups(pixels)
 
 
 def _take(loaded: Loaded, chosen: NDArray[np.bool_]) -> Loaded:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from normalis.errors import RunError
+from normalis.errors import RunError, SettingsError
 from normalis.overlays import ColourScale, grey, render, resize_map
 from normalis.records import content_hash, exclusive, write_atomically, write_csv, write_json
 
@@ -45,6 +45,7 @@ MANY = 1000
 
 _PROGRESS = "progress.csv"
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score")
+_STATISTICS = ("mean intensity", "contrast")
 #: Side of a picture in the report, in pixels.
 THUMBNAIL = 160
 
@@ -75,6 +76,7 @@ class ScoreSummary:
         skipped: images that could not be read.
         flagged: images above the threshold, None without calibration.
         top: the most anomalous rows, as written to scores.csv.
+        drift: sentences on how the images differ from the calibration's normals; empty if not.
         folder: where.
     """
 
@@ -82,6 +84,7 @@ class ScoreSummary:
     skipped: int
     flagged: int | None
     top: list[dict[str, Any]]
+    drift: list[str]
     folder: Path
 
 
@@ -150,6 +153,9 @@ def _join(parts: Sequence[Scored]) -> Scored:
         rows=[row for p in parts for row in p.rows],
         anomaly_score=np.concatenate([p.anomaly_score for p in parts]),
         anomaly_map=np.concatenate(maps) if maps else None,
+        statistics={
+            name: np.concatenate([p.statistics[name] for p in parts]) for name in _STATISTICS
+        },
     )
 
 
@@ -161,6 +167,7 @@ def _slice(part: Scored, start: int, stop: int) -> Scored:
         rows=part.rows[start:stop],
         anomaly_score=part.anomaly_score[start:stop],
         anomaly_map=None if maps is None else maps[start:stop],
+        statistics={name: values[start:stop] for name, values in part.statistics.items()},
     )
 
 
@@ -190,7 +197,7 @@ class _Writer:
                     f"{self.folder}: must be a new or empty folder, holds {foreign[0]}; choose "
                     "another --out"
                 )
-            write_csv(file, (*_COLUMNS, self._identity(samples)), [])
+            write_csv(file, (*_COLUMNS, *_STATISTICS, self._identity(samples)), [])
             return list(samples)
         done = {row[0] for row in self._rows(samples)}
         return [s for s in samples if _key(s) not in done]
@@ -216,7 +223,7 @@ class _Writer:
                 f"{self.folder}: holds an interrupted scoring of other images or another model; "
                 "choose another --out"
             )
-        complete = {row[0] for row in rows if row[4:] == ["end"]}
+        complete = {row[0] for row in rows if row[-1:] == ["end"]}
         kept = [row for row in rows if row[0] in complete]
         if len(kept) != len(rows) or whole != text:
             write_csv(self.folder / _PROGRESS, header, kept)
@@ -234,7 +241,8 @@ class _Writer:
             for i, (row, value) in enumerate(zip(part.rows, part.anomaly_score, strict=True)):
                 key = _key(row.sample)
                 end = ["end"] if last[key] == i else []
-                writer.writerow([key, *_cells(row), repr(float(value)), *end])
+                seen = [repr(float(part.statistics[name][i])) for name in _STATISTICS]
+                writer.writerow([key, *_cells(row), repr(float(value)), *seen, *end])
             file.flush()
             os.fsync(file.fileno())
 
@@ -249,14 +257,16 @@ class _Writer:
             write_atomically(path, lambda p, a=whole: _save_npy(p, a))
         for path, chosen in volumes.items():
             slices = np.stack([resize_map(maps[i], rows[i].original_shape) for i in chosen])
-            self._write_volume(path, slices, rows[chosen[0]])
+            self._write_volume(path, slices, [rows[i] for i in chosen])
 
-    def _write_volume(self, path: Path, slices: NDArray[np.float32], row: Row) -> None:
+    def _write_volume(self, path: Path, slices: NDArray[np.float32], rows: Sequence[Row]) -> None:
         from normalis.images import save_map_volume
 
         name = path.name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz"
         target = self._name("maps", path.with_name(name), None, None, "")
-        write_atomically(target, lambda p: save_map_volume(p, slices, row.header))
+        places = [row.slice_index or 0 for row in rows]
+        header = rows[0].header
+        write_atomically(target, lambda p: save_map_volume(p, slices, header, slices=places))
 
     def _name(
         self, kind: str, path: Path, slice_index: int | None, index: int | None, suffix: str
@@ -278,6 +288,7 @@ class _Writer:
         paths = {_key(s): s for s in samples}
         scores = np.array([float(row[3]) for row in rows])
         p_values, flagged = self._judge(scores)
+        drift = self._drift(rows, scores)
         table = [
             {
                 "path": str(paths[row[0]].path),
@@ -293,7 +304,7 @@ class _Writer:
         if self.options.overlays:
             chosen = sorted(ranked if self.options.all_overlays else ranked[:MANY])
             self._draw([table[i] for i in chosen], [paths[rows[i][0]] for i in chosen])
-        self._write_details(table, [paths[row[0]] for row in rows])
+        self._write_details(table, [paths[row[0]] for row in rows], drift)
         write_csv(self.folder / "skipped.csv", ("path", "reason"), self.skipped)
         write_csv(self.folder / "scores.csv", list(table[0]) if table else _COLUMNS, _values(table))
         (self.folder / _PROGRESS).unlink()
@@ -303,8 +314,25 @@ class _Writer:
             skipped=len(self.skipped),
             flagged=counted,
             top=[table[i] for i in ranked[:10]],
+            drift=drift,
             folder=self.folder,
         )
+
+    def _drift(self, rows: Sequence[Sequence[str]], scores: NDArray[np.float64]) -> list[str]:
+        """Return why the new images do not look like the calibration's, empty if they do."""
+        calibration = self.detector.calibration_
+        if calibration is None or not len(rows):
+            return []
+        known = all(row[2] for row in rows)
+        found = calibration.drift(
+            scores,
+            patients=np.array([row[2] for row in rows]) if known else None,
+            statistics={
+                name: np.array([float(row[4 + i]) for row in rows])
+                for i, name in enumerate(_STATISTICS)
+            },
+        )
+        return list(found.reasons)
 
     def _judge(self, scores: NDArray[np.float64]) -> tuple[list[Any], list[Any]]:
         """Return p-values and flags, empty cells where the detector has no calibration."""
@@ -314,11 +342,13 @@ class _Writer:
         p_values = calibration.p_values(scores)
         try:
             threshold = calibration.threshold(self.options.fpr)
-        except ValueError:  # too few normals to certify the level; the CLI has said so
+        except SettingsError:  # too few normals to certify the level: nothing can be flagged
             return list(p_values), [""] * len(scores)
         return list(p_values), [int(s > threshold) for s in scores]
 
-    def _write_details(self, table: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> None:
+    def _write_details(
+        self, table: Sequence[dict[str, Any]], samples: Sequence[Sample], drift: list[str]
+    ) -> None:
         detector = self.detector
         calibration = detector.calibration_
         write_json(
@@ -331,6 +361,7 @@ class _Writer:
                 "calibration": calibration.to_dict() if calibration else None,
                 "decision_scores": detector.decision_scores_,
                 "fpr": self.options.fpr,
+                "drift": drift,
                 "is_anomalous": [s.is_anomalous for s in samples],
                 "kind": [s.kind for s in samples],
             },

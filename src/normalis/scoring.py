@@ -7,19 +7,19 @@ the model works on this one. Nothing is kept: memory does not grow with the numb
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from normalis.loading import Loaded, Row
+from normalis.loading import Loaded, Row, to_unit
 from normalis.models.base import AnomalyModel
 from normalis.models.inputs import as_tensor, to_model_input
 from normalis.scorers.base import Scorer
 
-__all__ = ["BATCH_SIZE", "Scored", "score", "score_pixels"]
+__all__ = ["BATCH_SIZE", "Scored", "image_statistics", "score", "score_pixels"]
 
 #: Images scored at once: large enough for full speed, small enough for any machine.
 BATCH_SIZE = 64
@@ -35,12 +35,20 @@ class Scored:
         anomaly_map: (B, S, S) float32, None if not asked for.
         reconstruction: (B, C, S, S) float32 in the model's range, None if not asked for or if the
             method has none.
+        statistics: name -> (B,) of the images themselves, to notice that new data have drifted.
     """
 
     rows: list[Row]
     anomaly_score: NDArray[np.float64]
     anomaly_map: NDArray[np.float32] | None = None
     reconstruction: NDArray[np.float32] | None = None
+    statistics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def image_statistics(pixels: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Return the mean and the standard deviation of each image (B, C, S, S), by name."""
+    unit = to_unit(pixels).reshape(len(pixels), -1).astype(np.float64)
+    return {"mean intensity": unit.mean(1), "contrast": unit.std(1)}
 
 
 @torch.inference_mode()
@@ -100,5 +108,9 @@ def score(
             reconstructions=reconstructions,
         )
         yield Scored(
-            rows=list(batch.rows), anomaly_score=scores, anomaly_map=shown, reconstruction=rebuilt
+            rows=list(batch.rows),
+            anomaly_score=scores,
+            anomaly_map=shown,
+            reconstruction=rebuilt,
+            statistics=image_statistics(batch.pixels),
         )
