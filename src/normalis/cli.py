@@ -413,6 +413,21 @@ def _defaults(command: Callable[..., None]) -> dict[str, Any]:
 
 
 @app.command()
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run, an output of `score`, or of `sweep`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
+) -> None:
+    """Write one HTML page that opens from disk: figures, tables and, for scores, a triage view."""
+    from normalis.report import write_report
+
+    page = write_report(path, out)
+    console.print(f"page: {page}   open it in a browser", soft_wrap=True)
+    console.print("for triage and research, not for diagnosis")
+
+
+@app.command()
 def methods() -> None:
     """List the methods that `fit --method` takes."""
     from normalis.models import model_names
