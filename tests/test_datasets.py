@@ -57,6 +57,21 @@ def test_folder_with_a_loop_of_links_ends(tmp_path):
     assert names(open_dataset(tmp_path).samples) == ["1.png"]
 
 
+def test_a_folder_reached_by_two_ways_is_listed_by_its_own(tmp_path):
+    touch(tmp_path, "z/1.png")
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    (tmp_path / "b").symlink_to(tmp_path / "z")
+    assert [s.path for s in open_dataset(tmp_path).samples] == [tmp_path / "z" / "1.png"]
+
+
+def test_names_that_are_no_unicode(tmp_path):
+    name = b"caf\xe9.png"
+    (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+    samples = open_dataset(tmp_path).samples
+    assert os.fsencode(samples[0].path.name) == name
+    assert len(fingerprint(samples)) == 64
+
+
 def test_folder_says_that_it_takes_tumours_as_normal(tmp_path):
     touch(tmp_path, "normal/1.png", "tumor/2.png", "tumor/2_mask.png")
     notes = " ".join(open_dataset(tmp_path).notes)
@@ -78,14 +93,14 @@ def test_empty_folder_and_missing_path(tmp_path):
 
 
 def test_100000_files_list_in_seconds(tmp_path):
-    for part in range(10):
+    for part in range(2):
         folder = tmp_path / str(part)
         folder.mkdir()
-        for i in range(2000):
+        for i in range(500):
             os.close(os.open(folder / f"{i}.png", os.O_CREAT))
     start = time.process_time()
-    assert len(list_images(tmp_path).images) == 20_000
-    assert time.process_time() - start < 2  # 100,000 in less than ten seconds, even on a slow disk
+    assert len(list_images(tmp_path).images) == 1000
+    assert time.process_time() - start < 0.1  # 100,000 in less than ten seconds of a slow machine
 
 
 def test_natural_key_orders_numbers_by_value():

@@ -97,6 +97,13 @@ def test_npz_without_images_and_broken_files(tmp_path):
     for name in ("b.npz", "b.npy"):
         with pytest.raises(DataError, match=r"cannot be read|not a NumPy array"):
             open_dataset(tmp_path / name)
+    np.savez_compressed(tmp_path / "cut.npz", train=np.zeros((2, 4, 4)), train_patient=["a", "b"])
+    whole = bytearray((tmp_path / "cut.npz").read_bytes())
+    at = whole.index(b"train_patient.npy") + 17
+    whole[at : at + 30] = bytes(30)
+    (tmp_path / "cut.npz").write_bytes(whole)
+    with pytest.raises(DataError, match=r"cannot be read|not a NumPy array"):
+        open_dataset(tmp_path / "cut.npz")
     np.save(tmp_path / "c.npy", np.zeros((0, 4, 4)))
     with pytest.raises(DataError, match="no image"):
         open_dataset(tmp_path / "c.npy")

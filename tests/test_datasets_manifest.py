@@ -111,6 +111,16 @@ def test_errors_name_the_line(folder, text, message):
         open_dataset(write(folder, text))
 
 
+def test_numbers_that_are_no_label(folder):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for value in (0.5, float("inf")):
+        pq.write_table(pa.table({"path": ["a/1.png"], "label": [value]}), folder / "l.parquet")
+        with pytest.raises(DataError, match="line 2: label must be one of"):
+            open_dataset(folder / "l.parquet")
+
+
 def test_a_binary_file_called_csv(folder):
     (folder / "list.csv").write_bytes(np.arange(128, 256, dtype=np.uint8).tobytes())
     with pytest.raises(DataError, match="cannot be read"):

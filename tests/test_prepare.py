@@ -421,6 +421,16 @@ def test_new_folder_cleans_up_and_reports_what_the_disk_says(tmp_path):
     assert_nothing_left(tmp_path, "file")
 
 
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_real_brain_tumor_by_its_split(real_data, tmp_path):
+    split = real_data / "brain_tumor" / "data.json"
+    data = prepare("brain_tumor", split.parent / "images", tmp_path / "out", split=split)
+    lists = json.loads(split.read_text())
+    expected = [*lists["train"]["0"], *lists["test"]["0"], *lists["test"]["1"]]
+    assert [s.path.name for s in data.samples] == expected
+
+
 def test_phantom_needs_no_download(tmp_path):
     data = prepare("phantom", None, tmp_path / "out", counts=SMALL, image_size=32, seed=3)
     assert data.layout == "MVTec/BMAD"

@@ -85,7 +85,10 @@ def open_dataset(data: str | Path) -> Dataset:
     path = Path(data).expanduser()
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder (looked in {Path.cwd()})")
-    return importlib.import_module(LAYOUTS[_recognise(path)]).read(path)
+    try:
+        return importlib.import_module(LAYOUTS[_recognise(path)]).read(path)
+    except OSError as error:  # no permission, a broken disk, a folder that vanishes meanwhile
+        raise DataError(f"{path}: cannot be listed ({error})") from error
 
 
 def _recognise(path: Path) -> str:
@@ -115,7 +118,8 @@ def _refuse_what_is_no_plain_folder(path: Path, described: list[str]) -> None:
     if {"train", "test"} <= {name.lower() for name in folders} or (path / "data.json").is_file():
         raise LayoutError(
             f"{path}: the layout is not known: it holds {_contents(path)}. Known are"
-            f" {'; '.join(described)}. Give the folder of normal images, or a manifest"
+            f" {'; '.join(described)}. Give the folder of normal images, a JSON of that form, or a"
+            " manifest with the column path"
         )
     inner = [name for name, folder in folders.items() if _fitting(folder, described[:3])]
     if inner:

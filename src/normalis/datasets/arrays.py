@@ -9,6 +9,7 @@ images. Pixels are not read here: only the headers of the arrays and the columns
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def read(path: Path) -> Dataset:
     file = files[0]
     try:
         samples = _npz(file) if file.suffix.lower() == ".npz" else _npy(file)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{file}: the array file cannot be read ({error})") from error
     if not samples:
         raise DataError(f"{file}: holds no image")

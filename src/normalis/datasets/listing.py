@@ -89,8 +89,10 @@ def list_images(folder: Path) -> Listing:
     aside: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     waiting = [str(folder)]
-    while waiting:
-        current = waiting.pop()
+    links: list[str] = []
+    while waiting or links:
+        # Links last and in order: of two ways to a folder the same one is taken every time.
+        current = waiting.pop() if waiting else links.pop(links.index(min(links)))
         status = Path(current).stat()
         if (status.st_dev, status.st_ino) in seen:
             continue
@@ -100,7 +102,7 @@ def list_images(folder: Path) -> Listing:
                 if not _is_visible(entry.name):
                     continue
                 if entry.is_dir():
-                    waiting.append(entry.path)
+                    (links if entry.is_symlink() else waiting).append(entry.path)
                 elif (suffix := _suffix(entry.name)) in NOT_IMAGES:
                     aside[suffix] += 1
                 elif entry.is_file():

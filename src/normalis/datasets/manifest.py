@@ -178,7 +178,7 @@ def _text(value: Any) -> str:
     """Return a cell as text; missing values and Parquet's numbers are cells too."""
     if value is None or value != value:
         return ""
-    if isinstance(value, (bool, float)) and value == int(value):
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
     return str(value).strip()
 
