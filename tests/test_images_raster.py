@@ -97,6 +97,10 @@ def test_every_8_bit_mode_equals_pillows_grey_bilinear(tmp_path, rng, suffix, mo
     assert frame.pixels.dtype == np.uint8
     fitted = fit_pixels(frame.pixels, image_size=32, channels=1)
     np.testing.assert_array_equal(fitted[0], expected)
+    (grey,) = read_frames(path, grey=True)
+    assert len(grey.pixels) == 1
+    fitted = fit_pixels(grey.pixels, image_size=32, channels=1)
+    np.testing.assert_array_equal(fitted[0], expected)
 
 
 def test_channels_3_keeps_colour_and_repeats_grey(rng):

@@ -186,7 +186,11 @@ def _images(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Iterator[Dec
         yield DecodedImage(fitted, None, (pixels.shape[1], pixels.shape[2]), header)
         return
     frames = read_frames(
-        source.path, plane=recipe.plane, slice_range=recipe.slice_range, voi=recipe.voi
+        source.path,
+        plane=recipe.plane,
+        slice_range=recipe.slice_range,
+        voi=recipe.voi,
+        grey=channels == 1,
     )
     for frame in frames:
         fitted = fit_pixels(frame.pixels, image_size=size, channels=channels)

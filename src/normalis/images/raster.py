@@ -27,7 +27,7 @@ _DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}
 _PHOTOMETRIC, _SUBFILE, _BITS, _SAMPLE_FORMAT = 262, 254, 258, 339  # TIFF 6.0 tag numbers
 
 
-def read(stream: BinaryIO, path: Path, **_: Any) -> Iterator[Frame]:
+def read(stream: BinaryIO, path: Path, *, grey: bool = False, **_: Any) -> Iterator[Frame]:
     """Yield the image of a PNG or JPEG, or every page of a TIFF."""
     image = _open(stream, path)
     pages = _pages(image)
@@ -36,7 +36,7 @@ def read(stream: BinaryIO, path: Path, **_: Any) -> Iterator[Frame]:
         bits = _bits(image, stream)
         _check_page(image, path, bits)
         try:
-            pixels = _decode(image, path, bits)
+            pixels = _decode(image, path, bits, grey=grey)
         except (OSError, SyntaxError, ValueError) as error:
             raise UnreadableImageError(path, f"truncated or damaged: {error}") from error
         yield Frame(
@@ -124,11 +124,11 @@ def _bits(image: Image.Image, stream: BinaryIO) -> int:
     return 8
 
 
-def _decode(image: Image.Image, path: Path, bits: int) -> NDArray[Any]:
+def _decode(image: Image.Image, path: Path, bits: int, *, grey: bool) -> NDArray[Any]:
     mode = image.mode
     if mode in _DEEP:
         return _deep(image, path, bits)[None]
-    if mode in ("L", "1", "LA", "La", "YCbCr"):
+    if grey or mode in ("L", "1", "LA", "La", "YCbCr"):
         return np.asarray(image if mode == "L" else image.convert("L"))[None]
     rgb = image if mode == "RGB" else image.convert("RGB")
     return np.asarray(rgb).transpose(2, 0, 1)

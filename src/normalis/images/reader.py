@@ -60,6 +60,7 @@ def read_frames(
     plane: str = "axial",
     slice_range: tuple[float, float] = (0.0, 1.0),
     voi: bool = True,
+    grey: bool = False,
 ) -> Iterator[Frame]:
     """Yield every image of a file: one, or the pages, frames or slices that it holds.
 
@@ -70,6 +71,8 @@ def read_frames(
             a slice's position is that of its centre, (k + 0.5) / count.
         voi: whether a DICOM's window or VOI LUT is applied. False gives modality units (HU in
             a CT), which is what a window of the user's own is stated in.
+        grey: whether 8-bit PNG, JPEG and TIFF come out as luma, with the values that `fit_pixels`
+            would make of their colours. It saves a third of the time.
 
     Raises:
         UnreadableImageError: with the reason, possibly after some frames.
@@ -79,7 +82,8 @@ def read_frames(
     path = Path(path)
     with _reasons(path), path.open("rb") as stream:
         module = importlib.import_module(FORMATS[recognise(stream, path)])
-        frames = module.read(stream, path, plane=plane, slice_range=slice_range, voi=voi)
+        options = {"plane": plane, "slice_range": slice_range, "voi": voi, "grey": grey}
+        frames = module.read(stream, path, **options)
         while True:
             with _quiet():
                 frame = next(frames, None)
