@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from normalis.audit import audit, image_key
+from normalis.audit import audit, image_key, independent_units
 from normalis.audit.confounds import class_differences, find_shifts, separate
+from normalis.audit.inventory import Fact
 from normalis.datasets import KNOWN_PATTERNS, open_dataset
 from normalis.datasets.base import Dataset, Sample
 from normalis.errors import DataError
@@ -233,6 +234,22 @@ def test_brighter_test_normals_are_a_shift(clean, tmp_path):
     assert notable["mean_intensity"].d > 2
     assert notable["contrast"].d < -2
     assert len(texts(found, "shift")) == len(notable)
+
+
+def test_what_is_not_independent_is_connected():
+    def fact(key, patient=None, volume=None):
+        return Fact(
+            key=key,
+            is_test=True,
+            is_anomalous=None,
+            patient_id=patient,
+            volume=volume,
+            digest=None,
+        )
+
+    facts = [fact("a", "p"), fact("b", "p"), fact("c"), fact("d", volume="v"), fact("e", None, "v")]
+    assert independent_units(facts, np.arange(5)).tolist() == [0, 0, 1, 2, 2]
+    assert independent_units(facts, np.array([0, 1, 1, 2, 3])).tolist() == [0, 0, 0, 1, 1]
 
 
 def test_array_rows(tmp_path):

@@ -111,9 +111,26 @@ def _on_both_sides(digests: Sequence[Any], is_test: NDArray[np.bool_]) -> NDArra
     return np.array([digest in both for digest in digests], dtype=bool)
 
 
-def independent_units(
-    patients: Sequence[str | None], groups: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Number images by patient, and by duplicate group where the patient is unknown."""
-    who = codes(patients)
-    return np.where(who >= 0, who, who.max(initial=-1) + 1 + groups)
+def independent_units(facts: Sequence[Fact], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number images so that those of one patient, file or duplicate group share a number.
+
+    Args:
+        facts: N entries.
+        groups: (N,) number of each image's group of near duplicates.
+
+    Returns:
+        (N,) numbers of the connected parts, from 0 in order of appearance.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    labels = (codes([f.patient_id for f in facts]), codes([f.volume for f in facts]), groups)
+    images, nodes, count = [], [], len(facts)  # a graph of images and of what they share
+    for label in labels:
+        known = np.flatnonzero(label >= 0)
+        images.append(known)
+        nodes.append(count + label[known])
+        count += int(label.max(initial=-1)) + 1
+    links = np.concatenate(images), np.concatenate(nodes)
+    graph = coo_array((np.ones(len(links[0]), bool), links), shape=(count, count))
+    return codes(connected_components(graph, directed=False)[1][: len(facts)].tolist())

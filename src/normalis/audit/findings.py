@@ -122,7 +122,7 @@ def _patients(audit: Audit) -> Iterator[Finding]:
             text=f"Patients are unknown, but the file names look like {name}: confirm with "
             f"--patients '{expression}'.",
         )
-    elif counts["train"] is None:
+    elif counts["train"] is None and audit.is_test.any():
         text = (
             "Patients are unknown: two images of one patient in training and test would not be "
             "noticed, and intervals treat images that are no copies as independent."

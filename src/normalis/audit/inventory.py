@@ -40,6 +40,7 @@ class Fact:
         is_test: the side, test or what a method is fitted on.
         is_anomalous: None where nobody said.
         patient_id: None where unknown.
+        volume: the file, where the image is one slice or frame of several; else None.
         digest: SHA-256 of the file with the slice's number; None for a row of an array file.
         properties: plain name -> number or text.
     """
@@ -48,6 +49,7 @@ class Fact:
     is_test: bool
     is_anomalous: bool | None
     patient_id: str | None
+    volume: str | None
     digest: str | None
     properties: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,7 +98,7 @@ def count_properties(facts: Sequence[Fact], *, most: int = 6) -> list[tuple[str,
         shown = ordered[:most]
         if len(ordered) > most:
             rest = sum((count for _, count in ordered[most:]), Counter())
-            shown.append((f"{len(ordered) - most} others", rest))
+            shown.append((f"other values ({len(ordered) - most})", rest))
         columns = ("train", "normal", "anomalous", "unlabelled")
         table += [(name, value, *(str(n[c]) for c in columns)) for value, n in shown]
     return table
@@ -147,6 +149,7 @@ def _fact(row: Row, seen: Mapping[Path, tuple[str, dict[str, Any]]], place: floa
         is_test=sample.split == "test",
         is_anomalous=sample.is_anomalous,
         patient_id=row.patient_id,
+        volume=None if row.slice_index is None else str(sample.path),
         digest=digest and f"{digest}#{row.slice_index or 0}",
         properties={k: v for k, v in properties.items() if v is not None},
     )

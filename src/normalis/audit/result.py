@@ -20,6 +20,25 @@ from normalis.audit.inventory import Fact, count_properties
 __all__ = ["Audit"]
 
 Table = tuple[str, list[str], list[list[str]]]
+_LABELS = {
+    "exact_across_splits": "test images that are byte for byte training images",
+    "pixel_across_splits": "test images with a training image's pixels",
+    "near_across_splits": "test images with a training twin, as they lie",
+    "reencoded_across_splits": "of these at 0.999, in another file",
+    "mirrored_across_splits": "test images that mirror a training image",
+    "near_or_mirrored_across_splits": "test images with a training twin, as they lie or mirrored",
+    "shifted_across_splits": "further test images that show a training image moved",
+    "lookalikes_across_splits": "test images like one of another known patient",
+    "distinct_train": "training images distinct at 0.95",
+    "distinct_train_by_bytes": "training files distinct by bytes",
+    "distinct_test": "test images distinct at 0.95",
+    "groups_count": "groups of near duplicates, both sides",
+    "groups_images": "images in such groups",
+    "groups_largest": "images in the largest group",
+    "patients_train": "patients in training",
+    "patients_test": "patients in the test",
+    "patients_shared": "patients in both",
+}
 _LISTED = 1000  # twins written out; the counts are always complete
 
 
@@ -73,9 +92,10 @@ class Audit:
     def groups(self) -> dict[str, int]:
         """Image -> number of the group that it is not independent of, for clustered intervals.
 
-        The group is the patient where known, else the images connected by near duplicates.
+        Images of one patient, slices of one file and near duplicates are connected, and so is
+        whatever is connected with them.
         """
-        units = independent_units([fact.patient_id for fact in self.facts], self.copies.plain.group)
+        units = independent_units(self.facts, self.copies.plain.group)
         return dict(zip(self.keys, units.tolist(), strict=True))
 
     @cached_property
@@ -166,19 +186,19 @@ class Audit:
         The findings are not among them: they are sentences.
         """
         tables: list[Table] = [
-            (
-                "What was read",
-                ["property", "value", "train", "test normal", "test anomalous", "test unlabelled"],
-                [list(row) for row in count_properties(self.facts)],
-            ),
+            ("What was read", *self._counted()),
             ("Not readable", ["file", "reason"], [list(pair) for pair in self.unreadable]),
-            ("Copies and patients", ["what", "count"], self._count_rows()),
+            (
+                "Copies and patients",
+                ["what", "count", *(f"at {t}" for t in THRESHOLDS)],
+                self._count_rows(),
+            ),
             (
                 "What a trivial score separates",
                 ["score", "AUROC", "95 % interval", "detail"],
                 [
                     [s.name, f"{s.auroc:.3f}", f"{s.low:.3f} to {s.high:.3f}", s.detail]
-                    for s in self.trivial
+                    for s in self._better()
                 ],
             ),
             (
@@ -193,6 +213,18 @@ class Audit:
             ),
         ]
         return [table for table in tables if table[2]]
+
+    def _counted(self) -> tuple[list[str], list[list[str]]]:
+        """Return columns and rows of what was read, without the columns that are empty."""
+        columns = ["property", "value", "train", "test normal", "test anomalous", "test unlabelled"]
+        rows = count_properties(self.facts)
+        keep = [i for i in range(len(columns)) if any(row[i] != "0" for row in rows)]
+        return [columns[i] for i in keep], [[row[i] for i in keep] for row in rows]
+
+    def _better(self) -> list[TrivialScore]:
+        """Return the trivial scores; of one that is listed in both directions the better one."""
+        names = {score.name for score in self.trivial}
+        return [s for s in self.trivial if s.auroc >= 0.5 or _turned(s.name) not in names]
 
     def _names(self, chosen: NDArray[np.bool_]) -> frozenset[str]:
         return frozenset(self.keys[i] for i in np.flatnonzero(chosen))
@@ -214,14 +246,19 @@ class Audit:
         }
 
     def _count_rows(self) -> list[list[str]]:
-        """Return the counts as text, nested ones joined."""
+        """Return the counts as text, one line each; what needs a test only where there is one."""
+        counts = self.counts()
+        groups, patients = counts.pop("groups"), self.patients()
+        counts |= {f"groups_{name}": value for name, value in groups.items()}
+        counts |= {f"patients_{name}": value for name, value in patients.items()}
         rows = []
-        for name, value in {**self.counts(), "patients": self.patients()}.items():
-            if isinstance(value, Mapping):
-                parts = (f"{key}: {'unknown' if n is None else n}" for key, n in value.items())
-                rows.append([name, ", ".join(parts)])
-            elif value is not None:
-                rows.append([name, str(value)])
+        for name, label in _LABELS.items():
+            value, needs_test = counts[name], "train" not in name and "groups" not in name
+            if value is None or (needs_test and not self.is_test.any()):
+                continue
+            several = isinstance(value, Mapping)
+            shown = ["", *map(str, value.values())] if several else [str(value), "", ""]
+            rows.append([label, *shown])
         return rows
 
     def _twins(self) -> list[dict[str, Any]]:
@@ -252,3 +289,9 @@ def _shift_row(shift: Shift) -> list[str]:
     d = "" if shift.d is None else f"{shift.d:+.2f}"
     distance = f"{shift.distance:.2f}"
     return [shift.name, shift.train, shift.test, d, distance, "yes" if shift.notable else ""]
+
+
+def _turned(name: str) -> str:
+    """Return the name of a score in the other direction."""
+    end = "_reversed"
+    return name.removesuffix(end) if name.endswith(end) else name + end

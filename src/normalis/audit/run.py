@@ -126,7 +126,7 @@ def _confounds(
     """Score the labelled test images by what is trivial; nothing without both classes."""
     chosen = [i for i, f in enumerate(facts) if f.is_test and f.is_anomalous is not None]
     is_anomalous = np.array([facts[i].is_anomalous for i in chosen], dtype=np.bool_)
-    units = independent_units([fact.patient_id for fact in facts], groups)[chosen]
+    units = independent_units(facts, groups)[chosen]
     if is_anomalous.all() or not is_anomalous.any() or len(set(units.tolist())) < 2:
         return [], []
     tell("trivial scores", 0.0)
@@ -156,7 +156,7 @@ def _shifts(pixels: NDArray[Any], facts: Sequence[Fact], groups: NDArray[np.int6
         columns["contrast"] = trivial.contrast(x)
         columns["foreground_area"] = trivial.foreground_area(x, threshold=threshold)
     # PCA is fitted on half of the training, by patient: its own images' residuals are too small.
-    units = independent_units([fact.patient_id for fact in facts], groups)
+    units = independent_units(facts, groups)
     half, rest = ([i for i in train if units[i] % 2 == k] for k in (0, 1))
     if half and rest:
         residual = trivial.pca_residual(pixels[rest + test], pixels[half])
