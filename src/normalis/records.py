@@ -198,6 +198,13 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
         lock.release()
 
 
+def _in_c_order(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arrays as safetensors must get them: it writes memory as it lies, whatever strides."""
+    import numpy as np
+
+    return {name: np.asarray(value, order="C") for name, value in arrays.items()}
+
+
 class RunFolder:
     """The folder of one fitted detector.
 
@@ -252,7 +259,7 @@ class RunFolder:
         """
         from safetensors.numpy import save_file
 
-        whole = dict(arrays)
+        whole = _in_c_order(arrays)
         write_atomically(self.path / self.MODEL, lambda p: save_file(whole, p))
         body = {"format": FORMAT, **settings}
         body["sha256"] = {
@@ -317,7 +324,7 @@ class RunFolder:
         from safetensors.numpy import save_file
 
         note = {"progress": json.dumps(progress, default=_plain)}
-        whole = dict(arrays)
+        whole = _in_c_order(arrays)
         write_atomically(self.path / self.CHECKPOINT, lambda p: save_file(whole, p, metadata=note))
 
     def read_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:

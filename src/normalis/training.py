@@ -274,7 +274,21 @@ def _load_slots(optimiser: torch.optim.Optimizer, state: dict[str, Tensor], pref
             index, name = key.removeprefix(prefix).split(".", 1)
             slots.setdefault(int(index), {})[name] = value
     groups = optimiser.state_dict()["param_groups"]
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for at, named in slots.items():
+        slots[at] = {k: _laid_out_as(parameters[at], v) for k, v in named.items()}
     optimiser.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def _laid_out_as(parameter: Tensor, slot: Tensor) -> Tensor:
+    """Copy a slot into the memory order of its parameter, which files do not keep.
+
+    Fused Adam walks parameter, gradient and moments by memory, so a difference would pair the
+    wrong elements without an error.
+    """
+    if slot.shape != parameter.shape:
+        return slot.clone()
+    return torch.empty_like(parameter, dtype=slot.dtype).copy_(slot)
 
 
 def _one_cycle(done: float, warm_up: float = 0.1) -> float:

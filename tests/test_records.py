@@ -1,0 +1,230 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from normalis.errors import RunError, SettingsError
+from normalis.records import (
+    ClaimedError,
+    Records,
+    RunFolder,
+    append_safe,
+    content_hash,
+    exclusive,
+    listing,
+    write_atomically,
+    write_csv,
+    write_json,
+)
+
+
+def example(**changes):
+    return {
+        "dataset": "toy",
+        "method": "ae",
+        "latent_dim": 4,
+        "seed": 0,
+        "auroc": 0.75,
+        "settings": {"options": {}, "training": {"epochs": 2}},
+        "metrics": {"auroc": {"value": 0.75}},
+        "path": np.array(["a.png", "b.png"]),
+        "is_anomalous": np.array([False, True]),
+        "anomaly_score": np.array([0.1, 0.2], np.float32),
+        "nearest_ncc": np.array([np.nan, 0.5], np.float32),
+        **changes,
+    }
+
+
+def test_hash_ignores_the_order_of_keys_and_nothing_else():
+    assert content_hash({"a": 1, "b": [1, 2]}) == content_hash({"b": [1, 2], "a": 1})
+    assert content_hash({"a": 1}) != content_hash({"a": 2})
+    with pytest.raises(ValueError):
+        content_hash({"a": float("nan")})
+
+
+def test_record_comes_back_as_it_was(tmp_path):
+    records = Records(tmp_path)
+    records.append("x", example())
+    back = records.read("x")
+    assert "x" in records
+    assert records.identities() == ["x"]
+    assert back["path"] == ["a.png", "b.png"]
+    assert np.float32(back["anomaly_score"][0]) == np.float32(0.1)
+    assert json.loads(back["settings"])["training"]["epochs"] == 2
+    assert [r["id"] for r in records.all()] == ["x"]
+
+
+def test_record_is_never_rewritten(tmp_path):
+    records = Records(tmp_path)
+    records.append("x", example())
+    records.append("x", example(auroc=0.1))
+    assert records.read("x")["auroc"] == 0.75
+
+
+def test_missing_latent_dim_keeps_its_column_type(tmp_path):
+    import pyarrow.dataset as ds
+
+    records = Records(tmp_path)
+    records.append("x", example(latent_dim=None))
+    records.append("y", example())
+    table = ds.dataset(records.folder).to_table(columns=["latent_dim"])
+    assert sorted(table["latent_dim"].to_pylist(), key=str) == [4, None]
+
+
+def test_table_leaves_images_out_and_reads_json(tmp_path):
+    records = Records(tmp_path)
+    records.append("x", example())
+    (row,) = records.table()
+    assert "anomaly_score" not in row
+    assert row["settings"]["training"] == {"epochs": 2}
+
+
+def test_damaged_record_names_its_file(tmp_path):
+    records = Records(tmp_path)
+    records.folder.mkdir()
+    (records.folder / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(RunError, match=r"x\.parquet"):
+        records.read("x")
+    with pytest.raises(RunError, match=r"x\.parquet"):
+        records.table()
+
+
+def test_listing_filters_sorts_and_helps(tmp_path):
+    records = Records(tmp_path)
+    for i, auroc in enumerate((0.6, 0.9, 0.7)):
+        records.append(f"id{i}", example(auroc=auroc, seed=i))
+    head, rows = listing(tmp_path, columns=["seed", "auroc"], sort="auroc")
+    assert head == ["seed", "auroc"]
+    assert rows == [[1, 0.9], [2, 0.7], [0, 0.6]]
+    assert listing(tmp_path, where={"seed": "2"}, columns=["id"])[1] == [["id2"]]
+    with pytest.raises(SettingsError, match="did you mean 'method'"):
+        listing(tmp_path, where={"metod": "ae"})
+
+
+def test_claim_is_exclusive_and_freed(tmp_path):
+    records = Records(tmp_path)
+    with records.claim("x"):
+        with pytest.raises(ClaimedError), records.claim("x"):
+            pass
+        with records.claim("y"):
+            pass
+    with records.claim("x"):
+        pass
+
+
+def test_claim_of_a_killed_process_is_free(tmp_path):
+    code = (
+        "import sys, time; from normalis.records import Records\n"
+        "with Records(sys.argv[1]).claim('x'): print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ClaimedError), Records(tmp_path).claim("x"):
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            with Records(tmp_path).claim("x"):
+                return
+        except ClaimedError:
+            time.sleep(0.05)
+    pytest.fail("the lock of a killed process was not freed")
+
+
+def test_exclusive_says_where_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(RunError, match="cannot be written"),
+        exclusive(tmp_path / "file/x", what=""),
+    ):
+        pass
+
+
+def test_atomic_write_leaves_the_old_file_and_no_litter(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left"):
+        write_atomically(file, fail)
+    assert file.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_and_csv(tmp_path):
+    write_json(tmp_path / "a.json", {"x": np.float64(0.1), "y": np.arange(2)})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1, "y": [0, 1]}
+    write_csv(tmp_path / "a.csv", ["a", "b"], [[1, "x, y"]])
+    assert (tmp_path / "a.csv").read_text() == 'a,b\n1,"x, y"\n'
+
+
+def test_append_safe(tmp_path):
+    append_safe(tmp_path)
+    append_safe(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="never overwritten"):
+        append_safe(tmp_path)
+
+
+def test_run_folder_round_trip_and_checkpoint(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.finished
+    assert folder.read_checkpoint() is None
+    folder.write_checkpoint({"w": np.ones(2)}, {"epoch": 3})
+    arrays, progress = folder.read_checkpoint()
+    assert progress == {"epoch": 3}
+    assert arrays["w"].tolist() == [1, 1]
+    assert folder.unfinished
+    folder.write({"w": np.zeros(2)}, {"a": 1})
+    assert folder.finished
+    assert not folder.unfinished
+    assert folder.read_settings()["a"] == 1
+    assert folder.read_arrays()["w"].tolist() == [0, 0]
+
+
+def test_run_folder_notices_changes(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write({"w": np.zeros(2)}, {"a": 1})
+    settings = folder.path / folder.SETTINGS
+    settings.write_text(settings.read_text().replace('"a": 1', '"a": 2'))
+    with pytest.raises(RunError, match="changed after"):
+        folder.read_settings()
+    folder.write({"w": np.zeros(2)}, {"a": 1})
+    model = folder.path / folder.MODEL
+    model.write_bytes(model.read_bytes()[:-1] + b"\1")
+    with pytest.raises(RunError, match="not the file"):
+        folder.read_arrays()
+
+
+def test_run_folder_refuses_to_lose_something(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write({"w": np.zeros(2)}, {"a": 1})
+    with pytest.raises(RunError, match="finished run"):
+        folder.check_writable(overwrite=False)
+    folder.check_writable(overwrite=True)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("")
+    with pytest.raises(RunError, match=r"thesis\.tex"):
+        RunFolder(other).check_writable(overwrite=True)
+
+
+def test_arrays_in_another_memory_order_come_back_right(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    images = np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1)
+    folder.write_checkpoint({"w": images, "step": np.float32(3)}, {})
+    arrays, _ = folder.read_checkpoint()
+    assert (arrays["w"] == images).all()
+    assert arrays["step"].shape == ()
+    folder.write({"w": images}, {})
+    assert (folder.read_arrays()["w"] == images).all()
