@@ -129,6 +129,18 @@ def test_shifted_copies(images, dy, dx):
     assert (got > 0.9999).all()
 
 
+def test_shift_by_a_broken_number_of_pixels(rng):
+    large = smooth_images(rng, 20, 224)
+    moved = np.roll(large[:10], (2, 2), axis=(1, 2))  # 0.57 pixels of 64
+    small, moved = (
+        np.stack([Image.fromarray(x).resize((64, 64), Image.Resampling.BILINEAR) for x in images])
+        for images in (large, moved)
+    )
+    got, twin = duplicates.find_shifted(moved, small)
+    np.testing.assert_array_equal(twin, range(10))
+    assert (got > 0.97).all()
+
+
 def test_no_shifted_copy_among_unrelated_images(rng, images):
     got, _ = duplicates.find_shifted(smooth_images(rng, 30), images)
     assert (got < 0.95).all()
