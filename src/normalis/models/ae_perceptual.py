@@ -15,7 +15,7 @@ Without a file of statistics m = 0 and v = 1, which is a deviation and lets loud
 Reference: Shvetsova et al., "Anomaly detection in medical imaging with deep perceptual
 autoencoders", IEEE Access 9 (2021).
 
-Use: the strongest of the benchmark's autoencoders, where weights of a network can be had.
+Use: where weights of a feature network can be had and texture matters more than intensity.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Reference: Baur et al., "Autoencoders for unsupervised anomaly segmentation in b
 comparative study", Medical Image Analysis 69 (2021); Cai et al., "MedIAnomaly: A comparative study
 of anomaly detection in medical images" (2024).
 
-Use: to see what a bottleneck without a global view lets through; rarely better than `ae`.
+Use: to see what a bottleneck without a global view lets through.
 """
 
 from __future__ import annotations

@@ -113,7 +113,8 @@ def reconstruction(model: AnomalyModel, x: Tensor) -> Tensor:
 
 def by_batch(function: Callable[[Tensor], Tensor], model: AnomalyModel, x: Tensor) -> Iterator[Any]:
     """Yield a function's results over batches of x, each moved to where the model is."""
-    device = next(iter(model.state().values()), x).device
+    held = model.parameters() if isinstance(model, nn.Module) else model.state().values()
+    device = next(iter(held), x).device
     for part in x.split(_BATCH):
         yield function(part.to(device))
 
