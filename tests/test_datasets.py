@@ -100,7 +100,7 @@ def test_100000_files_list_in_seconds(tmp_path):
             os.close(os.open(folder / f"{i}.png", os.O_CREAT))
     start = time.process_time()
     assert len(list_images(tmp_path).images) == 1000
-    assert time.process_time() - start < 0.1  # 100,000 in less than ten seconds of a slow machine
+    assert time.process_time() - start < 0.25  # 100,000 in less than ten seconds of a slow machine
 
 
 def test_natural_key_orders_numbers_by_value():

@@ -55,6 +55,17 @@ def test_every_factor_moves_the_image_in_a_direction_of_its_own(factors, seed):
     assert values[-1] > 0.05
 
 
+@pytest.mark.parametrize("factors", [1, 3])
+def test_nearest_neighbours_see_the_dimension_too(factors):
+    """Levina and Bickel's estimator (NIPS 2004), which knows nothing of how images were made."""
+    from scipy.spatial import cKDTree
+
+    images = generate(1000, PhantomSettings(image_size=32, factors=factors)).images
+    near = cKDTree(images.reshape(1000, -1)).query(images.reshape(1000, -1), 9)[0][:, 1:]
+    estimate = np.mean(1 / np.log(near[:, -1:] / near[:, :-1]).mean(axis=1)) * 6 / 7
+    assert abs(estimate - factors) < 0.15 * factors
+
+
 def test_the_map_from_factors_to_images_is_smooth():
     """Halving the step quarters the error of a central difference, as for any smooth function."""
     rng = np.random.default_rng(0)

@@ -183,9 +183,9 @@ def _draw(factors: FloatArray, size: int) -> tuple[FloatArray, NDArray[np.bool_]
     angle = np.arctan2(x, y)
     phase = 0.25 * f["fold_phase"]
     fold = np.cos(15 * angle + 6 * phase) + 0.7 * np.cos(9 * angle - 5 * phase + 1)
-    depth = 0.032 + 0.014 * f["fold_depth"]
+    depth = 0.032 + 0.022 * f["fold_depth"]
     grey = _inside(cortex - depth * (1 - 0.6 * fold) - radius, step)
-    thickness = 0.13 + 0.03 * f["cortex_thickness"]
+    thickness = 0.13 + 0.06 * f["cortex_thickness"]
     white = _inside(cortex - thickness + 1.3 * depth * fold - radius, 1.5 * step)
 
     # Inside: the midline bows, the two ventricles are ellipses that lean away from it.
@@ -194,7 +194,7 @@ def _draw(factors: FloatArray, size: int) -> tuple[FloatArray, NDArray[np.bool_]
     # Never narrower than a pixel, which would alias and make a rough manifold of a smooth one.
     thin = np.maximum(0.022, step)
     fissure = 0.022 / thin * np.exp(-((inner_x / thin) ** 2)) * _inside(y * y - 0.18, 0.04)
-    lean = 0.30 + 0.16 * f["ventricle_spread"]
+    lean = 0.30 + 0.45 * f["ventricle_spread"]
     swell = 0.30 + 0.09 * f["ventricle_size"]
     ventricles = _ventricle(inner_x, y, swell * (1 + 0.22 * f["asymmetry"]), lean, step, 1)
     ventricles = ventricles + _ventricle(
