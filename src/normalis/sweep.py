@@ -35,7 +35,7 @@ from normalis.jobs import Job, jobs_of, run_job
 from normalis.records import Records
 from normalis.training import pick_device
 
-__all__ = ["Event", "run_plan"]
+__all__ = ["Event", "Monitor", "run_plan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def run_plan(
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     count = min(jobs or (1 if pick_device(device).type == "cuda" else cores), len(todo))
-    monitor = _Monitor(todo, Records(results), callback, max(1, count))
+    monitor = Monitor(todo, Records(results), callback, max(1, count))
     if not monitor.left:
         return {}
     work: dict[str, Any] = {"results": str(results), "device": device, "keep_models": keep_models}
@@ -108,8 +108,19 @@ def run_plan(
     return monitor.failures
 
 
-class _Monitor:
-    """Turns what workers say into events, with what is done and how long the rest will take."""
+class Monitor:
+    """Turns what workers say into events, with what is done and how long the rest will take.
+
+    Args:
+        todo: the plan's jobs, which workers call by their index.
+        records: where what is done lies.
+        callback: who hears the events.
+        workers: how many jobs run at once, for the time left.
+
+    Attributes:
+        left: index -> epochs to go, of the jobs that are not finished.
+        failures: title -> error.
+    """
 
     def __init__(
         self,
@@ -128,6 +139,7 @@ class _Monitor:
         self.rate: float | None = None
 
     def hear(self, index: int, kind: str, epoch: int = 0, message: str = "") -> None:
+        """Take in what a worker says of a job; see `Event`."""
         job = self.todo[index]
         now = time.monotonic()
         if kind == "start":
@@ -171,6 +183,7 @@ class _Monitor:
         )
 
     def lost(self, code: int | None) -> None:
+        """Take in that a worker died."""
         if self.callback:
             self.callback(Event(kind="lost", message=f"a worker process died with code {code}"))
 
@@ -237,7 +250,7 @@ def _worker(todo: Sequence[Job], state: Any, pipe: Connection, threads: int,
 
 
 def _run_workers(
-    todo: Sequence[Job], count: int, threads: int, monitor: _Monitor, work: dict[str, Any]
+    todo: Sequence[Job], count: int, threads: int, monitor: Monitor, work: dict[str, Any]
 ) -> None:
     context = multiprocessing.get_context("spawn")
     state = context.RawArray("b", len(todo))
@@ -263,7 +276,7 @@ def _run_workers(
         )
 
 
-def _listen(workers: dict[Connection, Any], monitor: _Monitor) -> None:
+def _listen(workers: dict[Connection, Any], monitor: Monitor) -> None:
     """Pass on what workers say until the last one has ended."""
     while workers:
         ready: Any = wait(list(workers))

@@ -1,0 +1,139 @@
+"""Ray listens on every address, so these tests run it in a network namespace of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from normalis.errors import MissingExtraError, RunError, SettingsError
+from normalis.records import Records
+from test_sweep import planned, write_tiny
+
+INSIDE = """
+import json, os, sys, threading
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+import warnings
+warnings.simplefilter("ignore")
+from test_sweep import TINY, planned
+from normalis.ray_engine import run_plan_on_ray
+
+root, out, mode = sys.argv[1:]
+experiments = planned(root, out, latent_dims=[1, 2, 3, 4, 5, 6], epochs=60)
+events = []
+if mode == "local":
+    failures = run_plan_on_ray(experiments[:2], out, device="cpu", callback=events.append)
+else:
+    from ray.cluster_utils import Cluster
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    second = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    killed = []
+    def hear(event):
+        events.append(event)
+        running = {e.key for e in events if e.kind == "epoch"} - {
+            e.key for e in events if e.kind == "done"}
+        if len(running) == 2 and not killed:  # one on each node
+            killed.append(True)
+            cluster.remove_node(second, allow_graceful=False)
+    failures = run_plan_on_ray(experiments, out, address=cluster.address, device="cpu",
+                               callback=hear)
+    assert killed, "both nodes must have been at work"
+starts = [e.key for e in events if e.kind == "start"]
+print(json.dumps({"failures": failures, "starts": len(starts), "jobs": len(set(starts)),
+                  "done": sum(e.kind == "done" for e in events)}))
+os._exit(0)  # the killed node's leftovers need not be waited for
+"""
+
+
+def isolated(command):
+    """Return the command in a network namespace with nothing but loopback, or skip."""
+    for tool in ("unshare", "ip"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"Ray is not tested: {tool} is not there to isolate its network")
+    inner = 'ip link set lo up && exec "$@"'
+    for flags in (["-n"], ["-rn"]):
+        whole = ["unshare", *flags, "sh", "-c", inner, "sh"]
+        if subprocess.run([*whole, "true"], capture_output=True, check=False).returncode == 0:
+            return [*whole, *command]
+    pytest.skip("Ray is not tested: unshare may not make a network namespace here")
+
+
+def run_inside(tmp_path, mode):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    root, out = write_tiny(tmp_path / "data"), tmp_path / "results"
+    command = isolated([sys.executable, "-c", INSIDE, str(root), str(out), mode])
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root, out, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_one_of_two_nodes_is_killed_in_the_middle(tmp_path):
+    root, out, found = run_inside(tmp_path, "cluster")
+    assert found["failures"] == {}
+    assert found["done"] == found["jobs"] == 6
+    assert found["starts"] > 6, "the killed node's job must have begun again elsewhere"
+    experiments = planned(root, out, latent_dims=[1, 2, 3, 4, 5, 6], epochs=60)
+    assert Records(out).identities() == sorted(e.identity for e in experiments)
+
+
+@pytest.mark.slow
+def test_ray_on_this_machine_writes_the_same_records(tmp_path):
+    from normalis.sweep import run_plan
+
+    root, out, found = run_inside(tmp_path, "local")
+    assert found["failures"] == {}
+    assert found["done"] == 2
+    experiments = planned(root, tmp_path / "other", latent_dims=[1, 2], epochs=60)
+    run_plan(experiments, tmp_path / "other", jobs=1, device="cpu")
+    ours, theirs = Records(tmp_path / "other"), Records(out)
+    assert ours.identities() == theirs.identities()
+    for identity in ours.identities():
+        mine, other = ours.read(identity), theirs.read(identity)
+        assert list(mine) == list(other)
+        assert mine["anomaly_score"] == pytest.approx(other["anomaly_score"], rel=1e-4)
+
+
+def test_missing_ray_answers_with_the_install_line(tmp_path, monkeypatch):
+    from normalis.ray_engine import run_plan_on_ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"normalis\[ray\]"):
+        run_plan_on_ray([], tmp_path)
+
+
+def test_impossible_shares_are_refused(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from normalis.ray_engine import run_plan_on_ray
+
+    with pytest.raises(SettingsError, match="negative share"):
+        run_plan_on_ray([], tmp_path, gpus_per_job=-1)
+
+
+def test_finished_plan_starts_no_cluster(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from normalis.ray_engine import run_plan_on_ray
+
+    monkeypatch.setattr(ray, "init", lambda **k: pytest.fail("a cluster was started"))
+    assert run_plan_on_ray([], tmp_path) == {}
+
+
+def test_unknown_cluster_is_said(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from normalis.ray_engine import run_plan_on_ray
+
+    def refuse(**options):
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    experiments = planned(write_tiny(tmp_path / "data"), tmp_path / "out")
+    with pytest.raises(RunError, match=r"'1\.2\.3\.4:6379' cannot be joined: nobody there"):
+        run_plan_on_ray(experiments, tmp_path / "out", address="1.2.3.4:6379")
