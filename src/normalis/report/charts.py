@@ -86,7 +86,7 @@ def _svg(name: str, draw: Callable[[Any], None], size: tuple[float, float]) -> s
 
     settings: Any = {**_SETTINGS, "svg.hashsalt": name}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, dpi=72, layout="constrained")  # as SVG measures
         axes = figure.add_subplot()
         draw(axes)
         figure.draw_without_rendering()  # ticks are settled only now, and decide the margins
@@ -106,8 +106,8 @@ def _inline(svg: str, name: str) -> str:
     )
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    svg = re.sub(r'id="(\w+)"', rf'id="{name}-\1"', svg)
-    return re.sub(r'(href="|url\()#(\w+)', rf"\1#{name}-\2", svg)
+    svg = re.sub(r'id="([\w.]+)"', rf'id="{name}-\1"', svg)
+    return re.sub(r'(href="|url\()#([\w.]+)', rf"\1#{name}-\2", svg)
 
 
 def training_curve(history: Sequence[Mapping[str, float]]) -> str:
@@ -171,6 +171,7 @@ def histogram(groups: Mapping[str, NDArray[np.float64]], threshold: float | None
         axes.set_ylabel("% of the group")
         axes.legend(loc="upper right", fontsize=8)
         axes.locator_params(axis="x", nbins=6)
+        axes.locator_params(axis="y", nbins=5, integer=True)
 
     return _svg("histogram", draw, _WIDE)
 

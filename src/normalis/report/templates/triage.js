@@ -65,7 +65,7 @@
   function setThreshold(value, from) {
     state.threshold = value;
     if (from !== "slider") $("threshold").value = Math.round((1000 * (value - lowest)) / span);
-    if (from !== "number") $("threshold-value").value = Number(value.toPrecision(6));
+    if (from !== "number") $("threshold-value").value = Number(value.toPrecision(5));
     $("threshold").setAttribute("aria-valuetext", format(value));
     for (const button of $("presets").children) {
       button.setAttribute("aria-pressed", String(Number(button.dataset.threshold) === value));
@@ -122,7 +122,7 @@
     if (normals) rows.push(["false-positive rate", `${alarms} of ${normals}`, withRange(alarms, normals)]);
     const rate = expected();
     if (rate !== null) {
-      rows.push(["expected on new normals", "", `≤ ${percent(Math.min(1, rate))}`]);
+      rows.push(["expected at most", "", percent(Math.min(1, rate))]);
     }
     const parts = rows.flatMap(([name, value, share]) => {
       const dt = document.createElement("dt"), dd = document.createElement("dd");
@@ -551,6 +551,14 @@
     }
   }
 
+  function fillPromise() {
+    const c = data.calibration;
+    $("promise").textContent = c
+      ? `Expected at most: share of ${c.unit === "patient" ? "images of new normal patients" : "new normal images"}, `
+        + `by the calibration on ${c.units} ${c.unit}${c.units === 1 ? "" : "s"}.`
+      : "No threshold of this page was calibrated: nothing is promised about false positives.";
+  }
+
   function fillScale() {
     if (!data.scale) { $("scale").hidden = true; return; }
     const context = $("ramp").getContext("2d");
@@ -592,6 +600,7 @@
 
   fillControls();
   fillScale();
+  fillPromise();
   drawBars();
   showNotes();
   setOpacity(80);

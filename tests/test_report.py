@@ -1,0 +1,397 @@
+"""Pages say what the folders say, hold everything they need, and escape what users named."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+import report_folders as folders
+from normalis.errors import RunError
+from normalis.records import write_json
+from normalis.report import pictures, triage, write_report
+from normalis.report.curves import precision_recall, roc
+from normalis.report.results import rows_of
+from normalis.report.sources import detect, read_records, read_scores
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its tags, their attributes, and the JSON it carries."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.text = file.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.lasttag == "script" and data.strip():
+            self.scripts.append(data)
+
+    @property
+    def cases(self) -> dict:
+        return json.loads(self.scripts[0])
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    folder = folders.score_folder(tmp_path_factory.mktemp("scored"))
+    write_json(folder / "audit.json", folders.audit())
+    write_json(folder / "evaluation.json", folders.evaluation())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(scored):
+    return Page(write_report(scored, scored / "page.html"))
+
+
+# --- one file that needs nothing else ---
+
+
+def test_page_refers_to_nothing_outside_itself(page):
+    references = [
+        (tag, name, value)
+        for tag, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "srcset", "action", "data") or (name == "href" and value[:1] != "#")
+        or (name.endswith(":href") and value[:1] != "#")
+    ]  # fmt: skip
+    assert references == []
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe", "object", "img")]
+    assert not re.findall(r"url\((?!#)|@import", page.text)
+
+
+def test_policy_admits_this_script_and_no_connection(page):
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    digest = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_ids_are_unique_and_references_lead_somewhere(page):
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = {a["href"][1:] for t, a in page.tags if t == "a"}
+    assert links <= set(ids)
+    labelled = {a["for"] for t, a in page.tags if t in ("label", "output") and "for" in a}
+    assert labelled <= set(ids)
+    clips = set(re.findall(r"url\(#([\w-]+)\)", page.text))
+    assert clips
+    assert clips <= set(ids)
+
+
+def test_two_hundred_cases_stay_below_two_megabytes(page):
+    cases = sum(len(p) for p in page.cases["photo"] + page.cases["level"])
+    assert len(page.text) - cases + 200 * cases / len(page.cases["photo"]) < 2e6
+
+
+def test_report_imports_no_torch(scored, tmp_path):
+    code = (
+        "import sys; from normalis.report import write_report; "
+        f"write_report({str(scored)!r}, {str(tmp_path / 'p.html')!r}); "
+        "sys.exit(sum(m in sys.modules for m in ('torch', 'matplotlib.pyplot')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_caution_is_said_at_the_top_and_beside_the_cases(page):
+    assert page.text.lower().count("for triage and research, not for diagnosis") >= 3
+
+
+# --- what it says ---
+
+
+def test_every_chart_is_there_and_described(page):
+    titles = re.findall(r"<figure class=\"chart[^>]*>\s*<h3>([^<]*)", page.text)
+    assert titles == ["Training", "Anomaly scores", "ROC curve", "Precision and recall",
+                      "Calibration"]  # fmt: skip
+    described = [a for t, a in page.tags if t == "div" and a.get("role") == "img"]
+    assert len(described) == 5
+    assert all(a["aria-label"] for a in described)
+
+
+def test_charts_follow_the_colours_of_the_page(page):
+    svg = page.text[page.text.index("<svg") : page.text.rindex("</svg>")]
+    assert "var(--ink)" in svg
+    assert "var(--anomalous)" in svg
+    assert "#010203" not in svg
+    assert "mathdefault" not in svg
+
+
+def test_triage_data_are_the_table(page, scored):
+    source, cases = read_scores(scored), page.cases
+    assert cases["score"] == source.cases.anomaly_score.tolist()
+    assert cases["p"] == source.cases.p_value.tolist()
+    assert cases["root"] == "/data/phantoms/test"
+    assert cases["path"][0] == "glioma/img_0000.png"
+    assert cases["label"][:3] == [1, 0, 0]
+    assert cases["pictures"] == 40
+    assert cases["threshold"] == source.calibration.threshold(0.05)
+    assert [preset["rate"] for preset in cases["presets"]] == [0.1, 0.05]
+
+
+def test_expected_rate_of_the_page_is_the_p_value(scored):
+    source = read_scores(scored)
+    tail = triage.triage_data(source)["calibration"]
+    for threshold in source.cases.anomaly_score[:10]:
+        beyond = sum(score > threshold for score in tail["scores"])
+        rate = (1 + (tail["above"][beyond - 1] if beyond else 0)) / (tail["units"] + 1)
+        assert rate == pytest.approx(source.calibration.p_values([np.nextafter(threshold, 1)])[0])
+
+
+def test_levels_that_cannot_be_certified_are_named(page):
+    rows = re.findall(r"<th scope=\"row\">([\d.]+ %)</th>\s*<td class=\"num\">([^<]*)", page.text)
+    certified = {rate: shown != "cannot be certified" for rate, shown in rows}
+    assert certified == {"10 %": True, "5 %": True, "1 %": False, "0.1 %": False}
+    assert "1/81 = 1.23 %" in page.text
+
+
+def test_audit_and_evaluation_are_shown_and_oracles_apart(page):
+    assert "12 of 100 test images are training images." in page.text
+    assert "does not beat every score" in page.text
+    ranking = page.text[page.text.index("<h3>Ranking</h3>") :]
+    ranking = ranking[: ranking.index("</table>")]
+    assert "0.870" in ranking
+    assert "best Dice" not in ranking
+    assert "<h3>Oracles</h3>" in page.text
+    assert re.search(r'<tr class="marked">\s*<th scope="row">file 512</th>', page.text)
+
+
+def test_scores_without_labels_patients_and_calibration(tmp_path):
+    folder = folders.score_folder(
+        tmp_path / "s", n=12, labels=False, patients=False, calibrated=False
+    )
+    page = Page(write_report(folder, tmp_path / "page.html"))
+    assert "ROC curve" not in page.text
+    assert page.cases["calibration"] is None
+    assert page.cases["presets"] == []
+    assert set(page.cases["p"]) == {None}
+
+
+def test_scores_csv_alone_is_enough(tmp_path):
+    folder = folders.score_folder(tmp_path / "s", n=6)
+    (folder / "score.json").unlink()
+    page = Page(write_report(folder, tmp_path / "page.html"))
+    assert "does not say with which settings" in page.text
+    assert len(page.cases["score"]) == 6
+
+
+def test_one_class_only_draws_no_curves(tmp_path):
+    folder = folders.score_folder(tmp_path / "s", n=1)
+    page = Page(write_report(folder, tmp_path / "page.html"))
+    assert "ROC curve" not in page.text
+
+
+def test_run_page(tmp_path):
+    run = folders.run_folder(tmp_path / "run")
+    page = Page(write_report(run, tmp_path / "page.html"))
+    assert "cases-data" not in page.text.replace('getElementById("cases-data")', "")
+    assert "held-out normal (n = 80)" in page.text
+    assert "d = 16" in page.text
+
+
+def test_run_without_calibration(tmp_path):
+    run = folders.run_folder(tmp_path / "run", calibrated=False)
+    text = write_report(run, tmp_path / "page.html").read_text()
+    assert "training normal (n = 80)" in text
+    assert "nothing held out" in text
+
+
+# --- what users named ---
+
+NASTY = "\"><script>alert(1)</script>'&$x_1$ </script>.png"
+
+
+def test_names_are_escaped_everywhere(tmp_path):
+    folder = folders.score_folder(
+        tmp_path / "s", n=6, pictures=0, names={0: NASTY}, patient_names={1: "<script>p</script>"}
+    )
+    details = json.loads((folder / "score.json").read_text())
+    details["info"]["data"]["name"] = NASTY
+    details["params"]["method"] = "<img src=x onerror=alert(1)>"
+    write_json(folder / "score.json", details)
+    write_json(
+        folder / "audit.json", {"findings": [{"severity": "<b>", "text": "<svg onload=alert(1)>"}]}
+    )
+    page = Page(write_report(folder, tmp_path / "page.html"))
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
+    assert not [a for _, a in page.tags if "onerror" in a or "onload" in a]
+    assert page.cases["path"][0] == NASTY
+    assert page.cases["patient"][1] == "<script>p</script>"
+
+
+def test_names_of_experiments_are_escaped(tmp_path):
+    records = [
+        {"dataset": NASTY, "method": "<i>ae</i>", "latent_dim": d, "seed": 0, "auroc": 0.5 + d / 50,
+         "settings": {}, "metrics": {}}
+        for d in (2, 4)
+    ]  # fmt: skip
+    from normalis.records import Records
+
+    for i, record in enumerate(records):
+        Records(tmp_path / "r").append(str(i), record)
+    page = Page(write_report(tmp_path / "r", tmp_path / "page.html"))
+    assert [tag for tag, _ in page.tags if tag in ("script", "i")] == ["script"]
+
+
+# --- pictures ---
+
+
+def picture_of(tmp_path, strip: Image.Image):
+    strip.save(tmp_path / "strip.png")
+    return pictures.read_picture(tmp_path / "strip.png")
+
+
+def decode(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("L")).astype(float)
+
+
+def test_picture_keeps_image_and_map(tmp_path, rng):
+    strip = folders.strip(rng, spot=1.0)
+    found, whole = picture_of(tmp_path, strip), np.asarray(strip).astype(float)
+    assert np.abs(decode(found.photo) - whole[:, :320]).mean() < 4
+    level = whole[:, 320:].reshape(80, 2, 80, 2).mean((1, 3))
+    assert np.abs(decode(found.level) - level).max() <= 9
+
+
+def test_quiet_map_stays_exactly_empty(tmp_path, rng):
+    assert decode(picture_of(tmp_path, folders.strip(rng, spot=0.0)).level).max() == 0
+
+
+def test_method_without_reconstruction(tmp_path, rng):
+    found = picture_of(tmp_path, folders.strip(rng, spot=1.0, rebuilt=False))
+    assert not found.rebuilt
+    assert decode(found.photo).shape == (160, 160)
+
+
+def test_damaged_or_foreign_picture_is_left_out(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG no")
+    assert pictures.read_picture(tmp_path / "bad.png") is None
+    assert picture_of(tmp_path, Image.new("L", (100, 100))) is None
+
+
+def test_longest_path_finds_the_picture(tmp_path):
+    folder = folders.score_folder(tmp_path / "s", n=2, names={0: "a/x.png", 1: "b/x.png"})
+    cases = read_scores(folder).cases
+    found = pictures.find_pictures(folder, cases, [0, 1])
+    assert [found[i].parent.name for i in (0, 1)] == ["a", "b"]
+
+
+def test_only_the_most_anomalous_pictures_are_embedded(tmp_path, monkeypatch):
+    monkeypatch.setattr(triage, "EMBEDDED", 5)
+    folder = folders.score_folder(tmp_path / "s", n=20)
+    page = Page(write_report(folder, tmp_path / "page.html"))
+    shown = [i for i, photo in enumerate(page.cases["photo"]) if photo]
+    assert sorted(read_scores(folder).cases.order[:5]) == shown
+    assert "Pictures of the 5 most anomalous images only" in page.text
+
+
+# --- curves ---
+
+
+def test_curves_are_those_of_scikit_learn(rng):
+    labels = rng.random(200) < 0.4
+    scores = np.round(rng.normal(labels, 1.0), 1)  # with ties
+    fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    found = roc(scores, labels, n=20)
+    assert np.allclose(found.x, fpr)
+    assert np.allclose(found.y, tpr)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    found = precision_recall(scores, labels, n=20)
+    assert np.allclose(found.x, recall[::-1])
+    assert np.allclose(found.y[1:], precision[::-1][1:])
+
+
+def test_bands_hold_the_curve_and_widen_with_patients(rng):
+    patient = np.repeat(np.arange(40), 5)
+    labels = patient % 2 == 0
+    scores = labels + np.repeat(rng.normal(0, 1, 40), 5)
+    alone = roc(scores, labels)
+    grouped = roc(scores, labels, groups=patient)
+    inside = np.interp(alone.grid, alone.x, alone.y)
+    assert np.mean((alone.low <= inside + 1e-9) & (inside <= alone.high + 1e-9)) > 0.9
+    assert (grouped.high - grouped.low).mean() > 1.5 * (alone.high - alone.low).mean()
+
+
+def test_too_few_units_give_no_band():
+    assert roc(np.array([0.1, 0.9]), np.array([False, True]), groups=np.array([1, 1])).low.size == 0
+
+
+# --- sweeps ---
+
+
+def test_seeds_are_taken_together(tmp_path):
+    records = read_records(folders.results_folder(tmp_path))
+    rows = rows_of(records)
+    assert len(records) == 36
+    assert len(rows) == 18
+    assert {row.seeds for row in rows} == {2}
+    one = [r["auroc"] for r in records if (r["dataset"], r["method"], r["latent_dim"]) ==
+           ("brain_tumor", "ae", 8)]  # fmt: skip
+    row = next(r for r in rows if (r.dataset, r.method, r.latent_dim) == ("brain_tumor", "ae", 8))
+    assert row.values["auroc"].mean == pytest.approx(np.mean(one))
+    assert row.values["auroc"].sd == pytest.approx(np.std(one, ddof=1))
+    assert row.values["auroc"].low == pytest.approx(np.mean(one) - 0.02)
+
+
+def test_results_page(tmp_path):
+    page = Page(write_report(folders.results_folder(tmp_path / "r"), tmp_path / "page.html"))
+    assert page.text.count("<figure") == 2
+    assert page.text.count("<tr>") == 19
+    assert "vae" in page.text
+    assert "standardize" in page.text
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("", "holds none of them"), ("progress.csv", "normalis score"),
+     ("checkpoint.safetensors", "normalis fit")],
+)  # fmt: skip
+def test_folder_that_is_nothing_or_unfinished(tmp_path, name, words):
+    if name:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(RunError, match=words):
+        detect(tmp_path)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        write_report(tmp_path / "no", tmp_path / "page.html")
+
+
+def test_own_page_is_replaced_and_another_file_is_not(tmp_path):
+    run, page = folders.run_folder(tmp_path / "run"), tmp_path / "page.html"
+    write_report(run, page)
+    write_report(run, page)
+    page.write_text("my thesis")
+    with pytest.raises(RunError, match="not overwritten"):
+        write_report(run, page)
+    assert page.read_text() == "my thesis"
+
+
+def test_damaged_files_are_named(tmp_path):
+    folder = folders.score_folder(tmp_path / "s", n=4)
+    body = json.loads((folder / "score.json").read_text())
+    write_json(folder / "score.json", {**body, "is_anomalous": [True]})
+    with pytest.raises(RunError, match=r"as many rows as score\.json"):
+        write_report(folder, tmp_path / "page.html")
+    (folder / "score.json").write_text("{")
+    with pytest.raises(RunError, match=r"score\.json: cannot be read as JSON"):
+        write_report(folder, tmp_path / "page.html")
