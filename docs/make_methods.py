@@ -197,8 +197,8 @@ def page(cost: dict[str, tuple[str, str]], caption: str) -> str:
             "## Each method\n",
             *sections,
             "## Scorers\n\nHow a model was trained and how it is read are two choices:"
-            " `normalis score --scorer NAME`.\nThe map becomes one number by `reduction`: `mean`"
-            " (the paper's), `max`, `top:0.01`, `quantile:0.95`.\n",
+            " `normalis fit --scorer NAME --reduction HOW`.\nThe map becomes one number by the"
+            " reduction: `mean` (the paper's), `max`, `top:0.01`, `quantile:0.95`.\n",
             *readings,
         ]
     ) + "\n"  # fmt: skip

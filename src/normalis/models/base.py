@@ -16,6 +16,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import torch
@@ -56,6 +57,14 @@ def check_at_least(least: float, **settings: float) -> None:
             raise SettingsError(f"{name} must be at least {least:g}, got {value!r}")
 
 
+_KINDS: dict[type, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """What every method is built from; a method adds fields of its own in a subclass.
@@ -90,6 +99,12 @@ class ModelSettings:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
                 raise SettingsError(f"unknown setting {key!r} of this method{hint}")
+        defaults = {f.name: f.default for f in fields(cls)}
+        for key, value in options.items():
+            kind, words = _KINDS.get(type(defaults[key]), (object, ""))
+            # A bool is an int to Python, and nobody means 1 by it here.
+            if not isinstance(value, kind) or (kind is Integral and isinstance(value, bool)):
+                raise SettingsError(f"{key} must be {words}, got {value!r}")
         return cls(**options)
 
     def to_dict(self) -> dict[str, Any]:
