@@ -1,4 +1,4 @@
-"""The commands about experiments: sweep, reproduce, results. They parse, call and print."""
+"""The commands about experiments: prepare, sweep, reproduce, results. They parse, call, print."""
 
 from __future__ import annotations
 
@@ -37,6 +37,60 @@ Address = Annotated[
 ]
 Gpus = Annotated[float, typer.Option(help="Share of a GPU that one training gets (ray).")]
 Keep = Annotated[bool, typer.Option(help="Keep fitted models in RESULTS/models.")]
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="Data set; without one all are listed.")] = "",
+    raw: Annotated[
+        Path | None, typer.Option("--raw", help="Folder or archive that you downloaded.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="New folder to build.")] = None,
+    download: Annotated[
+        Path | None,
+        typer.Option("--download", help="Fetch the authors' archive into this folder first."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Setting of the data set, NAME=VALUE; repeatable.")
+    ] = None,
+) -> None:
+    """Build a data set of the paper from what you downloaded, counted and checked."""
+    from normalis import datasets
+
+    if not name:
+        _list_datasets()
+        return
+    if out is None:
+        raise SettingsError("--out is needed: the folder to build")
+    if download is not None:
+        with errors.status("downloading"):
+            raw = datasets.download_archive(name, download)
+    with errors.status("building"):
+        made = datasets.prepare(name, raw, out, **_pairs(option, "--option"))
+    rows = [[split, label, count] for (split, label), count in sorted(made.counts().items())]
+    console.print(_table(str(out), ["split", "label", "images"], rows))
+    for note in made.notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+def _list_datasets() -> None:
+    from normalis.datasets import DATASETS, named
+
+    rows: list[list[Any]] = []
+    for name in DATASETS:
+        known = named(name)
+        counts = known.counts
+        rows.append(
+            [
+                name,
+                known.modality,
+                f"{counts.train} + {counts.test_normal} / {counts.test_anomalous}",
+                known.archive or "",
+                known.licence,
+            ]
+        )
+    head = ["name", "modality", "train + test normal / anomalous", "archive", "licence"]
+    console.print(_table("Data sets", head, rows))
 
 
 @app.command()
@@ -132,12 +186,12 @@ def results(
         write_csv(csv, head, rows)
 
 
-def _pairs(given: list[str] | None) -> dict[str, str]:
+def _pairs(given: list[str] | None, flag: str = "--where") -> dict[str, str]:
     pairs = {}
     for pair in given or []:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise SettingsError(f"--where must be COLUMN=VALUE, got {pair!r}")
+            raise SettingsError(f"{flag} must be NAME=VALUE, got {pair!r}")
         pairs[name] = value
     return pairs
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normalis.records import write_atomically, write_csv
-from normalis.reproduce import TITLES, Cell, Comparison, Curve
+from normalis.reproduce import PARTS, TITLES, Cell, Comparison, Curve, compare, figure3
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ __all__ = [
     "csv_rows",
     "draw",
     "figure_rows",
+    "fill_in",
     "notes",
     "to_html",
     "to_latex",
@@ -190,6 +191,33 @@ def write_all(comparison: Comparison, folder: str | Path) -> list[Path]:
 
 def _write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def fill_in(page: str, results: str | Path) -> str:
+    """Return a Markdown page with every generated part drawn anew from records.
+
+    A part stands between ``<!-- table1 -->`` and ``<!-- end of table1 -->``; names are those of
+    `normalis.reproduce.PARTS`.
+
+    Args:
+        page: the page's text.
+        results: the results folder.
+    """
+    for name in PARTS:
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        if start in page and end in page:
+            before, _, rest = page.partition(start)
+            after = rest.partition(end)[2]
+            text = _points(results) if name == "figure3" else to_markdown(compare(name, results))
+            page = f"{before}{start}\n\n{text}\n\n{end}{after}"
+    return page
+
+
+def _points(results: str | Path) -> str:
+    """Return the figure's points as a Markdown table."""
+    head = ["data set", "d", "seeds", "train normal", "test normal", "test anomalous", "AUROC"]
+    rows = [[str(v) for v in row] for row in figure_rows(figure3(results))]
+    return "\n".join([_bar(head), _bar(["---"] + ["---:"] * (len(head) - 1)), *map(_bar, rows)])
 
 
 FIGURE_COLUMNS = (
