@@ -38,7 +38,7 @@ class Sample:
     kind: str | None = None
     index: int | None = None
     array: str | None = None
-    header: Mapping[str, Any] = field(default_factory=dict)
+    header: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
