@@ -22,6 +22,7 @@ from normalis.entropy import (
     participation_ratio,
     pca_dimension,
     predicted_auroc,
+    predicted_auroc_from,
     radial_power,
     spectrum,
     two_nn,
@@ -210,9 +211,35 @@ def test_predicted_auroc_matches_gaussian_images_with_drawn_lesions():
     centred = normals - fitted.mean
     centred[n:] += drawn
     energy = (centred @ fitted.directions.T) ** 2
-    for rank in (0, 5, 20, 60, 120):
+    ranks = (0, 5, 20, 60, 120)
+    empirical = predicted_auroc_from(
+        energy[:400], lesion, outside=np.zeros(400), pixels=size * size, ranks=ranks
+    )
+    for i, rank in enumerate(ranks):
         measured = roc_auc_score(np.arange(2 * n) >= n, energy[:, rank:].sum(axis=1))
         assert predicted[rank] == pytest.approx(measured, abs=0.03), rank
+        assert empirical[i] == pytest.approx(measured, abs=0.03), rank
+
+
+def test_skewed_residuals_need_the_measured_form():
+    """A few images of large energy double the variance and hardly change the ranking."""
+    rng = np.random.default_rng(0)
+    gain = np.where(rng.random(4000) < 0.05, 6.0, 1.0)[:, None]
+    x = gain * rng.normal(size=(4000, 30)) * 0.1
+    lesion = LesionSpectrum(energy=np.full(30, 0.01), total=0.3, residual_variance=np.zeros(31))
+    energy = x**2
+    delta = 0.1 * rng.choice([-1.0, 1.0], size=x.shape)
+    both = np.concatenate([energy.sum(axis=1), ((x + delta) ** 2).sum(axis=1)])
+    measured = roc_auc_score(np.arange(8000) >= 4000, both)
+    variance = np.full(31, energy.sum(axis=1).var())
+    normal = predicted_auroc(energy.mean(axis=0), lesion, normal_variance=variance)[0]
+    empirical = predicted_auroc_from(
+        energy[:500], lesion, outside=np.zeros(500), pixels=30, ranks=[0]
+    )[0]
+    assert empirical == pytest.approx(measured, abs=0.02)
+    assert normal < measured - 0.1
+    with pytest.raises(DataError, match="energies"):
+        predicted_auroc_from(energy[:, :5], lesion, outside=np.zeros(4000), pixels=30)
 
 
 def test_small_lesions_want_more_capacity_than_large_ones():

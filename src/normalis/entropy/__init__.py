@@ -74,6 +74,7 @@ from normalis.entropy.water_filling import (
     blob_spectrum,
     encode_components,
     predicted_auroc,
+    predicted_auroc_from,
 )
 
 __all__ = [
@@ -114,6 +115,7 @@ __all__ = [
     "participation_ratio",
     "pca_dimension",
     "predicted_auroc",
+    "predicted_auroc_from",
     "quantised_entropy",
     "radial_power",
     "rate_distortion_curve",

@@ -14,8 +14,13 @@ a normal image scores E_n with variance V_n, an anomalous one E_n + 2⟨r, δ⟩
     AUROC ≈ Φ(T / √(2 V_n + 4 C + V_T)),   T = Σ g_i,  C = Σ λ_i g_i   over the residual    (2)
 
 with V_T the variance of the lesion's own residual energy (over positions). The approximation is a
-normal one for both scores; V_n = 2 Σ λ_i² for Gaussian images, and where held-out normals are at
-hand their measured variance is better, for real residuals have heavier tails.
+normal one for both scores; V_n = 2 Σ λ_i² for Gaussian images, or measured on held-out normals. The
+residual energies of real images are skewed and their variance is that of a few images, so (2) is
+pessimistic. With the measured energies E_1 .. E_N of held-out normals in place of a normal law,
+
+    AUROC ≈ 1/N² Σ_ij Φ((E_i + T - E_j) / √(4 C_i + V_T)),   C_i = Σ e_ij g_j              (3)
+
+with e_ij the energy of image i along direction j: only the lesion's part is still a normal law.
 
 What follows: a small focal lesion spreads its energy over all directions, so much may be encoded; a
 large diffuse one lies in the directions where normals vary most, so little may. **Normals alone do
@@ -43,6 +48,7 @@ __all__ = [
     "blob_spectrum",
     "encode_components",
     "predicted_auroc",
+    "predicted_auroc_from",
 ]
 
 _FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # full width at half maximum of a Gaussian, in sigmas
@@ -133,6 +139,46 @@ def predicted_auroc(
     return np.asarray(ndtr(ratio), dtype=np.float64)
 
 
+def predicted_auroc_from(
+    energies: ArrayLike,
+    lesion: LesionSpectrum,
+    *,
+    outside: ArrayLike,
+    pixels: int,
+    ranks: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    """Predict the AUROC of the residual energy from held-out normal images, (3).
+
+    Args:
+        energies: (N, K) squared projections of held-out normals, leading directions first.
+        lesion: from `blob_spectrum`, with the same K.
+        outside: (N,) energy of each image outside the K directions; taken as spread evenly.
+        pixels: P.
+        ranks: numbers of leading directions removed; None takes all of 0..K. Each costs N² values.
+
+    Returns:
+        (len(ranks),) AUROC.
+
+    Raises:
+        DataError: if shapes do not fit.
+    """
+    e, rest = np.asarray(energies, dtype=np.float64), np.asarray(outside, dtype=np.float64)
+    count = len(lesion.energy)
+    if e.ndim != 2 or e.shape[1] != count or rest.shape != (len(e),):
+        raise DataError(f"energies must be (N, {count}) and outside (N,), got {e.shape}")
+    wanted = np.arange(count + 1) if ranks is None else np.asarray(ranks)
+    beyond = max(0.0, lesion.total - float(lesion.energy.sum()))
+    score = _tails(e) + rest[:, None]
+    cross = _tails(e * lesion.energy) + (rest * beyond / max(1, pixels - count))[:, None]
+    gap = _tail(lesion.energy, beyond)
+    result = np.empty(len(wanted))
+    for i, r in enumerate(wanted):
+        noise = np.sqrt(4.0 * cross[:, r] + lesion.residual_variance[r]).clip(min=1e-300)
+        ahead = score[:, None, r] + gap[r] - score[None, :, r]
+        result[i] = ndtr(ahead / noise[:, None]).mean()
+    return result
+
+
 def blob(size: int, *, scale_px: float, row: float, column: float) -> NDArray[np.float64]:
     """Draw a Gaussian blob of height 1.
 
@@ -212,6 +258,12 @@ def _pair(
     if min(variance.min(), energy.min()) < 0:
         raise DataError("eigenvalues and lesion energy must not be negative")
     return variance, energy
+
+
+def _tails(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Do as `_tail` for each row."""
+    sums = np.cumsum(rows[:, ::-1], axis=1)[:, ::-1]
+    return np.hstack([sums, np.zeros((len(rows), 1))])
 
 
 def _tail(values: NDArray[np.float64], beyond: float) -> NDArray[np.float64]:
