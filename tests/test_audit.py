@@ -157,6 +157,18 @@ def test_file_name_pattern_is_offered_and_used_only_when_given(tmp_path):
     assert found.pattern is None
 
 
+def test_place_of_a_slice_is_read_only_from_stacks(tmp_path):
+    samples = []
+    for i, pixels in enumerate(smooth_images(4, 48)):
+        path = write(tmp_path, f"p{i // 8}_{1 + i % 8}", pixels)
+        split = "train" if i < 24 else "test"
+        samples.append(Sample(path=path, split=split, is_anomalous=split == "test" and i % 8 > 3))
+    scores = audit(dataset(tuple(samples)), patient_pattern=r"(p\d+)_").to_dict()["trivial"]
+    assert scores["relative_position"]["auroc"] == 1
+    scores = audit(dataset(tuple(samples)), patient_pattern=r"(p\d+_\d+)").to_dict()["trivial"]
+    assert "relative_position" not in scores
+
+
 def test_one_patient_id_for_all_is_no_patient(clean):
     named = tuple(
         Sample(path=s.path, split=s.split, is_anomalous=s.is_anomalous, patient_id="ANON")

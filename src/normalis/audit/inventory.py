@@ -28,6 +28,7 @@ __all__ = ["Fact", "count_properties", "image_key", "take_inventory"]
 _IDENTIFIERS = {"affine", "mode", "name", "patient_id", "volume_shape", "window"}
 _SHOWN = ("format", "bits", "channels", "size", "modality")
 _LEAST_SLICES = 5  # of a patient, for "relative position" to mean something
+_MOSTLY = 0.8  # share of images in such stacks, for numbers in file names to be slices at all
 _CHUNK = 1 << 20
 
 
@@ -177,7 +178,8 @@ def _relative_positions(rows: Sequence[Row]) -> list[float | None]:
     """Return each slice's place in its patient's stack, in [0, 1], where names or files tell it.
 
     The number is the slice in its file, or the last number in the file's name; it is divided by
-    the patient's largest. Nothing is returned where patients are unknown.
+    the patient's largest. Nothing is returned where patients are unknown, or where most of them
+    have too few images for a stack of slices.
     """
     numbers_of = [_slice_number(row) for row in rows]
     largest: dict[str, int] = defaultdict(int)
@@ -186,7 +188,7 @@ def _relative_positions(rows: Sequence[Row]) -> list[float | None]:
         if row.patient_id is not None and number is not None:
             largest[row.patient_id] = max(largest[row.patient_id], number)
             count[row.patient_id] += 1
-    return [
+    places = [
         number / max(1, largest[row.patient_id])
         if number is not None
         and row.patient_id is not None
@@ -194,6 +196,8 @@ def _relative_positions(rows: Sequence[Row]) -> list[float | None]:
         else None
         for row, number in zip(rows, numbers_of, strict=True)
     ]
+    in_stacks = sum(place is not None for place in places) >= _MOSTLY * len(places)
+    return places if in_stacks else [None] * len(places)
 
 
 def _slice_number(row: Row) -> int | None:
