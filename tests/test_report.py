@@ -163,6 +163,7 @@ def test_levels_that_cannot_be_certified_are_named(page):
 def test_audit_and_evaluation_are_shown_and_oracles_apart(page):
     assert "12 of 100 test images are training images." in page.text
     assert "does not beat every score" in page.text
+    assert "2 anomalous images have an empty mask." in page.text
     ranking = page.text[page.text.index("<h3>Ranking</h3>") :]
     ranking = ranking[: ranking.index("</table>")]
     assert "0.870" in ranking

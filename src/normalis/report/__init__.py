@@ -73,17 +73,15 @@ def _source_page(source: Source) -> str:
     from normalis.report.page import render
     from normalis.report.triage import triage_data
 
-    findings, audit_tables = sections.audit_tables(source.audit)
     context: dict[str, Any] = {
         "name": sections.display_name(source),
         "tiles": sections.tiles(source),
         "charts": sections.draw_charts(source),
         "calibration": sections.calibration_table(source),
         "facts": sections.fact_tables(source),
-        "findings": findings,
-        "audit_tables": audit_tables,
-        "evaluation": sections.evaluation_tables(source.evaluation),
-        "notes": source.evaluation.get("notes") or [],
+        "findings": sections.findings(source.audit),
+        "audit_tables": sections.audit_tables(source.audit),
+        "evaluations": [sections.evaluation_part(body) for body in source.evaluations],
         "skipped": source.skipped,
         "source": source,
         "triage": None if source.cases is None or not len(source.cases) else triage_data(source),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -19,14 +19,16 @@ from normalis.report.triage import level_thresholds
 
 __all__ = [
     "Chart",
+    "Evaluation",
     "Table",
     "Tile",
     "audit_tables",
     "calibration_table",
     "display_name",
     "draw_charts",
-    "evaluation_tables",
+    "evaluation_part",
     "fact_tables",
+    "findings",
     "tiles",
 ]
 
@@ -39,6 +41,12 @@ _TITLES = {
     "best_dice": "best Dice",
     "sensitivity_at_5_percent_fpr": "sensitivity at 5 % of the test's own normals",
 }
+_SECTIONS = (
+    ("ranking", "Ranking", "Needs no threshold."),
+    ("deployable", "At a threshold fixed on normal images", ""),
+    ("by_kind", "AUROC by kind of anomaly", "Each kind against all normal images."),
+    ("oracle", "Oracles", "Something was chosen with these very labels: not for comparison."),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,18 @@ class Table:
     note: str = ""
     numeric: tuple[int, ...] = ()
     marked: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What ``evaluate`` found on one data set; ``more`` are tables of secondary interest."""
+
+    title: str
+    verdict: bool | None
+    tables: list[Table]
+    more: list[Table]
+    findings: list[dict[str, str]]
+    notes: list[str]
 
 
 # --- tiles ---
@@ -338,7 +358,7 @@ def fact_tables(source: Source) -> list[Table]:
     times = {k: _seconds(info[k]) for k in ("load_s", "fit_s") if k in info}
     rest = {k: info[k] for k in ("finished", "device", "threads") if k in info}
     groups = [
-        ("Data", {"folder of this page": source.folder.name, **data}),
+        ("Data", {"folder": source.folder.name, **data}),
         ("Training", {**{_words(k): v for k, v in times.items()}, **rest}),
         ("Settings", details.get("params") or {}),
         ("Versions", info.get("versions") or {}),
@@ -368,13 +388,17 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def audit_tables(audit: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[Table]]:
-    """Return the findings, and the audit's other tables."""
-    findings = [
+def findings(body: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the sentences of an audit, or those that an evaluation repeats."""
+    return [
         {"severity": _text(f.get("severity", "note")), "text": _text(f.get("text", ""))}
-        for f in audit.get("findings") or []
+        for f in body.get("findings") or []
     ]
-    tables = [
+
+
+def audit_tables(audit: Mapping[str, Any]) -> list[Table]:
+    """Return the audit's tables other than its findings."""
+    return [
         Table(
             title=_text(t.get("title", "")),
             columns=[_text(c) for c in t.get("columns") or []],
@@ -383,29 +407,30 @@ def audit_tables(audit: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[T
         for t in audit.get("tables") or []
         if t.get("title") != "Findings"
     ]
-    return findings, tables
 
 
-def evaluation_tables(evaluation: Mapping[str, Any]) -> list[Table]:
-    """Return the figures of ``evaluate``: deployable, baselines, and oracles apart."""
+def evaluation_part(evaluation: Mapping[str, Any]) -> Evaluation:
+    """Return what ``evaluate`` found: deployable figures, baselines, and oracles apart."""
     subsets = evaluation.get("subsets") or []
-    tables = []
-    for section, title, note in (
-        ("ranking", "Ranking", "Needs no threshold."),
-        ("deployable", "At a threshold fixed on normal images", ""),
-        ("by_kind", "AUROC by kind of anomaly", "Each kind against all normal images."),
-        ("oracle", "Oracles", "Something was chosen with these very labels: not for comparison."),
-    ):
-        rows = [
-            [_TITLES.get(name, name), subset["name"], *_figure(one), _size(subset)]
-            for subset in subsets
-            for name, one in (subset.get(section) or {}).items()
-        ]
-        if rows:
-            columns = ["figure", "images", "value", "95 % interval", "n"]
-            tables.append(Table(title=title, columns=columns, rows=rows, note=note, numeric=(2, 3)))
-    tables += [t for t in (_baseline_table(subset) for subset in subsets) if t is not None]
-    return tables
+    baselines = [t for t in map(_baseline_table, subsets) if t is not None]
+    return Evaluation(
+        title=_text(evaluation.get("data") or ""),
+        verdict=evaluation.get("beats_baselines"),
+        tables=[t for t in (_figures(subsets, *s) for s in _SECTIONS) if t.rows] + baselines[:1],
+        more=baselines[1:],
+        findings=findings(evaluation),
+        notes=[_text(note) for note in evaluation.get("notes") or []],
+    )
+
+
+def _figures(subsets: Sequence[Mapping[str, Any]], section: str, title: str, note: str) -> Table:
+    rows = [
+        [_TITLES.get(name, name), subset["name"], *_figure(one), _size(subset)]
+        for subset in subsets
+        for name, one in (subset.get(section) or {}).items()
+    ]
+    columns = ["figure", "images", "value", "95 % interval", "normal + anomalous"]
+    return Table(title=title, columns=columns, rows=rows, note=note, numeric=(2, 3, 4))
 
 
 def _figure(one: Mapping[str, Any]) -> list[str]:
@@ -431,12 +456,12 @@ def _baseline_table(subset: Mapping[str, Any]) -> Table | None:
     if own:
         rows.insert(0, ["this method", *_figure(own), "", "", ""])
     note = (
-        "A method that does not beat what knows nothing of medicine has shown nothing. p-values "
-        "are of a paired comparison, corrected for the number of baselines."
+        "A method that does not beat what knows nothing of medicine has shown nothing. Difference: "
+        "method minus baseline; p of a paired comparison, corrected for the number of baselines."
     )
     return Table(
         title=f"Trivial baselines, {subset['name']} images",
-        columns=["score", "AUROC", "95 % interval", "method minus baseline", "p", "verdict"],
+        columns=["score", "AUROC", "95 % interval", "difference", "p", "verdict"],
         rows=rows,
         note=note,
         numeric=(1, 2, 3, 4),

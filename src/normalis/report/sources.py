@@ -86,7 +86,7 @@ class Source:
         cases: the scored images; None for a run.
         skipped: (path, reason) of images that could not be read.
         audit: findings of ``check``; empty where there is no ``audit.json``.
-        evaluation: result of ``evaluate``; empty where there is no ``evaluation.json``.
+        evaluations: results of ``evaluate``, one for each ``evaluation*.json``.
     """
 
     folder: Path
@@ -97,7 +97,7 @@ class Source:
     cases: Cases | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
     audit: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
 
 def detect(path: Path) -> Kind:
@@ -140,7 +140,7 @@ def read_run(path: Path) -> Source:
         normal_scores=np.asarray(folder.read_arrays().get("decision_scores", []), dtype=float),
         skipped=_read_skipped(path / "skipped.csv"),
         audit=_read_json(path / "audit.json"),
-        evaluation=_read_json(path / "evaluation.json"),
+        evaluations=[_read_json(file) for file in sorted(path.glob("evaluation*.json"))],
     )
 
 
@@ -160,7 +160,7 @@ def read_scores(path: Path) -> Source:
         cases=_read_cases(path / "scores.csv", details),
         skipped=_read_skipped(path / "skipped.csv"),
         audit=_read_json(path / "audit.json"),
-        evaluation=_read_json(path / "evaluation.json"),
+        evaluations=[_read_json(file) for file in sorted(path.glob("evaluation*.json"))],
     )
 
 

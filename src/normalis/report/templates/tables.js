@@ -1,5 +1,5 @@
 "use strict";
-/* Tables that sort by a click on a heading and filter by the controls above them. */
+/* Tables that sort by a click on a heading and filter by the controls above them; printing. */
 (function () {
   for (const table of document.querySelectorAll("table[data-sortable]")) {
     const headings = [...table.tHead.rows[0].cells];
@@ -13,6 +13,14 @@
       button.addEventListener("click", () => sort(table, headings, column));
     });
   }
+  /* Paper cannot be clicked: the settings of the run are opened for printing. */
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll(".facts details:not([open])")];
+    opened.forEach((details) => { details.open = true; });
+  });
+  addEventListener("afterprint", () => opened.forEach((details) => { details.open = false; }));
+
   const filtered = new Set();
   for (const control of document.querySelectorAll("[data-filters]")) {
     const table = document.getElementById(control.dataset.filters);
