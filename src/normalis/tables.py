@@ -131,6 +131,8 @@ def notes(comparison: Comparison) -> list[str]:
 
 def to_markdown(comparison: Comparison) -> str:
     """Return all tables as Markdown."""
+    if not comparison.cells:
+        return "No records yet."
     parts = []
     for dataset in comparison.datasets:
         head, rows = wide(comparison, dataset)
@@ -275,12 +277,15 @@ def draw(curves: Sequence[Curve], *, hidden_dim: int = 1024) -> Figure:
 def write_figure(curves: Sequence[Curve], folder: str | Path) -> list[Path]:
     """Write the figure as SVG and PNG and its points as CSV; return the files."""
     base = Path(folder) / "figure3"
+    from matplotlib import rc_context
+
     figure = draw(curves)
     formats = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 150}}
-    for suffix, options in formats.items():
-        write_atomically(
-            base.with_suffix(f".{suffix}"),
-            lambda p, f=suffix, o=options: figure.savefig(p, format=f, **o),  # type: ignore[misc]
-        )
+    with rc_context({"svg.hashsalt": "normalis"}):  # equal records, equal file
+        for suffix, options in formats.items():
+            write_atomically(
+                base.with_suffix(f".{suffix}"),
+                lambda p, f=suffix, o=options: figure.savefig(p, format=f, **o),  # type: ignore[misc]
+            )
     write_csv(base.with_suffix(".csv"), FIGURE_COLUMNS, figure_rows(curves))
     return [base.with_suffix(s) for s in (".svg", ".png", ".csv")]
