@@ -20,6 +20,7 @@ from normalis.report.curves import Curve
 __all__ = [
     "calibration_chart",
     "histogram",
+    "largest_shown",
     "latent_dims",
     "precision_recall_chart",
     "roc_chart",
@@ -154,6 +155,7 @@ def histogram(groups: Mapping[str, NDArray[np.float64]], threshold: float | None
         bins = _bins(np.concatenate(list(filled.values())))
         for i, (name, values) in enumerate(filled.items()):
             share = np.full(values.size, 100 / values.size)
+            values = np.minimum(values, bins[-1])  # extreme scores are in the last bar
             colour, dashes = _class_style(name, i)
             if colour != _MUTED:
                 axes.hist(
@@ -183,13 +185,16 @@ def _class_style(name: str, i: int) -> tuple[str, str]:
 
 
 def _bins(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 40 bins over nearly all values: one extreme score would flatten the rest."""
-    low, high = np.quantile(values, (0.0, 0.995))
-    high = values.max() if high <= low or values.max() < high + 0.3 * (high - low) else high
-    if high <= low:
-        low, high = low - 0.5, low + 0.5
-    edges = np.linspace(low, high, 41)
-    return np.append(edges, values.max()) if values.max() > edges[-1] else edges
+    """Return 40 bins up to `largest_shown`."""
+    low, high = values.min(), largest_shown(values)
+    return np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, low + 0.5, 41)
+
+
+def largest_shown(values: NDArray[np.float64]) -> float:
+    """Return where a histogram ends: a few extreme scores would flatten the rest."""
+    low, most = float(values.min()), float(values.max())
+    nearly_all = float(np.quantile(values, 0.995))
+    return most if most - low < 1.4 * (nearly_all - low) else nearly_all
 
 
 def roc_chart(curve: Curve, *, name: str = "roc") -> str:

@@ -219,12 +219,17 @@ def _scores(source: Source) -> Chart | None:
     parts = [
         f"{name}: {values.size}, median {np.median(values):.4g}" for name, values in groups.items()
     ]
+    pooled = np.concatenate(list(groups.values()))
+    shown = charts.largest_shown(pooled)
+    caption = "Higher is more anomalous."
+    caption += " Vertical line: the calibrated threshold." if threshold is not None else ""
+    beyond = int((pooled > shown).sum())
+    caption += f" The last bar holds {beyond:,} scores up to {pooled.max():.3g}." if beyond else ""
     return Chart(
         title="Anomaly scores",
         svg=charts.histogram(groups, threshold),
         alt=f"Histograms of the anomaly score. {'; '.join(parts)}.",
-        caption="Higher is more anomalous. "
-        + ("Vertical line: the calibrated threshold." if threshold is not None else ""),
+        caption=caption,
         wide=True,
     )
 

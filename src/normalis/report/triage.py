@@ -56,6 +56,7 @@ def triage_data(source: Source) -> dict[str, Any]:
         "rebuilt": [bool(picture and picture.rebuilt) for picture in shown],
         "pictures": len(pictures),
         "threshold": _start(source),
+        "kind_of_calibration": source.calibration.kind if source.calibration else "none",
         "calibration": _tail(source.calibration),
         "presets": [
             {"rate": rate, "threshold": threshold}
@@ -82,13 +83,13 @@ def _threshold(calibration: Calibration, rate: float) -> float | None:
 
 
 def _start(source: Source) -> float | None:
-    """Return the threshold that the page opens with."""
+    """Return the threshold to open with: calibrated, or the score of the top twentieth."""
     if source.calibration is not None:
         found = _threshold(source.calibration, source.details.get("fpr") or 0.05)
         if found is not None:
             return found
-    normals = source.normal_scores
-    return float(np.quantile(normals, 0.95)) if normals.size else None
+    scores = source.cases.anomaly_score if source.cases is not None else np.empty(0)
+    return float(np.nanquantile(scores, 0.95)) if np.isfinite(scores).any() else None
 
 
 def _split_root(paths: list[str]) -> tuple[str, list[str]]:

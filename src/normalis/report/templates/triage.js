@@ -59,12 +59,21 @@
   const finite = data.score.filter((s) => s !== null);
   const lowest = finite.reduce((a, b) => Math.min(a, b), Infinity);
   const highest = finite.reduce((a, b) => Math.max(a, b), -Infinity);
-  const span = highest - lowest || 1;
+  // Where a few scores are many times the usual one, equal steps would waste the slider on them.
+  const middle = [...finite].sort((a, b) => a - b)[finite.length >> 1];
+  const isLog = lowest > 0 && highest > 4 * middle;
+  const scale = isLog ? Math.log : (s) => s;
+  const span = scale(highest) - scale(lowest) || 1;
+  const along = (score) => (isLog && score <= 0 ? 0 : Math.min(1, Math.max(0, (scale(score) - scale(lowest)) / span)));
+  const scoreAt = (share) => {
+    const at = scale(lowest) + span * share;
+    return isLog ? Math.exp(at) : at;
+  };
   const above = (i) => data.score[i] !== null && data.score[i] > state.threshold;
 
   function setThreshold(value, from) {
     state.threshold = value;
-    if (from !== "slider") $("threshold").value = Math.round((1000 * (value - lowest)) / span);
+    if (from !== "slider") $("threshold").value = Math.round(1000 * along(value));
     if (from !== "number") $("threshold-value").value = Number(value.toPrecision(5));
     $("threshold").setAttribute("aria-valuetext", format(value));
     for (const button of $("presets").children) {
@@ -113,13 +122,13 @@
         if (is) flaggedPatients.add(data.patient[i]);
       }
     }
-    const rows = [["flagged", `${flagged} of ${n}`, percent(flagged / n)]];
+    const rows = [["flagged", `${flagged}/${n}`, percent(flagged / n)]];
     if (patients.size) {
-      rows.push(["patients with a flag", `${flaggedPatients.size} of ${patients.size}`,
+      rows.push(["patients with a flag", `${flaggedPatients.size}/${patients.size}`,
         percent(flaggedPatients.size / patients.size)]);
     }
-    if (anomalies) rows.push(["sensitivity", `${found} of ${anomalies}`, withRange(found, anomalies)]);
-    if (normals) rows.push(["false-positive rate", `${alarms} of ${normals}`, withRange(alarms, normals)]);
+    if (anomalies) rows.push(["sensitivity", `${found}/${anomalies}`, withRange(found, anomalies)]);
+    if (normals) rows.push(["false-positive rate", `${alarms}/${normals}`, withRange(alarms, normals)]);
     const rate = expected();
     if (rate !== null) {
       rows.push(["expected at most", "", percent(Math.min(1, rate))]);
@@ -147,7 +156,7 @@
     const bins = 60, counts = [new Array(bins).fill(0), new Array(bins).fill(0), new Array(bins).fill(0)];
     for (let i = 0; i < n; i++) {
       if (data.score[i] === null) continue;
-      const bin = Math.min(bins - 1, Math.floor((bins * (data.score[i] - lowest)) / span));
+      const bin = Math.min(bins - 1, Math.floor(bins * along(data.score[i])));
       counts[data.label[i] === null ? 2 : data.label[i]][bin]++;
     }
     const most = Math.max(1, ...counts[0].map((c, b) => c + counts[1][b] + counts[2][b]));
@@ -170,7 +179,7 @@
   }
 
   function drawLine() {
-    const x = 300 * Math.min(1, Math.max(0, (state.threshold - lowest) / span));
+    const x = 300 * along(state.threshold);
     $("cut").setAttribute("x1", x);
     $("cut").setAttribute("x2", x);
   }
@@ -553,10 +562,13 @@
 
   function fillPromise() {
     const c = data.calibration;
+    if (isLog) $("threshold-legend").textContent = "Threshold (logarithmic)";
     $("promise").textContent = c
       ? `Expected at most: share of ${c.unit === "patient" ? "images of new normal patients" : "new normal images"}, `
         + `by the calibration on ${c.units} ${c.unit}${c.units === 1 ? "" : "s"}.`
-      : "No threshold of this page was calibrated: nothing is promised about false positives.";
+      : data.kind_of_calibration === "none"
+        ? "No threshold of this page was calibrated: nothing is promised about false positives."
+        : `A ${data.kind_of_calibration} calibration promises a rate for p-values, not for this threshold.`;
   }
 
   function fillScale() {
@@ -566,14 +578,15 @@
       context.fillStyle = `rgb(${data.colours.slice(4 * x, 4 * x + 3).join(",")})`;
       context.fillRect(x, 0, 1, 1);
     }
+    const normals = data.kind_of_calibration === "none" ? "training" : "normal";
     $("quiet").textContent = format(data.scale.quiet, 3);
     $("full").textContent = `${format(data.scale.full, 3)} and above`;
     $("scale-note").textContent = data.scale.rate
-      ? `One scale for all images. Any colour at all: as high as in 1 of ${Math.round(1 / data.scale.rate)} normal images.`
-      : "One scale for all images. Any colour at all: higher than in every held-out normal image.";
+      ? `One scale for all images. Any colour at all: as high as in 1 of ${Math.round(1 / data.scale.rate)} ${normals} images.`
+      : `One scale for all images. Any colour at all: higher than in every ${normals} image it was set by.`;
   }
 
-  $("threshold").addEventListener("input", (e) => setThreshold(lowest + (span * e.target.value) / 1000, "slider"));
+  $("threshold").addEventListener("input", (e) => setThreshold(e.target.value === "1000" ? highest : scoreAt(e.target.value / 1000), "slider"));
   $("threshold-value").addEventListener("input", (e) => {
     if (Number.isFinite(e.target.valueAsNumber)) setThreshold(e.target.valueAsNumber, "number");
   });
