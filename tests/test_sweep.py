@@ -302,7 +302,7 @@ def test_plan_is_run_once_and_recorded(root, out):
     assert record["auroc"] == auroc(scores, np.array(record["is_anomalous"])[test])
     metrics = json.loads(record["metrics"])
     assert metrics["auroc"]["low"] <= record["auroc"] <= metrics["auroc"]["high"]
-    assert 0 < record["best_dice"] <= 1
+    assert 0 < metrics["best_dice"]["low"] <= record["best_dice"] <= 1
     assert len(json.loads(record["history"])["reconstruction"]) == 2
     assert record["n_train"] == 24
     assert (out / "plans").is_dir()

@@ -335,8 +335,8 @@ def _record(
 def _metrics(
     scores: NDArray[np.float32], arrays: Arrays, maps: NDArray[np.float32] | None
 ) -> dict[str, dict[str, Any]]:
-    """Return metric -> value, and interval where it is cheap; patients are drawn whole."""
-    from normalis.metrics import auroc, average_precision, bootstrap, pixel_metrics
+    """Return metric -> value with its bootstrap interval; patients are drawn whole."""
+    from normalis.metrics import auroc, average_precision, bootstrap, pixel_bootstrap
 
     test = arrays.split == "test"
     labels, patients = arrays.is_anomalous[test], arrays.patient_id[test]
@@ -346,8 +346,6 @@ def _metrics(
         for name, metric in (("auroc", auroc), ("average_precision", average_precision))
     }
     if maps is not None:
-        pixel = pixel_metrics(maps, arrays.masks)
-        found["pixel_auroc"] = {"value": pixel.auroc}
-        found["pixel_average_precision"] = {"value": pixel.average_precision}
-        found["best_dice"] = {"value": pixel.best_dice}
+        intervals = pixel_bootstrap(maps, arrays.masks, groups=groups)
+        found |= {name: interval.to_dict() for name, interval in intervals.items()}
     return found

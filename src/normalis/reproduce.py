@@ -275,7 +275,8 @@ def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
 def _rows_of(name: str, record: Mapping[str, Any]) -> list[str]:
     method, latent_dim = record["method"], record["latent_dim"]
     if name in ("table1", "figure3"):
-        return [str(latent_dim)] if method == "ae" and (latent_dim or 0) <= 1024 else []
+        dims = DIMS if name == "table1" else FIGURE_DIMS
+        return [str(latent_dim)] if method == "ae" and latent_dim in dims else []
     rows = []
     if name == "methods" and latent_dim in (16, None):
         rows.append(method)

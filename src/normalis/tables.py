@@ -245,6 +245,7 @@ def draw(curves: Sequence[Curve], *, hidden_dim: int = 1024) -> Figure:
         hidden_dim: D; the paper's Proposition 1 is about D / 2, which is marked.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(4.6 * max(1, len(curves)), 3.6), layout="constrained")
     panels = figure.subplots(1, max(1, len(curves)), squeeze=False)[0]
@@ -264,6 +265,8 @@ def draw(curves: Sequence[Curve], *, hidden_dim: int = 1024) -> Figure:
         )  # fmt: skip
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
         ticks = [d for d in curve.latent_dims if d & (d - 1) == 0]
         panel.set_xticks(ticks, [str(d) for d in ticks], fontsize=8)
         panel.minorticks_off()
