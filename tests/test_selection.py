@@ -182,20 +182,29 @@ def test_error_rules_on_a_curve_with_a_known_elbow():
     assert select_capacity(given, "intrinsic-dimension").choice == "d=16"
 
 
-def test_the_lesion_scale_prior_reads_spectra_only(listing):
-    images = np.stack([x for x, _, _ in listing])
+def test_the_lesion_scale_prior_wants_less_capacity_for_larger_lesions():
+    rng = np.random.default_rng(0)
+    grid = np.hypot(*np.meshgrid(np.fft.fftfreq(16), np.fft.fftfreq(16)))
+    white = np.fft.fft2(rng.normal(size=(400, 16, 16)))
+    smooth = np.fft.ifft2(white / (grid + 1 / 16) ** 2).real
+    images = (0.5 + 0.05 * smooth / smooth.std()).clip(0, 1)
     gathered = gather_evidence(
         lambda x: np.ones((3, len(x))),
         candidates=("a", "b", "c"),
-        latent_dims=(2, 8, 32),
-        train=images[:90],
-        validation=images[90:],
+        latent_dims=(2, 16, 128),
+        train=images[:300],
+        validation=images[300:],
         families=["blur"],
     )
     chosen = select_capacity(gathered, "lesion-scale-prior")
-    assert chosen.choice in {"a", "b", "c"}
-    ranks = [int(part.split(": ")[-1]) for part in chosen.reasons[1].split(", ")]
-    assert ranks == sorted(ranks, reverse=True)  # smaller lesions want more
+    assert (
+        min(chosen.table["worst regret"])
+        == chosen.table["worst regret"]["abc".index(chosen.choice)]
+    )
+    best = [int(np.argmin(row)) for name, row in chosen.table.items() if "px" in name]
+    assert len(best) == 4
+    assert best == sorted(best, reverse=True)  # smaller lesions want more
+    assert best[0] > best[-1]
 
 
 def test_ensembles_return_a_function_of_all_scores():

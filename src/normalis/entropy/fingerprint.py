@@ -32,7 +32,7 @@ from normalis.entropy.spectrum import (
     spectrum,
 )
 from normalis.entropy.validity import ValidityWarning
-from normalis.entropy.water_filling import blob_spectrum, encode_components, predicted_auroc
+from normalis.entropy.water_filling import blob_spectrum, predicted_auroc_from
 from normalis.errors import DataError
 
 __all__ = ["Fingerprint", "fingerprint", "split_half"]
@@ -68,7 +68,8 @@ class Fingerprint:
         levina_bickel: the same by maximum likelihood.
         two_nn_with_copies: TwoNN as the images lie, near copies included.
         power_slope: exponent of power against spatial frequency; NaN if the images are not square.
-        lesion_ranks: closed form: for blobs of each size, how many leading directions to encode.
+        lesion_ranks: closed form: for blobs of each size, the number of leading directions whose
+            removal detects them best, of about 24 numbers up to 256.
         notes: what was outside the limits of an estimator, in sentences.
     """
 
@@ -246,33 +247,26 @@ def _lesion_ranks(
     fitted = spectrum(one)
     count = min(_MAX_COMPONENTS, len(fitted.eigenvalues))
     seen = heldout_spectrum(_truncated(fitted, count), other)
-    spread = _residual_variance(seen, other)
+    centred = other - seen.mean
+    energies = (centred @ seen.directions.T) ** 2
+    outside = ((centred**2).sum(axis=1) - energies.sum(axis=1)).clip(min=0)
+    ranks = np.unique(np.rint(np.geomspace(1, count, 24)).astype(int))
+    ranks = np.concatenate([[0], ranks])
     body = (flat.mean(axis=0) > 0.1 * flat.mean(axis=0).max()).reshape(size, size)
     rows = []
     for scale in (s for s in _SCALES_PX if s <= size):
         lesion = blob_spectrum(seen, scale_px=scale, contrast=contrast, positions=body)
-        auroc = predicted_auroc(
-            seen.eigenvalues, lesion, remainder=seen.remainder, normal_variance=spread
+        auroc = predicted_auroc_from(
+            energies, lesion, outside=outside, pixels=flat.shape[1], ranks=ranks
         )
-        kept = encode_components(seen.eigenvalues, lesion.energy)
         rows.append(
             {
                 "scale_px": scale,
-                "best_rank": int(np.argmax(auroc)),
+                "best_rank": int(ranks[np.argmax(auroc)]),
                 "predicted_auroc": float(auroc.max()),
-                "encoded": kept.components,
-                "rate": kept.rate,
             }
         )
     return tuple(rows)
-
-
-def _residual_variance(seen: Spectrum, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Measure V_n after removal of the first r = 0..K directions."""
-    centred = x - seen.mean
-    energy = (centred @ seen.directions.T) ** 2
-    whole = (centred**2).sum(axis=1, keepdims=True)
-    return np.var(np.hstack([whole, whole - np.cumsum(energy, axis=1)]), axis=0)
 
 
 def _truncated(fitted: Spectrum, count: int) -> Spectrum:

@@ -87,6 +87,14 @@ class LesionSpectrum:
     total: float
     residual_variance: NDArray[np.float64]
 
+    def scaled(self, height: float) -> LesionSpectrum:
+        """Return the spectrum of the same lesion, ``height`` times as strong."""
+        return LesionSpectrum(
+            energy=self.energy * height**2,
+            total=self.total * height**2,
+            residual_variance=self.residual_variance * height**4,
+        )
+
 
 def encode_components(eigenvalues: ArrayLike, lesion_energy: ArrayLike) -> Allocation:
     """Choose the directions to encode, λ_i > g_i, and the rate that they carry, (1).

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CONTRAST", "Evidence", "family_auroc", "gather_evidence"]
 
 CONTRAST = 0.2  # the default of `synthetic.synthesise`, where its reason is
+_MAX_DIRECTIONS = 512  # of the closed form; more than any latent dimension that is asked about
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,8 +33,8 @@ class Evidence:
         validation_errors: (C,) mean squared reconstruction error on held-out normals.
         training_errors: (C,) the same on training normals.
         normal: spectrum of normal images, directions from training, variances held out.
-        residual_variance: (K + 1,) variance of held-out residual energy by rank; see
-            `entropy.predicted_auroc`.
+        normal_energies: (N, K) squared projections of held-out normals on those directions.
+        normal_outside: (N,) their energy outside the K directions.
         intrinsic_dimension: of the distinct training normals.
         groups: (N,) patient or duplicate group of each held-out image, for the stability.
     """
@@ -45,7 +46,8 @@ class Evidence:
     validation_errors: NDArray[np.float64] | None = None
     training_errors: NDArray[np.float64] | None = None
     normal: Spectrum | None = None
-    residual_variance: NDArray[np.float64] | None = None
+    normal_energies: NDArray[np.float64] | None = None
+    normal_outside: NDArray[np.float64] | None = None
     intrinsic_dimension: float | None = None
     groups: NDArray[Any] | None = None
 
@@ -152,16 +154,18 @@ def _normal_geometry(train: NDArray[np.float64], held: NDArray[np.float32]) -> d
     from normalis.entropy.validity import ValidityWarning
 
     flat, other = train.reshape(len(train), -1), held.reshape(len(held), -1).astype(np.float64)
-    seen = heldout_spectrum(spectrum(flat), other)
+    fitted = spectrum(flat)
+    leading = replace(fitted, directions=fitted.directions[:_MAX_DIRECTIONS])
+    seen = heldout_spectrum(leading, other)
     centred = other - seen.mean
-    whole = (centred**2).sum(axis=1, keepdims=True)
-    left = whole - np.cumsum((centred @ seen.directions.T) ** 2, axis=1)
+    energies = (centred @ seen.directions.T) ** 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ValidityWarning)
         dimension = two_nn(flat[distinct_images(flat, similarity=0.999)])
     return {
         "normal": seen,
-        "residual_variance": np.var(np.hstack([whole, left]), axis=0),
+        "normal_energies": energies,
+        "normal_outside": ((centred**2).sum(axis=1) - energies.sum(axis=1)).clip(min=0),
         "intrinsic_dimension": dimension,
     }
 

@@ -59,33 +59,28 @@ def _mean_auroc(evidence: Evidence) -> Selection:
 
 
 def _lesion_scale_prior(evidence: Evidence) -> Selection:
-    """Take the minimax regret of the closed form over lesion sizes, and the candidate nearest."""
-    from normalis.entropy.water_filling import blob_spectrum, predicted_auroc
+    """Minimise the largest regret of the closed form over lesion sizes, at rank = latent_dim."""
+    from normalis.entropy.water_filling import blob_spectrum, predicted_auroc_from
 
     normal = _needed(evidence.normal, "normal")
-    size = round(len(normal.mean) ** 0.5)
-    rows = []
+    energies = _needed(evidence.normal_energies, "normal_energies")
+    outside = _needed(evidence.normal_outside, "normal_outside")
+    size, known = round(len(normal.mean) ** 0.5), len(normal.directions)
+    ranks = np.minimum(np.rint(_dims(evidence)).astype(int), known)
+    table = {}
     for share in _PRIOR_SHARES:
         unit = blob_spectrum(normal, scale_px=share * size, contrast=1.0)
         height = CONTRAST * (normal.total / unit.total) ** 0.5
-        lesion = blob_spectrum(normal, scale_px=share * size, contrast=height)
-        rows.append(
-            predicted_auroc(
-                normal.eigenvalues,
-                lesion,
-                remainder=normal.remainder,
-                normal_variance=evidence.residual_variance,
-            )
+        lesion = unit.scaled(height)
+        auroc = predicted_auroc_from(
+            energies, lesion, outside=outside, pixels=len(normal.mean), ranks=ranks
         )
-    auroc = np.array(rows)
-    regret = (auroc.max(axis=1, keepdims=True) - auroc).max(axis=0)
-    rank = max(1, int(np.argmin(regret)))
-    best = ", ".join(
-        f"{share * size:.0f} px: {int(np.argmax(row))}"
-        for share, row in zip(_PRIOR_SHARES, auroc, strict=True)
-    )
-    reasons = (f"closed form: rank {rank} hedges lesion sizes", f"best rank by size: {best}")
-    return _picked(evidence, "lesion-scale-prior", _nearest(evidence, rank), *reasons)
+        table[f"lesion of {share * size:.0f} px"] = tuple(100 * (auroc.max() - auroc))
+    worst = np.max([*table.values()], axis=0)
+    table["worst regret"] = tuple(worst)
+    chosen = int(np.argmin(worst))
+    reason = "closed form for linear encoders: AUROC points lost for bright or dark blobs by size"
+    return _picked(evidence, "lesion-scale-prior", chosen, reason, table=table)
 
 
 def _elbow(evidence: Evidence) -> Selection:
