@@ -17,12 +17,12 @@ LAYERS = [
     {"entropy", "metrics", "images", "trivial", "duplicates", "drift"},
     {"models", "scorers", "datasets", "synthetic", "records"},
     {"training", "loading"},
-    {"scoring", "overlays", "experiments"},
+    {"scoring", "overlays", "checkpoints", "normals", "experiments"},
     {"selection", "evaluation", "calibration", "audit", "experiment_data"},
     {"detector", "jobs", "reproduce", "report"},
-    {"sweep", "tables"},
+    {"outputs", "assessment", "sweep", "tables"},
     {"ray_engine"},
-    {"outputs", "cli_experiments"},
+    {"cli_experiments"},
     {"cli"},
 ]
 #: Scorers read models, as their contract says; drawing needs records' safe writing only.

@@ -210,9 +210,7 @@ def fit(
     ] = None,
     percentiles: Annotated[
         tuple[float, float],
-        typer.Option(
-            help="Percentiles of training values that become 0 and 1."
-        ),
+        typer.Option(help="Percentiles of training values that become 0 and 1."),
     ] = (0.5, 99.5),
     patients: Annotated[
         str | None,
@@ -336,7 +334,8 @@ def score(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
-    from normalis.detector import AnomalyDetector, samples_to_score
+    from normalis.detector import AnomalyDetector
+    from normalis.normals import samples_to_score
     from normalis.outputs import ScoreOptions, score_to_folder
 
     if not 0 < fpr < 1:
@@ -372,6 +371,73 @@ def score(
 
 
 @app.command()
+def evaluate(
+    run: Run,
+    data: Data,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="JSON file; by default RUN/evaluation_NAME.json."),
+    ] = None,
+    fpr: Annotated[float, typer.Option(help="Nominal false-positive rate.")] = 0.05,
+    patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
+    from normalis.assessment import assess
+    from normalis.detector import AnomalyDetector
+    from normalis.records import write_json
+
+    detector = AnomalyDetector.load(run, device=device)
+    dataset = _open(data, patients)
+    with _bar("evaluate") as (bar, task):
+        result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar, task))
+    _report_skipped(skipped)
+    _print_evaluation(dataset.name, result)
+    for finding in found.findings:
+        if finding.severity in ("leak", "confound"):
+            console.print(f"{finding.severity}: {escape(finding.text)}", soft_wrap=True)
+    file = out or run / f"evaluation_{dataset.name}.json"
+    write_json(
+        file,
+        {
+            "data": dataset.name,
+            "method": detector.method,
+            "skipped": len(skipped),
+            **result.to_dict(),
+            "findings": [{"severity": f.severity, "text": f.text} for f in found.findings],
+        },
+    )
+    console.print(f"metrics: {file}", soft_wrap=True)
+
+
+def _print_evaluation(name: str, result: Any) -> None:
+    titles = {
+        "ranking": "Ranking",
+        "kind": "AUROC by kind of anomaly",
+        "baseline": "Trivial baselines (AUROC)",
+        "deployable": "At the threshold from normal images",
+        "group": "False-positive rate by group",
+        "lesion": "Lesions",
+        "oracle": "Oracle: something was chosen with these labels",
+    }
+    for section, title in titles.items():
+        rows = [row for row in result.table() if row.section == section]
+        if section == "baseline":
+            rows = [row for row in rows if row.subset == "all"][:8]
+        if rows:
+            cells = [
+                [r.subset, r.name, r.value, f"{r.low:.3f} to {r.high:.3f}", r.n_images, r.note]
+                for r in rows
+            ]
+            columns = ["images", "figure", "value", "95 % interval", "n", ""]
+            console.print(_table(f"{title}: {name}", columns, cells))
+    verdict = {True: "beats every", False: "does not beat every", None: "was not compared with a"}
+    console.print(f"The method {verdict[result.beats_baselines]} trivial baseline.")
+    for note in result.notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("demo"),
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 100,
@@ -391,7 +457,7 @@ def demo(
     if not (scored / "scores.csv").exists():
         score(run, data, scored, **_defaults(score))
     console.rule("3. normalis evaluate: with the labels of the generated images")
-    evaluate(run, data, **_defaults(evaluate))
+    evaluate(run, data, **_defaults(evaluate) | {"out": scored / "evaluation.json"})
     console.rule("4. normalis report: a page to look through")
     report(scored, out / "report.html", **_defaults(report))
     console.rule("where to look")

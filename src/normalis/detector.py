@@ -7,12 +7,10 @@ scores are more anomalous** and ``predict`` returns 1 for anomalous, 0 for norma
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,50 +22,40 @@ from torch import Tensor
 
 from normalis import models, scorers
 from normalis.calibration import Calibration, calibrate
-from normalis.datasets import Dataset, open_dataset
-from normalis.duplicates import duplicate_groups
+from normalis.checkpoints import train_resumably
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
-from normalis.images import IntensityRule, read_frames
-from normalis.loading import ImageSettings, Loaded, Row, from_array, load, stream, to_unit
+from normalis.images import IntensityRule
+from normalis.loading import ImageSettings, Loaded, from_array, stream
 from normalis.models.base import AnomalyModel, Autoencoder
-from normalis.models.inputs import FLAT, to_model_input
+from normalis.models.inputs import to_model_input
+from normalis.normals import (
+    Images,
+    as_dataset,
+    fingerprint,
+    is_array,
+    normal_images,
+    patients_of,
+    samples_to_score,
+)
 from normalis.overlays import ColourScale
 from normalis.records import RunFolder, content_hash, versions, write_csv
-from normalis.scoring import BATCH_SIZE, Scored, image_statistics, score
-from normalis.training import Progress, Training, TrainingSettings, fit, pick_device
+from normalis.scoring import (
+    BATCH_SIZE,
+    Explained,
+    Scored,
+    explain,
+    image_statistics,
+    score,
+)
+from normalis.training import Progress, TrainingSettings, fit, pick_device
 
 if TYPE_CHECKING:
     from normalis.datasets import Sample
 
-__all__ = ["AnomalyDetector", "Explained", "Images", "samples_to_score"]
+__all__ = ["AnomalyDetector"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Explained:
-    """One image with what the model makes of it, for a picture.
-
-    Attributes:
-        row: where the image came from.
-        original: (C, H, W) with nominal range [0, 1], at the image's own geometry.
-        anomaly_score: its score.
-        anomaly_map: (S, S).
-        reconstruction: (C, S, S) with nominal range [0, 1]; None if the method has none.
-    """
-
-    row: Row
-    original: NDArray[np.float32]
-    anomaly_score: float
-    anomaly_map: NDArray[np.float32]
-    reconstruction: NDArray[np.float32] | None
-
-
-#: What `AnomalyDetector` takes as images.
-Images = str | Path | Sequence[str | Path] | Dataset | NDArray[Any] | Tensor
-
-CHECKPOINT_EVERY_S = 30.0
-
-
-class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
+class AnomalyDetector(BaseEstimator):
     """Learn normal images; say of new ones how abnormal they are, and where.
 
     Args:
@@ -166,14 +154,16 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
 
     # --- settings of the steps below, made from the parameters ---
 
-    def _image_settings(self) -> ImageSettings:
+    @property
+    def image_settings(self) -> ImageSettings:
+        """How images are read, from the parameters."""
         return ImageSettings(
             image_size=self.image_size,
             channels=self.channels,
             plane=self.plane,
-            slice_range=tuple(self.slice_range),
-            window=None if self.window is None else tuple(self.window),
-            percentiles=tuple(self.percentiles),
+            slice_range=_pair(self.slice_range),
+            window=None if self.window is None else _pair(self.window),
+            percentiles=_pair(self.percentiles),
         )
 
     def _training_settings(self) -> TrainingSettings:
@@ -204,7 +194,7 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
             raise SettingsError(
                 f"calibration_share must be in (0, 1), got {self.calibration_share}"
             )
-        self._image_settings(), self._training_settings(), pick_device(self.device)
+        _ = self.image_settings, self._training_settings(), pick_device(self.device)
         self._build()
 
     # --- fit ---
@@ -255,14 +245,21 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         progress: Callable[[Progress], None] | None,
     ) -> Self:
         started = time.perf_counter()
-        train, held, name = self._normals(x, patient_ids)
+        normals = normal_images(
+            x,
+            self.image_settings,
+            patient_ids=patient_ids,
+            hold_out=None if self.calibration == "none" else self.calibration_share,
+            seed=self.random_state,
+        )
+        train, held = normals.train, normals.held
         self.skipped_ = [*train.skipped, *(held.skipped if held else [])]
         self.rule_ = train.rule
         loaded_s = time.perf_counter() - started
-        self.info_ = {
+        self.info_: dict[str, Any] = {
             "data": {
-                "name": name,
-                "fingerprint": _fingerprint(train.pixels),
+                "name": normals.name,
+                "fingerprint": fingerprint(train.pixels),
                 "train_images": len(train.rows),
                 "calibration_images": len(held.rows) if held else 0,
                 "skipped": len(self.skipped_),
@@ -289,25 +286,26 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.device_ = pick_device(self.device)
         settings, seed = self._training_settings(), self.random_state
-        if not isinstance(self.model_, Autoencoder):
+        if folder is None or not isinstance(self.model_, Autoencoder):
             self.history_ = fit(
-                self.model_, pixels, settings=settings, seed=seed, device=self.device_
+                self.model_,
+                pixels,
+                settings=settings,
+                seed=seed,
+                device=self.device_,
+                callback=progress,
             )
             return
-        training = Training(
-            [self.model_], pixels, settings=settings, seeds=[seed], device=self.device_
+        training = train_resumably(
+            [self.model_],
+            pixels,
+            settings=settings,
+            seeds=[seed],
+            device=self.device_,
+            folder=folder,
+            identity=self._identity(),
+            callback=progress,
         )
-        keeper = _Checkpoints(training, folder, self._identity()) if folder else None
-        if keeper:
-            keeper.resume()
-
-        def after_epoch(step: Progress) -> None:
-            if keeper:
-                keeper.after_epoch(step)
-            if progress:
-                progress(step)
-
-        training.run(after_epoch)
         self.history_ = training.members[0].history
 
     def _identity(self) -> str:
@@ -320,31 +318,6 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         params["method"] = models.method_name(self.method)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
 
-    def _normals(
-        self, x: Images, patient_ids: Sequence[str] | None
-    ) -> tuple[Loaded, Loaded | None, str]:
-        """Return the images to train on, those held out (None for none), and the data's name."""
-        settings = self._image_settings()
-        if _is_array(x):
-            loaded, name = from_array(x, settings), "array"
-            patients = None if patient_ids is None else [str(p) for p in patient_ids]
-            if patients is not None and len(patients) != len(loaded.rows):
-                raise DataError(
-                    f"patient_ids must have one entry per image, got {len(patients)} for "
-                    f"{len(loaded.rows)} images"
-                )
-        else:
-            data = _as_dataset(x)
-            name, samples = data.name, _normal_training_samples(data)
-            loaded = load(samples, settings, cache=True)
-            patients = _patients(loaded)
-            held_out = [s for s in data.split("validation") if s.is_anomalous is not True]
-            if self.calibration == "split" and held_out:
-                return loaded, load(held_out, settings, rule=loaded.rule, cache=True), name
-        if self.calibration == "none":
-            return loaded, None, name
-        return (*_hold_out(loaded, patients, self.calibration_share, self.random_state), name)
-
     def _calibrate(self, train: Loaded, held: Loaded | None) -> None:
         """Score normal images that the model has not seen; fix thresholds and colours."""
         normals = held or train
@@ -355,8 +328,9 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         self._fit_scorer(normals)
         parts = list(self._score_loaded(normals, maps=True))
         self.decision_scores_ = np.concatenate([p.anomaly_score for p in parts])
-        maxima = np.concatenate([p.anomaly_map.max((1, 2)) for p in parts])  # type: ignore[union-attr]
-        groups = _patients(normals)
+        maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
+        maxima = np.concatenate([m.max((1, 2)) for m in maps])
+        groups = patients_of(normals)
         self.colour_scale_ = ColourScale.from_maxima(maxima)
         self.calibration_ = None
         if held is not None:
@@ -413,7 +387,7 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
             skipped: receives (path, reason) of what could not be read.
         """
         self._fitted()
-        batches = stream(samples, self._image_settings(), rule=self.rule_, batch_size=BATCH_SIZE)
+        batches = stream(samples, self.image_settings, rule=self.rule_, batch_size=BATCH_SIZE)
 
         def noting() -> Iterator[Loaded]:
             for batch in batches:
@@ -438,43 +412,24 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
             samples: files of a `Dataset`; unreadable ones are left out.
         """
         self._fitted()
-        settings = self._image_settings()
-        for start in range(0, len(samples), BATCH_SIZE):
-            loaded = load(samples[start : start + BATCH_SIZE], settings, rule=self.rule_)
-            originals = _originals(loaded.rows, settings, self.rule_)
-            first = 0
-            for part in self._score_loaded(loaded, maps=True, reconstructions=True):
-                unit = to_unit(loaded.pixels[first : first + len(part.rows)])
-                yield from self._explained(part, unit, originals)
-                first += len(part.rows)
-
-    def _explained(
-        self,
-        part: Scored,
-        unit: NDArray[np.float32],
-        originals: Iterator[NDArray[np.float32] | None],
-    ) -> Iterator[Explained]:
-        rebuilt = part.reconstruction
-        if rebuilt is not None:
-            rebuilt = from_model_range(rebuilt, unit, standardize=self.standardize)
-        assert part.anomaly_map is not None  # asked for above
-        for i, (row, original) in enumerate(zip(part.rows, originals, strict=False)):
-            yield Explained(
-                row=row,
-                original=unit[i] if original is None else original,
-                anomaly_score=float(part.anomaly_score[i]),
-                anomaly_map=part.anomaly_map[i],
-                reconstruction=None if rebuilt is None else rebuilt[i],
-            )
+        yield from explain(
+            self.model_,
+            self.scorer_,
+            samples,
+            settings=self.image_settings,
+            rule=self.rule_,
+            device=self.device_,
+            standardize=self.standardize,
+        )
 
     def _scored(self, x: Images, *, maps: bool) -> list[Scored]:
         self._fitted()
-        settings = self._image_settings()
-        if _is_array(x):
+        settings = self.image_settings
+        if is_array(x):
             loaded = from_array(x, settings, rule=self.rule_, fit_rule=False)
             return list(self._score_loaded(loaded, maps=maps))
         skipped: list[tuple[Path, str]] = []
-        samples = samples_to_score(_as_dataset(x))
+        samples = samples_to_score(as_dataset(x))
         parts = list(self.stream(samples, maps=maps, skipped=skipped))
         if skipped:
             path, reason = skipped[0]
@@ -550,7 +505,7 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
             arrays,
             {
                 "params": self._plain_params(),
-                "image_settings": asdict(self._image_settings()),
+                "image_settings": asdict(self.image_settings),
                 "model_settings": self.model_.settings.to_dict(),
                 "rule": self.rule_.to_dict() if self.rule_ else None,
                 "colour_scale": self.colour_scale_.to_dict(),
@@ -573,8 +528,10 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         """
         folder = RunFolder(path)
         body, arrays = folder.read_settings(), folder.read_arrays()
-        params = {k: tuple(v) if isinstance(v, list) else v for k, v in body["params"].items()}
-        self = cls(**{**params, "device": device})
+        params: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in body["params"].items()
+        }
+        self = cls(**(params | {"device": device}))
         try:
             self._restore(body, arrays)
         except (KeyError, RuntimeError, TypeError) as error:
@@ -599,78 +556,6 @@ class AnomalyDetector(BaseEstimator):  # type: ignore[misc]
         self.history_, self.info_, self.skipped_ = body["history"], body["info"], []
 
 
-class _Checkpoints:
-    """Writes the state of a training every half minute, and finds it again."""
-
-    def __init__(self, training: Training, folder: RunFolder, identity: str) -> None:
-        self.training, self.folder, self.identity = training, folder, identity
-        self.written = time.monotonic()
-
-    def resume(self) -> None:
-        kept = self.folder.read_checkpoint()
-        if kept is None:
-            return
-        arrays, progress = kept
-        if progress["identity"] != self.identity:
-            raise RunError(
-                f"{self.folder.path}: holds an unfinished run with other settings or other data; "
-                f"choose another --out, or remove {self.folder.CHECKPOINT} there to start again"
-            )
-        state = {k: torch.from_numpy(v) for k, v in arrays.items()}
-        self.training.resume(state, progress)
-
-    def after_epoch(self, step: Progress) -> None:
-        due = time.monotonic() - self.written > CHECKPOINT_EVERY_S
-        if not due or step.epoch == step.epochs:
-            return
-        arrays = {k: _to_numpy(v) for k, v in self.training.state().items()}
-        self.folder.write_checkpoint(
-            arrays, {"identity": self.identity, **self.training.progress()}
-        )
-        self.written = time.monotonic()
-
-
-def _originals(
-    rows: Sequence[Row], settings: ImageSettings, rule: IntensityRule | None
-) -> Iterator[NDArray[np.float32] | None]:
-    """Yield the pixels of each row at the image's own geometry; None for rows of array files."""
-    for sample, group in groupby(rows, key=lambda row: row.sample):
-        wanted = list(group)
-        if sample.index is not None:
-            yield from (None for _ in wanted)
-            continue
-        frames = read_frames(sample.path, plane=settings.plane, slice_range=settings.slice_range)
-        yield from (_shown(frame.pixels, rule) for frame in frames)
-
-
-def _shown(pixels: NDArray[Any], rule: IntensityRule | None) -> NDArray[np.float32]:
-    if pixels.dtype == np.uint8 or rule is None:
-        return to_unit(pixels)
-    return rule.apply(pixels)
-
-
-def from_model_range(
-    x_hat: NDArray[np.float32], unit: NDArray[np.float32], *, standardize: bool
-) -> NDArray[np.float32]:
-    """Bring a reconstruction back to the range [0, 1] of the image that it belongs to.
-
-    Args:
-        x_hat: (B, C, S, S) in the model's range.
-        unit: (B, C, S, S) the images in [0, 1].
-        standardize: whether the model saw standardised images.
-    """
-    if not standardize:
-        return (x_hat + 1) / 2
-    axes = (1, 2, 3)
-    spread = np.maximum(unit.std(axes, keepdims=True), FLAT)
-    return x_hat * 2 * spread + unit.mean(axes, keepdims=True)
-
-
-def samples_to_score(data: Dataset) -> tuple[Sample, ...]:
-    """Return the images of a data set that `score` means: its test split, else all."""
-    return data.split("test") or data.samples
-
-
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
@@ -683,67 +568,6 @@ def _part(arrays: dict[str, NDArray[Any]], prefix: str, device: torch.device) ->
     }
 
 
-def _is_array(x: Images) -> bool:
-    if isinstance(x, np.ndarray | Tensor):
-        return True
-    return not isinstance(x, str | Path | Dataset) and len(x) > 0 and not _is_path(x[0])
-
-
-def _is_path(x: Any) -> bool:
-    return isinstance(x, str | Path)
-
-
-def _as_dataset(x: Any) -> Dataset:
-    if isinstance(x, Dataset):
-        return x
-    if _is_path(x):
-        return open_dataset(x)
-    from normalis.datasets import Sample
-
-    if len(x) == 0:
-        raise DataError("at least one image is needed, got an empty list")
-    samples = tuple(Sample(path=Path(p), split="train", is_anomalous=None) for p in x)
-    return Dataset(name="files", root=samples[0].path.parent, layout="files", samples=samples)
-
-
-def _normal_training_samples(data: Dataset) -> tuple[Sample, ...]:
-    samples = tuple(s for s in data.split("train") if s.is_anomalous is not True)
-    if not samples:
-        raise DataError(
-            f"{data.root}: must have normal training images, has none "
-            f"(layout: {data.layout}; found {data.counts()})"
-        )
-    return samples
-
-
-def _patients(loaded: Loaded) -> list[str] | None:
-    """Return the patient of each image, None unless all are known."""
-    patients = [row.patient_id for row in loaded.rows]
-    return None if any(p is None for p in patients) else [str(p) for p in patients]
-
-
-def _hold_out(
-    loaded: Loaded, patients: list[str] | None, share: float, seed: int
-) -> tuple[Loaded, Loaded]:
-    """Split by patient, or by group of near duplicates where patients are unknown."""
-    groups = patients if patients is not None else duplicate_groups(loaded.pixels)
-    units = np.unique(groups)
-    if len(units) < 3:
-        raise DataError(
-            f"calibration needs at least 3 patients or distinct images, got {len(units)}: give "
-            'more, or fit with calibration="none" (no p-values)'
-        )
-    held_units = np.random.default_rng(seed).permutation(units)[: max(1, round(share * len(units)))]
-    held = np.isin(groups, held_units)
-    return _take(loaded, ~held), _take(loaded, held)
-
-
-def _take(loaded: Loaded, chosen: NDArray[np.bool_]) -> Loaded:
-    rows = [row for row, keep in zip(loaded.rows, chosen, strict=True) if keep]
-    return Loaded(pixels=loaded.pixels[chosen], rows=rows, skipped=loaded.skipped, rule=loaded.rule)
-
-
-def _fingerprint(pixels: NDArray[Any]) -> str:
-    """Return a hash of the training images as the model sees them."""
-    head = f"{pixels.dtype} {pixels.shape} ".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    low, high = values
+    return low, high

@@ -21,6 +21,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,9 @@ from normalis.records import content_hash, exclusive, write_atomically, write_cs
 
 if TYPE_CHECKING:
     from normalis.datasets import Sample
-    from normalis.detector import AnomalyDetector, Explained
+    from normalis.detector import AnomalyDetector
     from normalis.loading import Row
-    from normalis.scoring import Scored
+    from normalis.scoring import Explained, Scored
 
 __all__ = ["MANY", "ScoreOptions", "ScoreSummary", "score_to_folder"]
 
@@ -254,7 +255,7 @@ class _Writer:
                 continue
             whole = resize_map(maps[i], row.original_shape)
             path = self._name("maps", row.path, row.slice_index, row.sample.index, ".npy")
-            write_atomically(path, lambda p, a=whole: _save_npy(p, a))
+            write_atomically(path, partial(_save_npy, array=whole))
         for path, chosen in volumes.items():
             slices = np.stack([resize_map(maps[i], rows[i].original_shape) for i in chosen])
             self._write_volume(path, slices, [rows[i] for i in chosen])

@@ -6,20 +6,32 @@ the model works on this one. Nothing is kept: memory does not grow with the numb
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from normalis.loading import Loaded, Row, to_unit
+from normalis.datasets import Sample
+from normalis.images import IntensityRule, read_frames
+from normalis.loading import ImageSettings, Loaded, Row, load, to_unit
 from normalis.models.base import AnomalyModel
-from normalis.models.inputs import as_tensor, to_model_input
+from normalis.models.inputs import FLAT, as_tensor, to_model_input
 from normalis.scorers.base import Scorer
 
-__all__ = ["BATCH_SIZE", "Scored", "image_statistics", "score", "score_pixels"]
+__all__ = [
+    "BATCH_SIZE",
+    "Explained",
+    "Scored",
+    "explain",
+    "from_model_range",
+    "image_statistics",
+    "score",
+    "score_pixels",
+]
 
 #: Images scored at once: large enough for full speed, small enough for any machine.
 BATCH_SIZE = 64
@@ -114,3 +126,118 @@ def score(
             reconstruction=rebuilt,
             statistics=image_statistics(batch.pixels),
         )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Explained:
+    """One image with what the model makes of it, for a picture.
+
+    Attributes:
+        row: where the image came from.
+        original: (C, H, W) with nominal range [0, 1], at the image's own geometry.
+        anomaly_score: its score.
+        anomaly_map: (S, S).
+        reconstruction: (C, S, S) with nominal range [0, 1]; None if the method has none.
+    """
+
+    row: Row
+    original: NDArray[np.float32]
+    anomaly_score: float
+    anomaly_map: NDArray[np.float32]
+    reconstruction: NDArray[np.float32] | None
+
+
+def explain(
+    model: AnomalyModel,
+    scorer: Scorer,
+    samples: Sequence[Sample],
+    *,
+    settings: ImageSettings,
+    rule: IntensityRule | None,
+    device: torch.device,
+    standardize: bool = False,
+) -> Iterator[Explained]:
+    """Score files and yield each image at full size with its map and reconstruction.
+
+    Args:
+        model: fitted.
+        scorer: how its residual is read.
+        samples: the files; unreadable ones are left out.
+        settings: how images are read.
+        rule: the fitted intensity rule.
+        device: where the model is.
+        standardize: as the model was trained.
+    """
+    for start in range(0, len(samples), BATCH_SIZE):
+        chosen = samples[start : start + BATCH_SIZE]
+        loaded = load(chosen, settings, rule=rule, fit_rule=False)
+        originals = _originals(loaded.rows, settings, rule)
+        for first in range(0, len(loaded.rows), BATCH_SIZE):
+            some = slice(first, first + BATCH_SIZE)
+            part = score_pixels(
+                model,
+                scorer,
+                loaded.pixels[some],
+                device=device,
+                standardize=standardize,
+                reconstructions=True,
+            )
+            unit = to_unit(loaded.pixels[some])
+            yield from _explained(loaded.rows[some], part, unit, originals, standardize)
+
+
+def _explained(
+    rows: Sequence[Row],
+    part: tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None],
+    unit: NDArray[np.float32],
+    originals: Iterator[NDArray[np.float32] | None],
+    standardize: bool,
+) -> Iterator[Explained]:
+    scores, maps, rebuilt = part
+    if rebuilt is not None:
+        rebuilt = from_model_range(rebuilt, unit, standardize=standardize)
+    # rows comes first: when it is used up, zip takes nothing more from originals.
+    for i, (row, original) in enumerate(zip(rows, originals, strict=False)):
+        yield Explained(
+            row=row,
+            original=unit[i] if original is None else original,
+            anomaly_score=float(scores[i]),
+            anomaly_map=np.zeros(unit.shape[2:], np.float32) if maps is None else maps[i],
+            reconstruction=None if rebuilt is None else rebuilt[i],
+        )
+
+
+def _originals(
+    rows: Sequence[Row], settings: ImageSettings, rule: IntensityRule | None
+) -> Iterator[NDArray[np.float32] | None]:
+    """Yield the pixels of each row at the image's own geometry; None for rows of array files."""
+    for sample, group in groupby(rows, key=lambda row: row.sample):
+        wanted = list(group)
+        if sample.index is not None:
+            yield from (None for _ in wanted)
+            continue
+        frames = read_frames(sample.path, plane=settings.plane, slice_range=settings.slice_range)
+        yield from (_shown(frame.pixels, rule) for frame in frames)
+
+
+def _shown(pixels: NDArray[Any], rule: IntensityRule | None) -> NDArray[np.float32]:
+    if pixels.dtype == np.uint8 or rule is None:
+        return to_unit(pixels)
+    return rule.apply(pixels)
+
+
+def from_model_range(
+    x_hat: NDArray[np.float32], unit: NDArray[np.float32], *, standardize: bool
+) -> NDArray[np.float32]:
+    """Bring a reconstruction back to the range [0, 1] of the image that it belongs to.
+
+    Args:
+        x_hat: (B, C, S, S) in the model's range.
+        unit: (B, C, S, S) the images in [0, 1].
+        standardize: whether the model saw standardised images.
+    """
+    if not standardize:
+        return np.asarray((x_hat + 1) / 2, np.float32)
+    axes = (1, 2, 3)
+    spread = np.maximum(unit.std(axes, keepdims=True), FLAT)
+    return np.asarray(x_hat * 2 * spread + unit.mean(axes, keepdims=True), np.float32)

@@ -1,0 +1,71 @@
+"""Training that survives being killed: its state is kept in a run folder and found there again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from normalis.errors import RunError
+from normalis.models.base import Autoencoder
+from normalis.records import RunFolder
+from normalis.training import Progress, Training, TrainingSettings
+
+__all__ = ["train_resumably"]
+
+EVERY_S = 30.0
+
+
+def train_resumably(
+    models: Sequence[Autoencoder],
+    pixels: Tensor,
+    *,
+    settings: TrainingSettings,
+    seeds: Sequence[int],
+    device: torch.device,
+    folder: RunFolder,
+    identity: str,
+    callback: Callable[[Progress], None] | None = None,
+    every_s: float = EVERY_S,
+) -> Training:
+    """Train as `normalis.training.train` does, from the folder's checkpoint if there is one.
+
+    Args:
+        models: changed in place.
+        pixels: (N, C, S, S) normal images.
+        settings: shared by the stack.
+        seeds: one per model.
+        device: where to train.
+        folder: where checkpoints go; the caller holds its lock.
+        identity: what an interrupted training must have in common with this one.
+        callback: called after each epoch.
+        every_s: seconds between checkpoints.
+
+    Raises:
+        RunError: if the folder holds the checkpoint of another training.
+    """
+    training = Training(models, pixels, settings=settings, seeds=seeds, device=device)
+    found = folder.read_checkpoint()
+    if found is not None:
+        arrays, progress = found
+        if progress.get("identity") != identity:
+            raise RunError(
+                f"{folder.path}: holds an unfinished run with other settings or other data; "
+                f"choose another --out, or remove {folder.CHECKPOINT} there to start again"
+            )
+        training.resume({k: torch.from_numpy(v) for k, v in arrays.items()}, progress)
+    written = time.monotonic()
+
+    def after_epoch(step: Progress) -> None:
+        nonlocal written
+        if time.monotonic() - written > every_s and step.epoch < step.epochs:
+            state = {k: v.detach().cpu().numpy() for k, v in training.state().items()}
+            folder.write_checkpoint(state, {"identity": identity, **training.progress()})
+            written = time.monotonic()
+        if callback:
+            callback(step)
+
+    training.run(after_epoch)
+    return training
