@@ -48,10 +48,9 @@
 
   function showNotes() {
     const count = notes.count();
-    const what = count === 1 ? "1 image marked or noted" : `${count} images marked or noted`;
     $("notes-state").textContent = notes.kept
-      ? `${what}; kept in this browser.`
-      : `${what}; this browser keeps nothing: export before you close the page.`;
+      ? `${count} marked or noted, kept in this browser`
+      : `${count} marked or noted; this browser keeps nothing: export before you close the page`;
   }
 
   /* ---- threshold and counts ---- */
@@ -549,6 +548,7 @@
       if (!labels) $("which").querySelector(`[value=${value}]`).remove();
     }
     if (data.p.every((p) => p === null)) $("sort").querySelector("[value=p]").textContent = "score, highest first";
+    $("presets-line").hidden = !data.presets.length;
     for (const { rate, threshold } of data.presets) {
       const button = document.createElement("button");
       button.type = "button";
@@ -564,7 +564,7 @@
     const c = data.calibration;
     if (isLog) $("threshold-legend").textContent = "Threshold (logarithmic)";
     $("promise").textContent = c
-      ? `Expected at most: share of ${c.unit === "patient" ? "images of new normal patients" : "new normal images"}, `
+      ? `At most: share of ${c.unit === "patient" ? "images of new normal patients" : "new normal images"}, `
         + `by the calibration on ${c.units} ${c.unit}${c.units === 1 ? "" : "s"}.`
       : data.kind_of_calibration === "none"
         ? "No threshold of this page was calibrated: nothing is promised about false positives."
@@ -582,8 +582,8 @@
     $("quiet").textContent = format(data.scale.quiet, 3);
     $("full").textContent = `${format(data.scale.full, 3)} and above`;
     $("scale-note").textContent = data.scale.rate
-      ? `One scale for all images. Any colour at all: as high as in 1 of ${Math.round(1 / data.scale.rate)} ${normals} images.`
-      : `One scale for all images. Any colour at all: higher than in every ${normals} image it was set by.`;
+      ? `One scale for all images; any colour: as high as in 1 of ${Math.round(1 / data.scale.rate)} ${normals} images.`
+      : `One scale for all images; any colour: higher than in every ${normals} image it was set by.`;
   }
 
   $("threshold").addEventListener("input", (e) => setThreshold(e.target.value === "1000" ? highest : scoreAt(e.target.value / 1000), "slider"));
