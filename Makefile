@@ -7,10 +7,9 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
-# Two workers where there are two cores; each test is single-threaded.
+# Two workers, each single-threaded: threads of several processes waiting for each other on the same
+# cores are many times slower than one.
 TEST_ARGS ?= -n 2 --dist loadfile
-
-export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test lint bench docs browser clean help
 
@@ -33,7 +32,7 @@ demo: $(VENV)/.installed ## install, train on generated images, score and show w
 	@$(BIN)/normalis demo --out demo
 
 test: $(VENV)/.tested ## install and run the tests
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
 	@echo "tests: tests/ (one file per module); a line 's' above names what was skipped and why"
 
 lint: $(VENV)/.tested ## what CI checks beside the tests

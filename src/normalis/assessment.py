@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.audit import Audit, audit
+from normalis.audit.findings import all_alike
 from normalis.audit.inventory import image_key
 from normalis.errors import DataError, SettingsError
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
@@ -65,7 +66,11 @@ def assess(
         scores,
         np.array([bool(row.is_anomalous) for row in rows]),
         groups=[found.groups.get(key, f"image {i}") for i, key in enumerate(keys)],
-        leaked={f"{t}": _listed(keys, found.leaked(t)) for t in _THRESHOLDS},
+        leaked={
+            f"{t}": _listed(keys, found.leaked(t))
+            for t in _THRESHOLDS
+            if not (t == min(_THRESHOLDS) and all_alike(found))
+        },
         baselines=_baselines(detector, data, rows, found, keys),
         kind=[row.kind if row.is_anomalous else None for row in rows],
         maps=maps,

@@ -39,6 +39,7 @@ __all__ = [
     "codes",
     "duplicate_groups",
     "find_shifted",
+    "likeness_groups",
     "pixel_digests",
     "scan",
     "unit_rows",
@@ -54,6 +55,10 @@ Pixels = NDArray[Any]
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+
+
+#: Correlations from which images may be grouped, see `likeness_groups`.
+THRESHOLDS = (0.95, 0.98, 0.99, 0.995, 0.999)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,6 +110,29 @@ def duplicate_groups(pixels: Pixels, *, threshold: float = 0.95) -> Indices:
     small = small.reshape(len(pixels), small.shape[1], height // step, step, width // step, step)
     grey = small.mean(axis=(1, 3, 5), dtype=np.float32)
     return scan(grey, np.zeros(len(grey), bool), threshold=threshold).group
+
+
+def likeness_groups(pixels: Pixels, first: Indices | None = None) -> Indices:
+    """Group near duplicates, at the lowest threshold that leaves no group dominant.
+
+    Well aligned images resemble each other without being copies: at a correlation of 0.95 all of
+    them may hang together in one chain, which says nothing of where they came from. The threshold
+    then rises until no group holds more than a tenth of the images; what remains at none of
+    `THRESHOLDS` is identical pixels.
+
+    Args:
+        pixels: (N, H, W) or (N, C, H, W) images.
+        first: (N,) the groups at the first threshold, if they are known already.
+
+    Returns:
+        (N,) group numbers, from 0.
+    """
+    for threshold in THRESHOLDS:
+        known = first is not None and threshold == THRESHOLDS[0]
+        groups = first if known else duplicate_groups(pixels, threshold=threshold)
+        if groups is not None and np.bincount(groups).max() <= max(2, len(pixels) / 10):
+            return groups
+    return codes(pixel_digests(pixels))
 
 
 def pixel_digests(pixels: Pixels) -> list[bytes]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normalis.datasets import Dataset, Sample, open_dataset
-from normalis.duplicates import duplicate_groups
+from normalis.duplicates import likeness_groups
 from normalis.errors import DataError
 from normalis.loading import ImageSettings, Loaded, from_array, load
 
@@ -159,7 +159,7 @@ def _training_samples(data: Dataset) -> tuple[Sample, ...]:
 def _split(
     loaded: Loaded, patients: list[str] | None, share: float, seed: int
 ) -> tuple[Loaded, Loaded]:
-    groups = _groups_of(loaded.pixels) if patients is None else np.array(patients)
+    groups = likeness_groups(loaded.pixels) if patients is None else np.array(patients)
     units = np.unique(groups)
     if len(units) < 3:
         what = "distinct images" if patients is None else "patients"
@@ -170,18 +170,3 @@ def _split(
     count = min(max(1, round(share * len(units))), len(units) - 2)
     held = np.isin(groups, np.random.default_rng(seed).permutation(units)[:count])
     return take(loaded, ~held), take(loaded, held)
-
-
-# Well aligned images resemble each other without being copies: at a correlation of 0.95 all of them
-# may hang together, and nothing could be held out. Then only closer likeness counts.
-_THRESHOLDS = (0.95, 0.98, 0.99, 0.995, 0.999)
-_LARGEST_GROUP = 0.1
-
-
-def _groups_of(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Group near duplicates, at the lowest threshold that leaves no group dominant."""
-    for threshold in _THRESHOLDS:
-        groups = duplicate_groups(pixels, threshold=threshold)
-        if np.bincount(groups).max() <= max(2, _LARGEST_GROUP * len(pixels)):
-            return groups
-    return np.unique(pixels.reshape(len(pixels), -1), axis=0, return_inverse=True)[1]

@@ -278,7 +278,8 @@ class _Writer:
         except ValueError:
             inside = Path(path.name)
         numbers = "".join(f"_{n:04d}" for n in (index, slice_index) if n is not None)
-        return self.folder / kind / inside.with_name(f"{inside.name}{numbers}{suffix}")
+        ending = "" if inside.suffix == suffix and not numbers else f"{numbers}{suffix}"
+        return self.folder / kind / inside.with_name(inside.name + ending)
 
     # --- the end ---
 

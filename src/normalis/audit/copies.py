@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.audit.inventory import Fact
-from normalis.duplicates import Scan, codes, find_shifted, pixel_digests, scan
+from normalis.duplicates import (
+    Scan,
+    codes,
+    find_shifted,
+    likeness_groups,
+    pixel_digests,
+    scan,
+)
 
 __all__ = ["THRESHOLDS", "Copies", "Progress", "compare_images", "independent_units"]
 
@@ -34,6 +41,7 @@ class Copies:
         shifted: (N,) highest correlation of a test image that has no other twin with a training
             image moved by up to four pixels; -1 where nothing came near.
         shifted_twin: (N,) index of that training image, or -1.
+        group: (N,) images that are not independent, see `normalis.duplicates.likeness_groups`.
     """
 
     by_bytes: NDArray[np.bool_]
@@ -42,6 +50,7 @@ class Copies:
     mirrored: Scan
     shifted: NDArray[np.float32]
     shifted_twin: NDArray[np.int64]
+    group: NDArray[np.int64]
 
     def has_twin(
         self, threshold: float, *, mirrored: bool = False, shifted: bool = False
@@ -90,6 +99,7 @@ def compare_images(
         mirrored=mirrored,
         shifted=np.full(len(pixels), -1, np.float32),
         shifted_twin=np.full(len(pixels), -1),
+        group=likeness_groups(pixels, plain.group),
     )
     tell("shifted copies", 0.0)
     open_cases = is_test & ~found.has_twin(THRESHOLDS[-1], mirrored=True)

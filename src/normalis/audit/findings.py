@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from normalis.audit.result import Audit
 
-__all__ = ["SEVERITIES", "Finding", "Severity", "find"]
+__all__ = ["SEVERITIES", "Finding", "Severity", "all_alike", "find"]
 
 Severity = Literal["leak", "confound", "shift", "note"]
 SEVERITIES: tuple[Severity, ...] = ("leak", "confound", "shift", "note")
@@ -27,6 +27,7 @@ SEVERITIES: tuple[Severity, ...] = ("leak", "confound", "shift", "note")
 # Of two collections of real images whose patients are known and disjoint, 0.2 % and 0.9 % of the
 # test images correlate above 0.95 with an image of another patient, and none above 0.999.
 LOOKALIKE_RATE = 0.01
+ALIKE = 0.8  # share of test images above 0.95 from which likeness is the rule
 CONFOUND_LOW = 0.6  # of the interval's lower end
 _LEAST_OF_A_CLASS = 10  # below this an interval of a bootstrap is not worth a sentence
 _MOST_CONFOUNDS = 6
@@ -77,6 +78,13 @@ def _copies(audit: Audit) -> Iterator[Finding]:
 
 def _near(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_], total: int) -> Finding:
     severity = _severity(audit, strict, near)
+    if severity == "note" and all_alike(audit):
+        text = (
+            f"{near.sum()} of {total} test images correlate at 0.95 or more with a training image, "
+            f"{strict.sum()} at 0.999: the images are so well aligned that 0.95 does not tell "
+            "copies from likeness"
+        )
+        return Finding(severity="note", text=f"{text}.")
     if severity == "note":
         text = (
             f"{near.sum()} of {total} test images correlate at 0.95 or more with a training image, "
@@ -97,7 +105,14 @@ def _severity(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_]) 
     """Call it a leak where look-alikes alone do not explain it, or patients are known."""
     known = all(fact.patient_id is not None for fact in audit.facts)
     rare = near.sum() <= LOOKALIKE_RATE * audit.is_test.sum()
-    return "note" if rare and not known and not strict.any() else "leak"
+    return "note" if (rare and not known and not strict.any()) or all_alike(audit) else "leak"
+
+
+def all_alike(audit: Audit) -> bool:
+    """Say whether likeness at 0.95 is the rule: nearly all test images have it, few more."""
+    near = audit.copies.has_twin(0.95)[audit.is_test]
+    strict = audit.copies.has_twin(0.999)[audit.is_test]
+    return bool(len(near) and near.mean() >= ALIKE and strict.mean() < (1 - ALIKE))
 
 
 def _patients(audit: Audit) -> Iterator[Finding]:

@@ -95,7 +95,7 @@ class Audit:
         Images of one patient, slices of one file and near duplicates are connected, and so is
         whatever is connected with them.
         """
-        units = independent_units(self.facts, self.copies.plain.group)
+        units = independent_units(self.facts, self.copies.group)
         return dict(zip(self.keys, units.tolist(), strict=True))
 
     @cached_property
@@ -237,7 +237,7 @@ class Audit:
         return len(set(digests)) if digests else None
 
     def _group_sizes(self) -> dict[str, int]:
-        sizes = np.bincount(self.copies.plain.group)
+        sizes = np.bincount(self.copies.group)
         several = sizes[sizes > 1]
         return {
             "count": len(several),

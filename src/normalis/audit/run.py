@@ -64,7 +64,7 @@ def audit(
     facts = take_inventory(rows, progress=lambda share: tell("headers", share))
     facts, notes = _without_placeholders(facts)
     copies = compare_images(pixels, facts, progress=tell)
-    found = _confounds(pixels, facts, copies.plain.group, tell)
+    found = _confounds(pixels, facts, copies.group, tell)
     offered = offer_pattern(dataset) if all(f.patient_id is None for f in facts) else None
     return Audit(
         name=dataset.name,
@@ -75,7 +75,7 @@ def audit(
         copies=copies,
         trivial=tuple(found[0]),
         differences=tuple(found[1]),
-        shifts=tuple(_shifts(pixels, facts, copies.plain.group)),
+        shifts=tuple(_shifts(pixels, facts, copies.group)),
         notes=(*dataset.notes, *notes),
         pattern=offered,
     )
