@@ -131,6 +131,8 @@ def _by_file(
     detector: AnomalyDetector, samples: Sequence[Sample], writer: _Writer, options: ScoreOptions
 ) -> Iterator[Scored]:
     """Yield scored batches that never end in the middle of a file."""
+    if not samples:  # interrupted after the last image, before the pictures
+        return
     held: list[Scored] = []
     for part in detector.stream(samples, maps=options.maps, skipped=writer.skipped):
         held.append(part)
