@@ -330,6 +330,18 @@ def score(
     all_overlays: Annotated[
         bool, typer.Option("--all-overlays", help="Pictures of all, even beyond 1,000 images.")
     ] = False,
+    scorer: Annotated[
+        str | None, typer.Option(help="Read the model another way; needs --normals.")
+    ] = None,
+    reduction: Annotated[
+        str, typer.Option(help="With --scorer: mean, max, top:0.01, quantile:0.95.")
+    ] = "mean",
+    scorer_option: Annotated[
+        list[str] | None, typer.Option(help="Setting of the scorer, NAME=VALUE; repeatable.")
+    ] = None,
+    normals: Annotated[
+        Path | None, typer.Option(help="With --scorer: the data that RUN was fitted on.")
+    ] = None,
     patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
@@ -341,6 +353,13 @@ def score(
     if not 0 < fpr < 1:
         raise typer.BadParameter(f"--fpr must be in (0, 1), got {fpr}")
     detector = AnomalyDetector.load(run, device=device)
+    if scorer is not None:
+        if normals is None:
+            raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")
+        chosen = _open(normals, patients)
+        detector = detector.read_by(
+            scorer, chosen, reduction=reduction, scorer_options=_options(scorer_option)
+        )
     dataset = _open(images, patients)
     _describe(dataset)
     samples = samples_to_score(dataset)

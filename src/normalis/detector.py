@@ -7,6 +7,7 @@ scores are more anomalous** and ``predict`` returns 1 for anomalous, 0 for norma
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -30,12 +31,14 @@ from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import to_model_input
 from normalis.normals import (
     Images,
+    Normals,
     as_dataset,
     fingerprint,
     is_array,
     normal_images,
     patients_of,
     samples_to_score,
+    split,
 )
 from normalis.overlays import ColourScale
 from normalis.records import RunFolder, content_hash, versions, write_csv
@@ -82,6 +85,7 @@ class AnomalyDetector(BaseEstimator):
         random_state: seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         method_options: further settings of the method.
+        scorer_options: further settings of the scorer.
 
     Attributes:
         model_: the fitted `AnomalyModel`.
@@ -128,6 +132,7 @@ class AnomalyDetector(BaseEstimator):
         random_state: int = 0,
         device: str = "auto",
         method_options: dict[str, Any] | None = None,
+        scorer_options: dict[str, Any] | None = None,
     ) -> None:
         self.method = method
         self.latent_dim = latent_dim
@@ -151,6 +156,7 @@ class AnomalyDetector(BaseEstimator):
         self.random_state = random_state
         self.device = device
         self.method_options = method_options
+        self.scorer_options = scorer_options
 
     # --- settings of the steps below, made from the parameters ---
 
@@ -186,6 +192,10 @@ class AnomalyDetector(BaseEstimator):
             **(self.method_options or {}),
         )
 
+    def _build_scorer(self) -> scorers.Scorer:
+        options = self.scorer_options or {}
+        return scorers.build(self.scorer, reduction=self.reduction, **options)
+
     def _check(self) -> None:
         """Fail before any image is read if a setting is out of its range."""
         if self.calibration not in ("split", "none"):
@@ -196,6 +206,7 @@ class AnomalyDetector(BaseEstimator):
             )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
         self._build()
+        self._build_scorer()
 
     # --- fit ---
 
@@ -245,13 +256,7 @@ class AnomalyDetector(BaseEstimator):
         progress: Callable[[Progress], None] | None,
     ) -> Self:
         started = time.perf_counter()
-        normals = normal_images(
-            x,
-            self.image_settings,
-            patient_ids=patient_ids,
-            hold_out=None if self.calibration == "none" else self.calibration_share,
-            seed=self.random_state,
-        )
+        normals = self._normal_images(x, patient_ids)
         train, held = normals.train, normals.held
         self.skipped_ = [*train.skipped, *(held.skipped if held else [])]
         self.rule_ = train.rule
@@ -277,6 +282,15 @@ class AnomalyDetector(BaseEstimator):
             "versions": versions(),
         }
         return self
+
+    def _normal_images(self, x: Images, patient_ids: Sequence[str] | None) -> Normals:
+        return normal_images(
+            x,
+            self.image_settings,
+            patient_ids=patient_ids,
+            hold_out=None if self.calibration == "none" else self.calibration_share,
+            seed=self.random_state,
+        )
 
     def _train(
         self,
@@ -320,12 +334,13 @@ class AnomalyDetector(BaseEstimator):
 
     def _calibrate(self, train: Loaded, held: Loaded | None) -> None:
         """Score normal images that the model has not seen; fix thresholds and colours."""
+        self.scorer_ = self._build_scorer()
+        self.scorer_.check_supports(self.model_)
+        if self.scorer_.needs_fit:
+            # What a scorer was fitted on scores too low to calibrate it: one half for each.
+            seen, held = (train, None) if held is None else split(held, 0.5, self.random_state)
+            self._fit_scorer(seen)
         normals = held or train
-        self.scorer_ = scorers.build(self.scorer, reduction=self.reduction)
-        reason = self.scorer_.supports(self.model_)
-        if reason:
-            raise SettingsError(f"scorer {self.scorer!r} cannot read {self.method!r}: {reason}")
-        self._fit_scorer(normals)
         parts = list(self._score_loaded(normals, maps=True))
         self.decision_scores_ = np.concatenate([p.anomaly_score for p in parts])
         maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
@@ -481,6 +496,39 @@ class AnomalyDetector(BaseEstimator):
             )
         return self.calibration_
 
+    def read_by(
+        self,
+        scorer: str,
+        normals: Images,
+        *,
+        reduction: str = "mean",
+        scorer_options: dict[str, Any] | None = None,
+    ) -> Self:
+        """Return a detector with the same fitted model, read by another scorer.
+
+        Args:
+            scorer: a name from `normalis.scorers.SCORERS`.
+            normals: the images that the detector was fitted on. Those held out then are found
+                again, and give the new scores their p-values and pictures their colours.
+            reduction: how a map becomes one number.
+            scorer_options: further settings of the scorer.
+
+        Raises:
+            DataError: if the images are not those of the fit.
+            SettingsError: if the scorer cannot read the model.
+        """
+        self._fitted()
+        other = copy.copy(self)
+        other.scorer, other.reduction, other.scorer_options = scorer, reduction, scorer_options
+        found = other._normal_images(normals, None)
+        if fingerprint(found.train.pixels) != self.info_["data"]["fingerprint"]:
+            raise DataError(
+                "the normal images must be those that the detector was fitted on, for the ones "
+                f"held out then; got others ({found.name}, fitted on {self.info_['data']['name']})"
+            )
+        other._calibrate(found.train, found.held)
+        return other
+
     # --- save and load ---
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -544,7 +592,7 @@ class AnomalyDetector(BaseEstimator):
         self.model_.load_state(_part(arrays, "model.", self.device_))
         if isinstance(self.model_, Autoencoder):
             self.model_.to(self.device_, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.scorer_ = scorers.build(self.scorer, reduction=self.reduction)
+        self.scorer_ = self._build_scorer()
         self.scorer_.load_state(_part(arrays, "scorer.", self.device_))
         self.rule_ = IntensityRule.from_dict(body["rule"]) if body["rule"] else None
         self.colour_scale_ = ColourScale(**body["colour_scale"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "normal_images",
     "patients_of",
     "samples_to_score",
+    "split",
     "take",
 ]
 
@@ -156,6 +157,20 @@ def _training_samples(data: Dataset) -> tuple[Sample, ...]:
     return samples
 
 
+def split(loaded: Loaded, share: float, seed: int) -> tuple[Loaded, Loaded]:
+    """Return the images to keep and those held out, by patient or group of near duplicates.
+
+    Args:
+        loaded: normal images.
+        share: of the patients or groups to hold out.
+        seed: of the choice.
+
+    Raises:
+        DataError: if there are fewer than three patients or groups.
+    """
+    return _split(loaded, patients_of(loaded), share, seed)
+
+
 def _split(
     loaded: Loaded, patients: list[str] | None, share: float, seed: int
 ) -> tuple[Loaded, Loaded]:
@@ -169,4 +184,4 @@ def _split(
         )
     count = min(max(1, round(share * len(units))), len(units) - 2)
     held = np.isin(groups, np.random.default_rng(seed).permutation(units)[:count])
-    return take(loaded, ~held), take(loaded, held)
+    return take(loaded, ~held), replace(take(loaded, held), skipped=[])
