@@ -381,8 +381,13 @@ def score(
         errors.print(f"[yellow]drift:[/] {escape(reason)}", soft_wrap=True)
     if summary.flagged is not None:
         console.print(f"{summary.flagged} flagged at a false-positive rate of {fpr:g}")
-    else:
+    elif detector.calibration_ is None:
         console.print("no p-values: the run was fitted with --calibration none")
+    else:
+        least = detector.calibration_.smallest_rate
+        console.print(
+            f"none flagged: the normals held out certify rates from {least:.2g}, not {fpr:g}"
+        )
     console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)
     if overlays:
         console.print(f"pictures: {out / 'overlays'}", soft_wrap=True)
@@ -415,7 +420,7 @@ def evaluate(
     for finding in found.findings:
         if finding.severity in ("leak", "confound"):
             console.print(f"{finding.severity}: {escape(finding.text)}", soft_wrap=True)
-    file = out or run / f"evaluation_{dataset.name}.json"
+    file = out or run / f"evaluation_{dataset.name.replace('/', '_')}.json"
     write_json(
         file,
         {

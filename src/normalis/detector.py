@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -167,9 +168,9 @@ class AnomalyDetector(BaseEstimator):
             image_size=self.image_size,
             channels=self.channels,
             plane=self.plane,
-            slice_range=_pair(self.slice_range),
-            window=None if self.window is None else _pair(self.window),
-            percentiles=_pair(self.percentiles),
+            slice_range=_pair("slice_range", self.slice_range),
+            window=None if self.window is None else _pair("window", self.window),
+            percentiles=_pair("percentiles", self.percentiles),
         )
 
     def _training_settings(self) -> TrainingSettings:
@@ -203,6 +204,12 @@ class AnomalyDetector(BaseEstimator):
         if not 0 < self.calibration_share < 1:
             raise SettingsError(
                 f"calibration_share must be in (0, 1), got {self.calibration_share}"
+            )
+        if not 0 < self.fpr < 1:
+            raise SettingsError(f"fpr must be in (0, 1), got {self.fpr}")
+        if not (isinstance(self.random_state, Integral) and self.random_state >= 0):
+            raise SettingsError(
+                f"random_state must be a whole number of at least 0, got {self.random_state!r}"
             )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
         self._build()
@@ -330,7 +337,7 @@ class AnomalyDetector(BaseEstimator):
     def _plain_params(self) -> dict[str, Any]:
         params = self.get_params(deep=False)
         params["method"] = models.method_name(self.method)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
+        return {k: _plain(v) for k, v in params.items()}
 
     def _calibrate(self, train: Loaded, held: Loaded | None) -> None:
         """Score normal images that the model has not seen; fix thresholds and colours."""
@@ -392,6 +399,7 @@ class AnomalyDetector(BaseEstimator):
         maps: bool = True,
         reconstructions: bool = False,
         skipped: list[tuple[Path, str]] | None = None,
+        need_one: bool = True,
     ) -> Iterator[Scored]:
         """Score files batch after batch in constant memory; unreadable ones are skipped.
 
@@ -400,9 +408,16 @@ class AnomalyDetector(BaseEstimator):
             maps: whether to compute anomaly maps.
             reconstructions: whether to return reconstructions.
             skipped: receives (path, reason) of what could not be read.
+            need_one: whether it is an error if nothing can be read.
         """
         self._fitted()
-        batches = stream(samples, self.image_settings, rule=self.rule_, batch_size=BATCH_SIZE)
+        batches = stream(
+            samples,
+            self.image_settings,
+            rule=self.rule_,
+            batch_size=BATCH_SIZE,
+            need_one=need_one,
+        )
 
         def noting() -> Iterator[Loaded]:
             for batch in batches:
@@ -616,6 +631,18 @@ def _part(arrays: dict[str, NDArray[Any]], prefix: str, device: torch.device) ->
     }
 
 
-def _pair(values: Sequence[float]) -> tuple[float, float]:
-    low, high = values
+def _pair(name: str, values: Sequence[float]) -> tuple[float, float]:
+    try:
+        low, high = values
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{name} must be two numbers (low, high), got {values!r}") from error
     return low, high
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter as JSON has it: no tuple, no NumPy scalar."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -215,11 +215,13 @@ def stream(
     batch_size: int = 64,
     progress: Progress | None = None,
     workers: int | None = None,
+    need_one: bool = True,
 ) -> Iterator[Loaded]:
     """Yield batches in the samples' order, in constant memory, while workers read ahead.
 
     The images of one file are never divided between batches, so that a batch exceeds batch_size
-    where a volume does. No batch is empty: files skipped at the end are reported by the last one.
+    where a volume does. No batch is empty, unless nothing is readable and ``need_one`` is False:
+    files skipped at the end are reported by the last one.
 
     Args:
         samples: what to read.
@@ -228,9 +230,10 @@ def stream(
         batch_size: images, at least.
         progress: called as ``progress(done, total)``, in samples.
         workers: threads; None means one per core.
+        need_one: whether it is an error if no sample is readable.
 
     Raises:
-        DataError: if no sample is readable.
+        DataError: if no sample is readable and ``need_one``.
     """
     rule = rule or settings.fixed_rule()
     files = decode(
@@ -248,7 +251,7 @@ def stream(
         anything = anything or bool(placed.images)
         if progress is not None:
             progress(done, len(samples))
-    if not anything:
+    if need_one and not anything:
         raise _none_readable(samples, [file for _, file in waiting])
     yield _assemble(waiting, settings, rule)
 

@@ -75,7 +75,8 @@ class ScoreSummary:
     Attributes:
         images: images scored.
         skipped: images that could not be read.
-        flagged: images above the threshold, None without calibration.
+        flagged: images above the threshold; None without calibration, or with too few held-out
+            normals to certify the rate.
         top: the most anomalous rows, as written to scores.csv.
         drift: sentences on how the images differ from the calibration's normals; empty if not.
         folder: where.
@@ -117,7 +118,8 @@ def score_to_folder(
         writer = _Writer(detector, folder, root, options)
         todo = writer.resume(samples)
         done = len(samples) - len(todo)
-        for part in _by_file(detector, todo, writer, options):
+        parts = _by_file(detector, todo, writer, options, need_one=not done)
+        for part in parts:
             writer.add(part)
             done += len({row.sample for row in part.rows})
             if progress:
@@ -128,13 +130,19 @@ def score_to_folder(
 
 
 def _by_file(
-    detector: AnomalyDetector, samples: Sequence[Sample], writer: _Writer, options: ScoreOptions
+    detector: AnomalyDetector,
+    samples: Sequence[Sample],
+    writer: _Writer,
+    options: ScoreOptions,
+    *,
+    need_one: bool,
 ) -> Iterator[Scored]:
     """Yield scored batches that never end in the middle of a file."""
     if not samples:  # interrupted after the last image, before the pictures
         return
     held: list[Scored] = []
-    for part in detector.stream(samples, maps=options.maps, skipped=writer.skipped):
+    given = {"maps": options.maps, "need_one": need_one}
+    for part in detector.stream(samples, skipped=writer.skipped, **given):
         held.append(part)
         whole = _join(held)
         last = whole.rows[-1].sample
@@ -238,16 +246,27 @@ class _Writer:
         """Write the maps of some images, then note their rows."""
         if part.anomaly_map is not None:
             self._write_maps(part.rows, part.anomaly_map)
-        with (self.folder / _PROGRESS).open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            last = {_key(row.sample): i for i, row in enumerate(part.rows)}
-            for i, (row, value) in enumerate(zip(part.rows, part.anomaly_score, strict=True)):
-                key = _key(row.sample)
-                end = ["end"] if last[key] == i else []
-                seen = [repr(float(part.statistics[name][i])) for name in _STATISTICS]
-                writer.writerow([key, *_cells(row), repr(float(value)), *seen, *end])
-            file.flush()
-            os.fsync(file.fileno())
+        last = {_key(row.sample): i for i, row in enumerate(part.rows)}
+        lines = []
+        for i, (row, value) in enumerate(zip(part.rows, part.anomaly_score, strict=True)):
+            key = _key(row.sample)
+            end = ["end"] if last[key] == i else []
+            seen = [repr(float(part.statistics[name][i])) for name in _STATISTICS]
+            lines.append([key, *_cells(row), repr(float(value)), *seen, *end])
+        self._note(lines)
+
+    def _note(self, lines: Sequence[Sequence[str]]) -> None:
+        file = self.folder / _PROGRESS
+        try:
+            with file.open("a", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerows(lines)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise RunError(
+                f"{file}: cannot be written ({error.strerror or error}); what was scored is kept. "
+                "Free space and run the same command again"
+            ) from error
 
     def _write_maps(self, rows: Sequence[Row], maps: NDArray[np.float32]) -> None:
         volumes: dict[Path, list[int]] = {}
@@ -275,10 +294,10 @@ class _Writer:
         self, kind: str, path: Path, slice_index: int | None, index: int | None, suffix: str
     ) -> Path:
         """Return where an image's map or picture goes; keeps the tree and the whole file name."""
-        try:
-            inside = path.resolve().relative_to(self.root.resolve())
-        except ValueError:
-            inside = Path(path.name)
+        # Not resolved: links may lead many names to one file, or to a name that means nothing.
+        whole, root = (Path(os.path.abspath(p)) for p in (path, self.root))  # noqa: PTH100
+        # Files of a manifest may lie elsewhere, with one name in several folders: keep them apart.
+        inside = whole.relative_to(root if whole.is_relative_to(root) else whole.anchor)
         numbers = "".join(f"_{n:04d}" for n in (index, slice_index) if n is not None)
         ending = "" if inside.suffix == suffix and not numbers else f"{numbers}{suffix}"
         return self.folder / kind / inside.with_name(inside.name + ending)
@@ -312,11 +331,10 @@ class _Writer:
         write_csv(self.folder / "skipped.csv", ("path", "reason"), self.skipped)
         write_csv(self.folder / "scores.csv", list(table[0]) if table else _COLUMNS, _values(table))
         (self.folder / _PROGRESS).unlink()
-        counted = None if self.detector.calibration_ is None else sum(r["flagged"] for r in table)
         return ScoreSummary(
             images=len(table),
             skipped=len(self.skipped),
-            flagged=counted,
+            flagged=None if "" in flagged else sum(flagged),
             top=[table[i] for i in ranked[:10]],
             drift=drift,
             folder=self.folder,

@@ -7,8 +7,9 @@ the model works on this one. Nothing is kept: memory does not grow with the numb
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from normalis.datasets import Sample
-from normalis.images import IntensityRule, read_frames
+from normalis.errors import DataError, UnreadableImageError
+from normalis.images import Frame, IntensityRule, read_frames
 from normalis.loading import ImageSettings, Loaded, Row, load, to_unit
 from normalis.models.base import AnomalyModel
 from normalis.models.inputs import FLAT, as_tensor, to_model_input
@@ -170,7 +172,10 @@ def explain(
     """
     for start in range(0, len(samples), BATCH_SIZE):
         chosen = samples[start : start + BATCH_SIZE]
-        loaded = load(chosen, settings, rule=rule, fit_rule=False)
+        try:
+            loaded = load(chosen, settings, rule=rule, fit_rule=False)
+        except DataError:  # all of these vanished, or were damaged, since they were listed
+            continue
         originals = _originals(loaded.rows, settings, rule)
         for first in range(0, len(loaded.rows), BATCH_SIZE):
             some = slice(first, first + BATCH_SIZE)
@@ -216,8 +221,22 @@ def _originals(
         if sample.index is not None:
             yield from (None for _ in wanted)
             continue
-        frames = read_frames(sample.path, plane=settings.plane, slice_range=settings.slice_range)
-        yield from (_shown(frame.pixels, rule) for frame in frames)
+        given = 0
+        with suppress(UnreadableImageError):  # it was readable a moment ago
+            for frame in islice(_frames(sample, settings, rule), len(wanted)):
+                yield _shown(frame.pixels, rule)
+                given += 1
+        yield from repeat(None, len(wanted) - given)
+
+
+def _frames(sample: Sample, settings: ImageSettings, rule: IntensityRule | None) -> Iterator[Frame]:
+    """Read a file in the units in which the rule is stated."""
+    return read_frames(
+        sample.path,
+        plane=settings.plane,
+        slice_range=settings.slice_range,
+        voi=rule is None or rule.voi,
+    )
 
 
 def _shown(pixels: NDArray[Any], rule: IntensityRule | None) -> NDArray[np.float32]:

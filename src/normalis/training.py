@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -52,8 +53,11 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral):
+                raise SettingsError(f"{name} must be a whole number, got {value!r}")
+            if value < least:
+                raise SettingsError(f"{name} must be at least {least}, got {value}")
         if not 0 < self.learning_rate < 1:
             raise SettingsError(f"learning_rate must be in (0, 1), got {self.learning_rate}")
         for name, known in (
@@ -93,10 +97,16 @@ def pick_device(device: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise SettingsError(f"device must be auto, cpu or cuda[:N], got {device!r}") from error
+    if picked.type not in ("cpu", "cuda"):
+        raise SettingsError(f"device must be auto, cpu or cuda[:N], got {device!r}")
     if picked.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"device {device!r} was asked for and no CUDA device is available")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"device {device!r} was asked for and there are {torch.cuda.device_count()}, from 0"
+        )
     return picked
 
 
