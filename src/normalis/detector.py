@@ -353,7 +353,7 @@ class AnomalyDetector(BaseEstimator):
         maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
         maxima = np.concatenate([m.max((1, 2)) for m in maps])
         groups = patients_of(normals)
-        self.colour_scale_ = ColourScale.from_maxima(maxima)
+        self.colour_scale_ = ColourScale.from_maxima(maxima, held_out=held is not None)
         self.calibration_ = None
         if held is not None:
             self.calibration_ = calibrate(

@@ -33,22 +33,28 @@ class ColourScale:
         full: here and above the colour is at its end.
         rate: share of normal images whose map exceeds ``quiet`` anywhere; None if the normal
             images held out were too few to say.
+        held_out: whether those images were held out. Of training images, which a model rebuilds
+            better than new ones, the share is no promise.
     """
 
     quiet: float
     full: float
     rate: float | None = None
+    held_out: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
 
     @classmethod
-    def from_maxima(cls, maxima: NDArray[np.floating], rate: float = 0.05) -> ColourScale:
+    def from_maxima(
+        cls, maxima: NDArray[np.floating], rate: float = 0.05, *, held_out: bool = True
+    ) -> ColourScale:
         """Fix the scale from the largest map value of each held-out normal image.
 
         Args:
             maxima: (n,), one value per image or per patient.
+            held_out: False for training images.
             rate: share of fresh normal images that may exceed ``quiet``; guaranteed by the
                 conformal argument of `normalis.calibration` where n is at least 1 / rate - 1,
                 otherwise the largest value serves and ``rate`` is None.
@@ -57,7 +63,8 @@ class ColourScale:
         rank = int(np.ceil((len(ordered) + 1) * (1 - rate)))
         certified = rank <= len(ordered)
         quiet = float(ordered[rank - 1] if certified else ordered[-1])
-        return cls(quiet=quiet, full=max(3 * quiet, 1e-12), rate=rate if certified else None)
+        full = max(3 * quiet, 1e-12)
+        return cls(quiet=quiet, full=full, rate=rate if certified else None, held_out=held_out)
 
 
 @cache
@@ -162,4 +169,5 @@ def _draw_bar(
     draw.text((left + 16, top - 2), f"{scale.full:.3g}", fill=_INK, font=font)
     draw.text((left + 16, top + height - 12), f"{scale.quiet:.3g}", fill=_INK, font=font)
     note = f"1 in {1 / scale.rate:.0f}" if scale.rate else "largest"
-    draw.text((left + 16, top + height - 38), f"{note}\nnormals", fill=_INK, font=font)
+    whose = "normals" if scale.held_out else "training"
+    draw.text((left + 16, top + height - 38), f"{note}\n{whose}", fill=_INK, font=font)
