@@ -79,7 +79,8 @@ def score_folder(
         flag = int(p_values[i] <= 0.05) if calibration else ""
         rows.append([f"/data/phantoms/test/{name}", "", person, scores[i], p_values[i], flag])
         if pictures is None or i < pictures:
-            file = folder / "thumbnails" / "test" / f"{name}.png"
+            end = "" if name.endswith(".png") else ".png"
+            file = folder / "thumbnails" / "test" / f"{name}{end}"
             file.parent.mkdir(parents=True, exist_ok=True)
             spot = max(0.0, (scores[i] - 0.042) / 0.03)
             strip(rng, spot=float(spot) if anomalous[i] else 0.0).save(file)

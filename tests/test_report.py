@@ -286,10 +286,22 @@ def test_damaged_or_foreign_picture_is_left_out(tmp_path):
 
 
 def test_longest_path_finds_the_picture(tmp_path):
-    folder = folders.score_folder(tmp_path / "s", n=2, names={0: "a/x.png", 1: "b/x.png"})
+    folder = folders.score_folder(
+        tmp_path / "s", n=3, names={0: "a/x.png", 1: "b/x.png", 2: "b/x.jpg"}
+    )
     cases = read_scores(folder).cases
-    found = pictures.find_pictures(folder, cases, [0, 1])
-    assert [found[i].parent.name for i in (0, 1)] == ["a", "b"]
+    found = pictures.find_pictures(folder, cases, [0, 1, 2])
+    names = [found[i].relative_to(folder / "thumbnails" / "test").as_posix() for i in range(3)]
+    assert names == ["a/x.png", "b/x.png", "b/x.jpg.png"]
+
+
+def test_slice_of_a_volume_finds_its_picture(tmp_path, rng):
+    folder = folders.score_folder(tmp_path / "s", n=1, pictures=0, names={0: "v.nii.gz"})
+    table = (folder / "scores.csv").read_text().replace("v.nii.gz,,", "v.nii.gz,12,")
+    (folder / "scores.csv").write_text(table)
+    (folder / "thumbnails").mkdir()
+    folders.strip(rng, spot=1.0).save(folder / "thumbnails" / "v.nii.gz_0012.png")
+    assert list(pictures.find_pictures(folder, read_scores(folder).cases, [0])) == [0]
 
 
 def test_only_the_most_anomalous_pictures_are_embedded(tmp_path, monkeypatch):
@@ -298,7 +310,7 @@ def test_only_the_most_anomalous_pictures_are_embedded(tmp_path, monkeypatch):
     page = Page(write_report(folder, tmp_path / "page.html"))
     shown = [i for i, photo in enumerate(page.cases["photo"]) if photo]
     assert sorted(read_scores(folder).cases.order[:5]) == shown
-    assert "Pictures of the 5 most anomalous images only" in page.text
+    assert "5 of 20 images have a picture" in page.text
 
 
 # --- curves ---

@@ -60,11 +60,16 @@ def find_pictures(folder: Path, cases: Cases, wanted: Sequence[int]) -> dict[int
     for i in wanted:
         number = f"_{int(cases.place[i]):04d}" if cases.place[i].isdigit() else ""
         parts = PurePath(cases.path[i]).parts
-        tails = ("/".join(parts[k:]) for k in range(len(parts)))
-        name = next((t for t in tails if f"{t}{number}.png" in there), None)
+        names = (_strip_name("/".join(parts[k:]), number) for k in range(len(parts)))
+        name = next((n for n in names if n in there), None)
         if name is not None:
-            found[i] = root / f"{name}{number}.png"
+            found[i] = root / name
     return found
+
+
+def _strip_name(path: str, number: str) -> str:
+    """Return how ``score`` names the strip of a file: an image that is a PNG keeps its name."""
+    return path if path.endswith(".png") and not number else f"{path}{number}.png"
 
 
 def read_picture(file: Path) -> Picture | None:
