@@ -80,7 +80,7 @@ class Calibration:
         kind: ``split``, ``cv+``, or ``none`` where nothing was held out.
         scores: (n,) one per held-out normal image.
         unit: (n,) number of each image's patient, 0 to n_units - 1.
-        level: ``patient`` if patients are known to the calibration, else ``image``.
+        level: what a unit is: an ``image``, a ``patient``, or a ``group`` of near duplicates.
         fold: (n,) number of the model that scored each image; zeros for ``split``.
         map_maxima: (n,) maximum of each image's anomaly map; None where no maps were made.
         statistics: name -> (n,) of each image (mean intensity, ...), for the drift check.
@@ -89,7 +89,7 @@ class Calibration:
     kind: Kind
     scores: Floats
     unit: NDArray[np.int64]
-    level: Literal["image", "patient"] = "image"
+    level: Literal["image", "patient", "group"] = "image"
     fold: NDArray[np.int64]
     map_maxima: Floats | None = None
     statistics: Mapping[str, Floats] = field(default_factory=dict)
@@ -255,7 +255,7 @@ class Calibration:
         proven = self.guaranteed_rate(rate)
         what = "images of new normal patients" if self.level == "patient" else "new normal images"
         few = f"calibrated on {self.n_images} held-out normal images"
-        few += f" of {self.n_units} patients" * (self.level == "patient")
+        few += f" in {self.n_units} {self.level}s" * (self.level != "image")
         aim = f"flags about {100 * rate:.3g} % of {what}"
         proof = f"at most {100 * proven:.3g} % on average over calibration sets"
         return f"{aim} ({proof}; {few}, {self.kind})."

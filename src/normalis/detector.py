@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 from normalis import models, scorers
 from normalis.calibration import Calibration, calibrate
 from normalis.checkpoints import train_resumably
+from normalis.duplicates import likeness_groups
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
 from normalis.images import IntensityRule
 from normalis.loading import ImageSettings, Loaded, from_array, stream
@@ -352,16 +353,21 @@ class AnomalyDetector(BaseEstimator):
         self.decision_scores_ = np.concatenate([p.anomaly_score for p in parts])
         maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
         maxima = np.concatenate([m.max((1, 2)) for m in maps])
-        groups = patients_of(normals)
+        patients = patients_of(normals)
         self.colour_scale_ = ColourScale.from_maxima(maxima, held_out=held is not None)
         self.calibration_ = None
         if held is not None:
-            self.calibration_ = calibrate(
+            calibration = calibrate(
                 self.decision_scores_,
-                patients=groups,
+                patients=likeness_groups(held.pixels) if patients is None else patients,
                 map_maxima=maxima,
                 statistics=image_statistics(held.pixels),
             )
+            if patients is None and calibration.n_units < calibration.n_images:
+                calibration = replace(calibration, level="group")
+            elif patients is None:
+                calibration = replace(calibration, level="image")
+            self.calibration_ = calibration
 
     def _fit_scorer(self, normals: Loaded) -> None:
         x = to_model_input(torch.from_numpy(normals.pixels), standardize=self.standardize)
