@@ -15,6 +15,7 @@ from normalis.training import Progress, Training, TrainingSettings
 
 __all__ = ["train_resumably"]
 
+#: Seconds between checkpoints.
 EVERY_S = 30.0
 
 
@@ -28,7 +29,6 @@ def train_resumably(
     folder: RunFolder,
     identity: str,
     callback: Callable[[Progress], None] | None = None,
-    every_s: float = EVERY_S,
 ) -> Training:
     """Train as `normalis.training.train` does, from the folder's checkpoint if there is one.
 
@@ -41,7 +41,6 @@ def train_resumably(
         folder: where checkpoints go; the caller holds its lock.
         identity: what an interrupted training must have in common with this one.
         callback: called after each epoch.
-        every_s: seconds between checkpoints.
 
     Raises:
         RunError: if the folder holds the checkpoint of another training.
@@ -60,7 +59,7 @@ def train_resumably(
 
     def after_epoch(step: Progress) -> None:
         nonlocal written
-        if time.monotonic() - written > every_s and step.epoch < step.epochs:
+        if time.monotonic() - written > EVERY_S and step.epoch < step.epochs:
             state = {k: v.detach().cpu().numpy() for k, v in training.state().items()}
             folder.write_checkpoint(state, {"identity": identity, **training.progress()})
             written = time.monotonic()

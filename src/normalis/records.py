@@ -198,11 +198,18 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
         lock.release()
 
 
-def _in_c_order(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arrays as safetensors must get them: it writes memory as it lies, whatever strides."""
+def _save_arrays(path: Path, arrays: Mapping[str, Any], note: dict[str, str] | None = None) -> None:
+    """Write arrays as safetensors; raises OSError where the disk is full, as other files do."""
     import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
 
-    return {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    # safetensors writes memory as it lies, whatever the strides.
+    whole = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    try:
+        save_file(whole, path, metadata=note)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 class RunFolder:
@@ -257,10 +264,7 @@ class RunFolder:
             arrays: name -> NumPy array.
             settings: plain values.
         """
-        from safetensors.numpy import save_file
-
-        whole = _in_c_order(arrays)
-        write_atomically(self.path / self.MODEL, lambda p: save_file(whole, p))
+        write_atomically(self.path / self.MODEL, lambda p: _save_arrays(p, arrays))
         body = {"format": FORMAT, **settings}
         body["sha256"] = {
             self.MODEL: file_hash(self.path / self.MODEL),
@@ -321,11 +325,8 @@ class RunFolder:
 
     def write_checkpoint(self, arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Write what a resumed run needs, in one file."""
-        from safetensors.numpy import save_file
-
         note = {"progress": json.dumps(progress, default=_plain)}
-        whole = _in_c_order(arrays)
-        write_atomically(self.path / self.CHECKPOINT, lambda p: save_file(whole, p, metadata=note))
+        write_atomically(self.path / self.CHECKPOINT, lambda p: _save_arrays(p, arrays, note))
 
     def read_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Return (arrays, progress) of an unfinished run, None if there is none."""
