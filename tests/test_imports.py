@@ -20,9 +20,9 @@ LAYERS = [
     {"scoring", "overlays", "checkpoints", "normals", "experiments"},
     {"selection", "evaluation", "calibration", "audit", "experiment_data"},
     {"detector", "jobs", "reproduce", "report"},
-    {"outputs", "assessment", "sweep", "tables"},
+    {"outputs", "assessment", "sweep", "tables", "export"},
     {"ray_engine"},
-    {"cli_experiments"},
+    {"cli_experiments", "cli_export"},
     {"cli"},
 ]
 #: Scorers read models, as their contract says; drawing needs records' safe writing only.

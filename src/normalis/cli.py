@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from normalis.cli_experiments import app as experiments
+from normalis.cli_export import app as export
 from normalis.errors import NormalisError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(experiments)
+app.add_typer(export)
 console = Console()
 errors = Console(stderr=True)
 
@@ -448,9 +450,10 @@ def _print_evaluation(name: str, result: Any) -> None:
         rows = [row for row in result.table() if row.section == section]
         if section == "baseline":
             rows = [row for row in rows if row.subset == "all"][:8]
+        rows = [row for row in rows if row.value == row.value]  # NaN: nothing to count
         if rows:
             cells = [
-                [r.subset, r.name, r.value, f"{r.low:.3f} to {r.high:.3f}", r.n_images, r.note]
+                [r.subset, r.name, r.value, _interval(r.low, r.high), r.n_images, r.note]
                 for r in rows
             ]
             columns = ["images", "figure", "value", "95 % interval", "n", ""]
@@ -459,6 +462,10 @@ def _print_evaluation(name: str, result: Any) -> None:
     console.print(f"The method {verdict[result.beats_baselines]} trivial baseline.")
     for note in result.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}" if low == low else "none"
 
 
 @app.command()

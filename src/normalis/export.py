@@ -1,0 +1,130 @@
+"""A fitted model as one ONNX file, for runtimes that have neither Python nor PyTorch.
+
+::
+
+    x (B, C, S, S) float32, as `models.inputs.to_model_input` gives it: [-1, 1] unless standardised
+      -> anomaly_map (B, S, S), reconstruction (B, C, S, S)      float32, any batch size B
+
+The file holds the network only. What comes before it (decoding, resizing, the intensity rule) and
+after it (a scorer other than the mean of the map, p-values, the threshold) stays with the caller;
+the file's metadata names the method, the image size and whether images are standardised.
+
+Reference: `torch.onnx.export <https://docs.pytorch.org/docs/stable/onnx_export.html>`_.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from normalis import __version__
+from normalis.errors import RunError, SettingsError, require
+from normalis.models import method_name
+from normalis.models.base import Autoencoder
+from normalis.models.inputs import FLAT
+
+if TYPE_CHECKING:
+    from normalis.detector import AnomalyDetector
+    from normalis.models.base import AnomalyModel
+
+__all__ = ["OUTPUTS", "export_onnx"]
+
+#: Names of the outputs, in order.
+OUTPUTS = ("anomaly_map", "reconstruction")
+
+
+class _Both(nn.Module):
+    """Map and reconstruction in one pass over the image."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.anomaly_map(x), self.model.reconstruct(x)
+
+
+def export_onnx(
+    source: AnomalyDetector | AnomalyModel, path: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write the network of a fitted detector, or a model, as ONNX.
+
+    Args:
+        source: a fitted detector, or an autoencoder; it is left as it is.
+        path: the file, by custom with the ending ``.onnx``.
+        overwrite: whether a file that is there may be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: without the extra ``onnx``.
+        NotFittedError: if the detector is not fitted.
+        SettingsError: if the method has no network.
+        RunError: if the file exists.
+    """
+    for package in ("onnx", "onnxscript"):
+        require(package, extra="onnx", why="an export to ONNX")
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise RunError(f"{path}: exists; choose another file, or allow it to be replaced")
+    model, metadata = _model_of(source)
+    program = _trace(model)
+    program.model.metadata_props.update(metadata)
+    _write(program, path)
+    return path
+
+
+def _model_of(source: AnomalyDetector | AnomalyModel) -> tuple[Autoencoder, dict[str, str]]:
+    """Return a copy of the network, ready to be read, and what a reader of the file must know."""
+    given: Any = source  # naming the detector's class here would import it, which a model needs not
+    model, standardize = given, None
+    if hasattr(given, "decision_function"):
+        given._fitted()
+        model, standardize = given.model_, given.standardize
+    if not isinstance(model, Autoencoder):
+        raise SettingsError(
+            f"only methods with a network can be exported, got {type(model).__name__}"
+        )
+    settings = model.settings
+    metadata = {
+        "normalis": __version__,
+        "method": method_name(type(model)),
+        "image_size": str(settings.image_size),
+        "channels": str(settings.channels),
+    }
+    if standardize is not None:
+        metadata["standardize"] = f"(x - mean) / (2 max(std, {FLAT:.3g}))" if standardize else "no"
+    return copy.deepcopy(model).to("cpu", torch.float32).eval(), metadata
+
+
+def _trace(model: Autoencoder) -> Any:
+    size = model.settings.image_size
+    # Two images: a batch of one would be taken for a constant.
+    example = torch.zeros(2, model.settings.channels, size, size)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        return torch.onnx.export(
+            _Both(model).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["x"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}},
+        )
+
+
+def _write(program: Any, path: Path) -> None:
+    """Write under another name first, so that a file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        whole = Path(folder) / "model.onnx"
+        program.save(whole, external_data=False)
+        whole.replace(path)
