@@ -25,7 +25,8 @@ def describe(path: Path) -> str:
     low, high = min(p.min() for p in pixels), max(p.max() for p in pixels)
     shape = " x ".join(map(str, pixels[0].shape[1:]))
     many = f"{len(frames)} images, " if len(frames) > 1 else ""
-    return f"{known.format}, {known.bits} bit: {many}{shape} {pixels[0].dtype}, {low:.4g} to {high:.4g}"
+    values = f"{pixels[0].dtype}, {low:.4g} to {high:.4g}"
+    return f"{known.format}, {known.bits} bit: {many}{shape} {values}"
 
 
 def twins(dicom: Path) -> list[str]:
@@ -42,7 +43,7 @@ def twins(dicom: Path) -> list[str]:
     small = (*small, "MR_small_jpeg_ls_lossless.dcm")
     same = all(np.array_equal(pixels(small[0]), pixels(name)) for name in small[1:])
     return [
-        f"* RG1_UNCR and its lossy twin RG1_J2KI differ by at most {100 * share:.2f} % of the range.",
+        f"* RG1_UNCR and its lossy twin RG1_J2KI differ by {100 * share:.2f} % of the range at most.",
         f"* Fake_MONOHR1 is the inverse of its twin; largest difference {inverse:.0f} grey levels.",
         f"* The four MR_small files are {'equal' if same else 'NOT equal'}.",
     ]

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from normalis.cli_experiments import app as experiments
+from normalis.cli_theory import app as theory
 from normalis.cli_export import app as export
 from normalis.errors import NormalisError
 
@@ -39,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(experiments)
+app.add_typer(theory)
 app.add_typer(export)
 console = Console()
 errors = Console(stderr=True)

@@ -351,10 +351,10 @@ class AnomalyDetector(BaseEstimator):
         normals = held or train
         parts = list(self._score_loaded(normals, maps=True))
         self.decision_scores_ = np.concatenate([p.anomaly_score for p in parts])
-        maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
-        maxima = np.concatenate([m.max((1, 2)) for m in maps])
+        maps = np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
+        maxima = maps.max((1, 2))
         patients = patients_of(normals)
-        self.colour_scale_ = ColourScale.from_maxima(maxima, held_out=held is not None)
+        self.colour_scale_ = ColourScale.from_maps(maps, held_out=held is not None)
         self.calibration_ = None
         if held is not None:
             calibration = calibrate(

@@ -118,8 +118,7 @@ def score_to_folder(
         writer = _Writer(detector, folder, root, options)
         todo = writer.resume(samples)
         done = len(samples) - len(todo)
-        parts = _by_file(detector, todo, writer, options, need_one=not done)
-        for part in parts:
+        for part in _scored(detector, todo, writer, options, need_one=not done):
             writer.add(part)
             done += len({row.sample for row in part.rows})
             if progress:
@@ -129,7 +128,7 @@ def score_to_folder(
     return summary
 
 
-def _by_file(
+def _scored(
     detector: AnomalyDetector,
     samples: Sequence[Sample],
     writer: _Writer,
@@ -137,49 +136,11 @@ def _by_file(
     *,
     need_one: bool,
 ) -> Iterator[Scored]:
-    """Yield scored batches that never end in the middle of a file."""
-    if not samples:  # interrupted after the last image, before the pictures
-        return
-    held: list[Scored] = []
-    given = {"maps": options.maps, "need_one": need_one}
-    for part in detector.stream(samples, skipped=writer.skipped, **given):
-        held.append(part)
-        whole = _join(held)
-        last = whole.rows[-1].sample
-        cut = next(i for i, row in enumerate(whole.rows) if row.sample == last)
-        if cut:
-            yield _slice(whole, 0, cut)
-        held = [_slice(whole, cut, len(whole.rows))]
-    if held:
-        yield _join(held)
-
-
-def _join(parts: Sequence[Scored]) -> Scored:
-    from normalis.scoring import Scored
-
-    if len(parts) == 1:
-        return parts[0]
-    maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
-    return Scored(
-        rows=[row for p in parts for row in p.rows],
-        anomaly_score=np.concatenate([p.anomaly_score for p in parts]),
-        anomaly_map=np.concatenate(maps) if maps else None,
-        statistics={
-            name: np.concatenate([p.statistics[name] for p in parts]) for name in _STATISTICS
-        },
-    )
-
-
-def _slice(part: Scored, start: int, stop: int) -> Scored:
-    from normalis.scoring import Scored
-
-    maps = part.anomaly_map
-    return Scored(
-        rows=part.rows[start:stop],
-        anomaly_score=part.anomaly_score[start:stop],
-        anomaly_map=None if maps is None else maps[start:stop],
-        statistics={name: values[start:stop] for name, values in part.statistics.items()},
-    )
+    """Yield scored batches; `normalis.loading.stream` never ends one in the middle of a file."""
+    if samples:  # none are left if it was interrupted after the last image, before the pictures
+        yield from detector.stream(
+            samples, maps=options.maps, skipped=writer.skipped, need_one=need_one
+        )
 
 
 class _Writer:
@@ -425,7 +386,7 @@ def thumbnail(seen: Explained, scale: ColourScale) -> Image.Image:
     """
     size = (THUMBNAIL, THUMBNAIL)
     rebuilt = seen.original if seen.reconstruction is None else seen.reconstruction
-    level = (seen.anomaly_map - scale.quiet) / max(scale.full - scale.quiet, 1e-12)
+    level = (scale.smooth(seen.anomaly_map) - scale.quiet) / max(scale.full - scale.quiet, 1e-12)
     level = (255 * np.clip(level, 0, 1)).round().astype(np.uint8)
     parts = [Image.fromarray(grey(seen.original)).convert("L"), Image.fromarray(grey(rebuilt))]
     strip = Image.new("L", (3 * THUMBNAIL, THUMBNAIL))

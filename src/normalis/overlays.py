@@ -3,13 +3,19 @@
 One colour scale serves all images. It is fixed when the model is fitted, from normal images that
 the model has not seen: below ``quiet``, the level that the largest value of a normal image's map
 exceeds in 1 of 20 images, nothing is painted; at ``full`` the colour is at its end. A normal
-image therefore looks normal, and two pictures can be compared. The colours are matplotlib's
-*inferno*: even steps of lightness, readable without colour vision and in print.
+image therefore looks normal, and two pictures can be compared.
+
+Pictures show the map smoothed by a Gaussian of one pixel in 64, and the scale is fixed on maps
+smoothed alike: the largest value of a raw map is a matter of single edge pixels, which would raise
+``quiet`` above most lesions. Files of maps, scores and metrics are not smoothed.
+
+The colours are matplotlib's *inferno*: even steps of lightness, readable without colour vision and
+in print.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["ColourScale", "grey", "heat", "over", "render", "resize_map"]
 
+SMOOTHING = 1 / 64  # one pixel of the paper's 64 x 64
 PANEL = 320  # side of a panel's longer edge, in pixels
 _MARGIN, _BAR, _HEADER = 8, 74, 30
 _INK, _PAPER = (225, 225, 225), (18, 18, 22)
@@ -35,16 +42,38 @@ class ColourScale:
             images held out were too few to say.
         held_out: whether those images were held out. Of training images, which a model rebuilds
             better than new ones, the share is no promise.
+        smoothing: standard deviation of the Gaussian, as a share of the map's side.
     """
 
     quiet: float
     full: float
     rate: float | None = None
     held_out: bool = True
+    smoothing: float = 0.0
+
+    def smooth(self, anomaly_map: NDArray[Any]) -> NDArray[np.float32]:
+        """Return a map (S, S), or maps (N, S, S), as pictures show it."""
+        from scipy.ndimage import gaussian_filter
+
+        if self.smoothing == 0:
+            return np.asarray(anomaly_map, np.float32)
+        sigma = self.smoothing * anomaly_map.shape[-1]
+        along = (*(0,) * (anomaly_map.ndim - 2), sigma, sigma)
+        return np.asarray(gaussian_filter(anomaly_map, along), np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
+
+    @classmethod
+    def from_maps(
+        cls, maps: NDArray[Any], rate: float = 0.05, *, held_out: bool = True
+    ) -> ColourScale:
+        """Fix the scale from maps (n, S, S) of normal images; arguments as in `from_maxima`."""
+        blank = cls(quiet=0.0, full=1.0, smoothing=SMOOTHING)
+        maxima = blank.smooth(maps).max(axis=(1, 2))
+        fixed = cls.from_maxima(maxima, rate, held_out=held_out)
+        return replace(fixed, smoothing=SMOOTHING)
 
     @classmethod
     def from_maxima(
@@ -119,7 +148,7 @@ def render(
 
     Args:
         pixels: (C, H, W) with nominal range [0, 1], at the image's own geometry.
-        anomaly_map: (h, w), any size; stretched over the image.
+        anomaly_map: (h, w), any size; smoothed as the scale says and stretched over the image.
         scale: the model's colour scale.
         reconstruction: (C, h, w) with nominal range [0, 1]; left out where None.
         title: line above, for instance file name, score and p-value.
@@ -129,7 +158,7 @@ def render(
     panels = [("image", shown)]
     if reconstruction is not None:
         panels.append(("rebuilt", _fit(grey(reconstruction), size, Image.Resampling.BICUBIC)))
-    stretched = resize_map(anomaly_map, (size[1], size[0]))
+    stretched = resize_map(scale.smooth(anomaly_map), (size[1], size[0]))
     base = np.asarray(shown).transpose(2, 0, 1) / 255
     panels.append(("anomaly map", Image.fromarray(over(base, stretched, scale))))
     return _compose(panels, scale, size, title)
