@@ -1,0 +1,489 @@
+"""The folder that `score` writes: what is in it, and what survives an interruption."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from normalis import outputs
+from normalis.datasets import open_dataset
+from normalis.errors import DataError, RunError
+from normalis.outputs import ScoreOptions, score_to_folder
+from normalis.records import exclusive
+from small_runs import anomalies, detector, phantoms, read_table, write_pngs
+from test_images_dicom import make as make_dicom
+from test_images_dicom import write as write_dicom
+from test_images_nifti import write as write_nifti
+
+COLUMNS = ["path", "slice", "patient_id", "anomaly_score", "p_value", "flagged"]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return detector(epochs=10, learning_rate=0.01).fit(phantoms(40))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Eight normal images and four anomalous ones in folders with odd names."""
+    root = tmp_path_factory.mktemp("new scans ß")
+    write_pngs(root / "a", phantoms(8, size=40, seed=7))
+    write_pngs(root / "b c", anomalies(4, size=40))
+    return root
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """Fitted on values of 16 bit."""
+    values = np.random.default_rng(0).integers(0, 1000, (30, 16, 16)).astype(np.uint16)
+    return detector().fit(values)
+
+
+def score(fitted_detector, source, out, *, progress=None, **options):
+    data = open_dataset(source)
+    root = source if source.is_dir() else source.parent
+    given = ScoreOptions(**({"fpr": 0.2} | options))
+    return score_to_folder(
+        fitted_detector, data.samples, out, root=root, options=given, progress=progress
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(fitted, source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scored") / "out é"
+    return out, score(fitted, source, out)
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+# --- what is in it ----------------------------------------------------------------------------
+
+
+def test_the_table_has_one_row_per_image_and_exactly_these_columns(scored, fitted, source):
+    out, summary = scored
+    rows = read_table(out / "scores.csv")
+    assert list(rows[0]) == COLUMNS
+    samples = open_dataset(source).samples
+    assert [row["path"] for row in rows] == [str(s.path) for s in samples]
+    scores = fitted.anomaly_score(source)
+    np.testing.assert_allclose([float(r["anomaly_score"]) for r in rows], scores, rtol=1e-6)
+    np.testing.assert_allclose([float(r["p_value"]) for r in rows], fitted.p_value(source))
+    assert [int(r["flagged"]) for r in rows] == fitted.predict(source).tolist()
+    assert {row["slice"] for row in rows} == {row["patient_id"] for row in rows} == {""}
+    assert (summary.images, summary.skipped) == (12, 0)
+    assert summary.flagged == fitted.predict(source).sum()
+    assert summary.top[0]["anomaly_score"] == pytest.approx(scores.max(), rel=1e-6)
+
+
+def test_maps_pictures_and_details_keep_the_tree(scored, source):
+    out, _ = scored
+    inside = [p.relative_to(source).as_posix() for p in sorted(source.rglob("*.png"))]
+    expected = [f"maps/{name}.npy" for name in inside]
+    expected += [f"{kind}/{name}" for kind in ("overlays", "thumbnails") for name in inside]
+    assert files(out) == sorted([*expected, "score.json", "scores.csv", "skipped.csv"])
+    details = json.loads((out / "score.json").read_text())
+    assert details["params"]["latent_dim"] == 2
+    assert len(details["is_anomalous"]) == 12
+    assert read_table(out / "skipped.csv") == []
+
+
+def test_maps_are_float32_at_the_images_own_geometry(scored, fitted, source):
+    out, _ = scored
+    whole = np.load(out / "maps/b c/000.png.npy", allow_pickle=False)
+    assert whole.dtype == np.float32
+    assert whole.shape == (40, 40)
+    small = fitted.anomaly_map([source / "b c/000.png"])[0]
+    assert whole.mean() == pytest.approx(small.mean(), rel=0.02)
+    assert whole[10:20, 10:20].mean() > 2 * whole.mean()
+
+
+def test_wide_images_have_wide_maps(fitted, tmp_path):
+    write_pngs(tmp_path / "in", phantoms(2)[:, 4:20])
+    score(fitted, tmp_path / "in", tmp_path / "out")
+    assert np.load(tmp_path / "out/maps/000.png.npy").shape == (16, 32)
+
+
+def test_one_colour_scale_for_all_pictures(fitted, source, tmp_path, monkeypatch):
+    seen = []
+    original = outputs.render
+
+    def noting(*arguments, **options):
+        seen.append(options["scale"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(outputs, "render", noting)
+    score(fitted, source, tmp_path / "out")
+    assert len(seen) == 12
+    assert {id(scale) for scale in seen} == {id(fitted.colour_scale_)}
+
+
+def test_the_bar_of_every_picture_is_the_same(scored):
+    out, _ = scored
+    bars = []
+    for path in sorted((out / "overlays").rglob("*.png")):
+        with Image.open(path) as picture:
+            bars.append(np.asarray(picture)[30:, -74:])
+    assert all(np.array_equal(bar, bars[0]) for bar in bars)
+
+
+def test_neither_maps_nor_pictures_if_not_wanted(fitted, source, tmp_path):
+    score(fitted, source, tmp_path / "out", maps=False, overlays=False)
+    assert files(tmp_path / "out") == ["score.json", "scores.csv", "skipped.csv"]
+
+
+def test_without_calibration_cells_are_empty(source, tmp_path):
+    plain = detector(calibration="none").fit(phantoms(20))
+    summary = score(plain, source, tmp_path / "out", overlays=False)
+    rows = read_table(tmp_path / "out/scores.csv")
+    assert list(rows[0]) == COLUMNS
+    assert {(r["p_value"], r["flagged"]) for r in rows} == {("", "")}
+    assert summary.flagged is None
+
+
+def test_a_rate_that_cannot_be_certified_leaves_flags_empty(fitted, source, tmp_path):
+    summary = score(fitted, source, tmp_path / "out", fpr=0.01, overlays=False)
+    rows = read_table(tmp_path / "out/scores.csv")
+    assert {r["flagged"] for r in rows} == {""}
+    assert all(float(r["p_value"]) >= 1 / 9 for r in rows)
+    assert summary.flagged is None
+
+
+@pytest.mark.parametrize(("all_overlays", "drawn"), [(False, 3), (True, 12)])
+def test_of_many_images_the_most_anomalous_are_drawn(
+    fitted, source, tmp_path, monkeypatch, all_overlays, drawn
+):
+    monkeypatch.setattr(outputs, "MANY", 3)
+    score(fitted, source, tmp_path / "out", all_overlays=all_overlays, maps=False)
+    rows = sorted(read_table(tmp_path / "out/scores.csv"), key=lambda r: -float(r["anomaly_score"]))
+    top = sorted(os.path.relpath(r["path"], source) for r in rows[:drawn])
+    assert files(tmp_path / "out/overlays") == top
+
+
+# --- deeper images, volumes, frames, arrays ---------------------------------------------------
+
+
+def test_a_volume_has_a_row_per_slice_and_one_map_in_its_own_voxels(deep, tmp_path, rng):
+    affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -6], [0, 0, 4.0, 7], [0, 0, 0, 1]])
+    volume = rng.integers(0, 1000, (12, 20, 5)).astype(np.int16)
+    (tmp_path / "in").mkdir()
+    write_nifti(tmp_path / "in/brain.nii", volume, affine)
+    summary = score(deep, tmp_path / "in", tmp_path / "out")
+    rows = read_table(tmp_path / "out/scores.csv")
+    assert [r["slice"] for r in rows] == list("01234")
+    assert summary.images == 5
+    made = nib.load(tmp_path / "out/maps/brain.nii.gz")
+    assert made.shape == volume.shape
+    assert made.get_data_dtype() == np.float32
+    np.testing.assert_allclose(made.affine, affine)
+    means = np.asarray(made.dataobj).mean((0, 1))
+    np.testing.assert_allclose(means, [float(r["anomaly_score"]) for r in rows], rtol=0.1)
+    assert files(tmp_path / "out/overlays") == [f"brain.nii_{i:04d}.png" for i in range(5)]
+
+
+def test_frames_of_dicom_have_rows_maps_and_their_patient(deep, tmp_path, rng):
+    values = rng.integers(0, 1000, (3, 14, 11)).astype(np.uint16)
+    (tmp_path / "in").mkdir()
+    write_dicom(tmp_path / "in/a.dcm", make_dicom(values, PatientID="P7"))
+    score(deep, tmp_path / "in", tmp_path / "out")
+    rows = read_table(tmp_path / "out/scores.csv")
+    assert [(r["slice"], r["patient_id"]) for r in rows] == [("0", "P7"), ("1", "P7"), ("2", "P7")]
+    assert files(tmp_path / "out/maps") == [f"a.dcm_{i:04d}.npy" for i in range(3)]
+    assert np.load(tmp_path / "out/maps/a.dcm_0001.npy").shape == (14, 11)
+
+
+def test_16_bit_values_beyond_the_rule_raise_the_score(deep, tmp_path, rng):
+    values = rng.integers(0, 1000, (2, 16, 16)).astype(np.uint16)
+    values[0, 4:8, 4:8], values[1, 4:8, 4:8] = 20000, 40000
+    write_pngs(tmp_path / "in", values)
+    score(deep, tmp_path / "in", tmp_path / "out")
+    less, more = (float(r["anomaly_score"]) for r in read_table(tmp_path / "out/scores.csv"))
+    assert more > 2 * less
+
+
+def test_a_picture_shows_a_dicom_in_the_units_of_the_rule(tmp_path, rng, monkeypatch):
+    values = rng.integers(0, 1000, (24, 16, 16)).astype(np.uint16)
+    for i, value in enumerate(values):
+        window = {"WindowCenter": 500, "WindowWidth": 1000} if i % 2 else {}
+        tmp_path.joinpath("in").mkdir(exist_ok=True)
+        write_dicom(tmp_path / f"in/{i:02d}.dcm", make_dicom(value, **window))
+    fitted = detector().fit(tmp_path / "in")
+    assert not fitted.rule_.voi  # only some have a window, so that none is applied
+    seen = list(fitted.explain(open_dataset(tmp_path / "in").samples))
+    for explained, value in zip(seen, values, strict=True):
+        np.testing.assert_allclose(explained.original[0], fitted.rule_.apply(value), rtol=1e-5)
+
+
+def test_rows_of_an_array_file(fitted, tmp_path):
+    np.save(tmp_path / "x.npy", anomalies(3))
+    score(fitted, tmp_path / "x.npy", tmp_path / "out")
+    rows = read_table(tmp_path / "out/scores.csv")
+    assert [r["slice"] for r in rows] == ["0", "1", "2"]
+    assert files(tmp_path / "out/maps") == [f"x.npy_{i:04d}.npy" for i in range(3)]
+    assert files(tmp_path / "out/overlays") == [f"x.npy_{i:04d}.png" for i in range(3)]
+
+
+def test_files_outside_the_root_do_not_share_a_map(fitted, tmp_path):
+    for folder in ("p1", "p2"):
+        write_pngs(tmp_path / "scans" / folder, anomalies(1, seed=len(folder)))
+    (tmp_path / "lists").mkdir()
+    rows = [f"../scans/{p}/000.png,1,test" for p in ("p1", "p2")]
+    (tmp_path / "lists/m.csv").write_text("path,label,split\n" + "\n".join(rows))
+    score(fitted, tmp_path / "lists/m.csv", tmp_path / "out")
+    assert len(files(tmp_path / "out/maps")) == len(files(tmp_path / "out/overlays")) == 2
+    assert files(tmp_path / "out/maps")[0].endswith("scans/p1/000.png.npy")
+
+
+def test_links_keep_the_name_that_the_user_gave(fitted, tmp_path):
+    (path,) = write_pngs(tmp_path / "store", phantoms(1))
+    (tmp_path / "in").mkdir()
+    for name in ("patient1.png", "patient2.png"):
+        (tmp_path / "in" / name).symlink_to(path)
+    score(fitted, tmp_path / "in", tmp_path / "out", overlays=False)
+    assert files(tmp_path / "out/maps") == ["patient1.png.npy", "patient2.png.npy"]
+
+
+# --- images that cannot be read ---------------------------------------------------------------
+
+
+def test_an_unreadable_file_is_skipped_with_its_reason(fitted, tmp_path):
+    write_pngs(tmp_path / "in", phantoms(4))
+    (tmp_path / "in/zz.png").write_bytes((tmp_path / "in/000.png").read_bytes()[:100])
+    (tmp_path / "in/empty.jpg").touch()
+    summary = score(fitted, tmp_path / "in", tmp_path / "out")
+    reasons = {Path(r["path"]).name: r["reason"] for r in read_table(tmp_path / "out/skipped.csv")}
+    assert set(reasons) == {"empty.jpg", "zz.png"}
+    assert "0 bytes" in reasons["empty.jpg"]
+    assert (summary.images, summary.skipped) == (4, 2)
+
+
+def test_deep_images_are_skipped_where_the_model_knows_8_bit_only(fitted, tmp_path, rng):
+    write_pngs(tmp_path / "in", phantoms(2))
+    write_pngs(tmp_path / "in/deep", rng.integers(0, 4000, (1, 16, 16)).astype(np.uint16))
+    score(fitted, tmp_path / "in", tmp_path / "out")
+    (row,) = read_table(tmp_path / "out/skipped.csv")
+    assert "deeper than 8 bit" in row["reason"]
+
+
+def test_a_file_that_vanishes_before_it_is_read_or_drawn(fitted, tmp_path):
+    paths = write_pngs(tmp_path / "in", phantoms(5))
+    data = open_dataset(tmp_path / "in")
+    paths[1].unlink()
+
+    def vanish(done, total):
+        shutil.rmtree(tmp_path / "in", ignore_errors=True)
+
+    summary = score_to_folder(
+        fitted, data.samples, tmp_path / "out", root=tmp_path / "in", progress=vanish
+    )
+    assert (summary.images, summary.skipped) == (4, 1)
+    (row,) = read_table(tmp_path / "out/skipped.csv")
+    assert "not there" in row["reason"]
+    assert len(files(tmp_path / "out/maps")) == 4
+    assert not (tmp_path / "out/overlays").exists()
+
+
+def test_nothing_readable_is_an_error(fitted, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match="none of the 1 images is readable"):
+        score(fitted, tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out/scores.csv").exists()
+
+
+# --- interruptions ----------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    """An interruption."""
+
+
+def stop(*_, **__):
+    raise Stop
+
+
+@pytest.fixture
+def by_three(monkeypatch):
+    """Score three images at a time, so that there is something between start and end."""
+    monkeypatch.setattr("normalis.detector.BATCH_SIZE", 3)
+
+
+def interrupted(fitted, source, out, *, after=6, **options):
+    def progress(done, total):
+        if done >= after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        score(fitted, source, out, progress=progress, **options)
+    assert not (out / "scores.csv").exists()
+
+
+@pytest.mark.usefixtures("by_three")
+def test_an_interrupted_scoring_goes_on(fitted, source, tmp_path):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    score(fitted, source, whole)
+    interrupted(fitted, source, out)
+    heard = []
+    score(fitted, source, out, progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(9, 12), (12, 12)]
+    assert files(out) == files(whole)
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+
+
+@pytest.mark.usefixtures("by_three")
+@pytest.mark.parametrize("cut", [1, 3, 40])
+def test_a_line_that_was_cut_off_is_scored_again(fitted, source, tmp_path, cut):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    score(fitted, source, whole, overlays=False)
+    interrupted(fitted, source, out, overlays=False)
+    progress = out / "progress.csv"
+    progress.write_bytes(progress.read_bytes()[:-cut])
+    score(fitted, source, out, overlays=False)
+    assert files(out) == files(whole)
+    paths = [row["path"] for row in read_table(out / "scores.csv")]
+    assert paths == [row["path"] for row in read_table(whole / "scores.csv")]
+    np.testing.assert_allclose(
+        [float(r["anomaly_score"]) for r in read_table(out / "scores.csv")],
+        [float(r["anomaly_score"]) for r in read_table(whole / "scores.csv")],
+        rtol=1e-5,
+    )
+
+
+def test_a_volume_cut_off_between_slices_is_scored_whole(deep, tmp_path, rng):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        write_nifti(tmp_path / f"in/{name}.nii", rng.integers(0, 999, (9, 9, 4)).astype(np.int16))
+    out = tmp_path / "out"
+    interrupted(deep, tmp_path / "in", out, after=1, overlays=False)
+    lines = (out / "progress.csv").read_bytes().splitlines(keepends=True)
+    (out / "progress.csv").write_bytes(b"".join(lines[:-2]))
+    score(deep, tmp_path / "in", out, overlays=False)
+    rows = [(Path(r["path"]).name, r["slice"]) for r in read_table(out / "scores.csv")]
+    assert rows == [(f"{name}.nii", str(i)) for name in "ab" for i in range(4)]
+
+
+def test_an_interruption_while_drawing_scores_nothing_again(fitted, source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(outputs, "render", stop)
+        with pytest.raises(Stop):
+            score(fitted, source, out)
+    heard = []
+    summary = score(fitted, source, out, progress=lambda done, total: heard.append(done))
+    assert heard == []
+    assert summary.images == 12
+    assert len(files(out / "overlays")) == 12
+
+
+@pytest.mark.usefixtures("by_three")
+def test_only_unreadable_files_left_after_an_interruption(fitted, tmp_path):
+    write_pngs(tmp_path / "in", phantoms(4))
+    (tmp_path / "in/zz.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    interrupted(fitted, tmp_path / "in", tmp_path / "out", after=4)
+    summary = score(fitted, tmp_path / "in", tmp_path / "out")
+    assert (summary.images, summary.skipped) == (4, 1)
+    assert len(read_table(tmp_path / "out/skipped.csv")) == 1
+
+
+@pytest.mark.usefixtures("by_three")
+def test_an_interrupted_scoring_is_of_one_model_and_one_list(fitted, deep, source, tmp_path):
+    interrupted(fitted, source, tmp_path / "out")
+    before = (tmp_path / "out/progress.csv").read_bytes()
+    for other, images in ((deep, source), (fitted, source / "a")):
+        with pytest.raises(RunError, match="interrupted scoring of other images or another model"):
+            score(other, images, tmp_path / "out")
+    assert (tmp_path / "out/progress.csv").read_bytes() == before
+
+
+def test_finished_and_foreign_folders_are_left_alone(fitted, source, scored, tmp_path):
+    out, _ = scored
+    before = (out / "scores.csv").read_bytes()
+    with pytest.raises(RunError, match="holds scores already, which are never overwritten"):
+        score(fitted, source, out)
+    assert (out / "scores.csv").read_bytes() == before
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match=r"must be a new or empty folder, holds thesis.tex"):
+        score(fitted, source, tmp_path)
+    (tmp_path / "empty").mkdir()
+    score(fitted, source / "a", tmp_path / "empty", overlays=False)
+
+
+def test_two_processes_do_not_write_one_output(fitted, source, tmp_path):
+    with (
+        exclusive(tmp_path / "out/.lock", what="a test"),
+        pytest.raises(RunError, match="is being written by another process"),
+    ):
+        score(fitted, source, tmp_path / "out")
+
+
+# --- where nothing can be written -------------------------------------------------------------
+
+
+def test_an_output_that_cannot_be_written(fitted, source, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RunError, match=r"cannot be written .*choose another folder"):
+        score(fitted, source, tmp_path / "file/out")
+
+
+@pytest.mark.usefixtures("by_three")
+def test_a_disk_that_fills_up_loses_nothing(fitted, source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    original, left = os.fsync, [10]  # the table's head, then three maps and their rows, ...
+
+    def filling(descriptor):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", filling)
+        with pytest.raises(RunError, match="No space left on device"):
+            score(fitted, source, out)
+    kept = (out / "progress.csv").read_text().count(".png")
+    assert kept == 6
+    heard = []
+    score(fitted, source, out, progress=lambda done, total: heard.append(done))
+    assert heard == [9, 12]
+
+
+@pytest.mark.usefixtures("by_three")
+def test_rows_that_cannot_be_noted_stop_with_a_sentence(fitted, source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    interrupted(fitted, source, out, after=3, maps=False)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=r"progress.csv.*No space left .*again"):
+            score(fitted, source, out, maps=False)
+    score(fitted, source, out, maps=False)
+    paths = [row["path"] for row in read_table(out / "scores.csv")]
+    assert len(paths) == len(set(paths)) == 12
+
+
+def test_drift_is_told(tmp_path):
+    many = detector(calibration_share=0.6).fit(phantoms(80))
+    write_pngs(tmp_path / "in", (255 - phantoms(40) // 2).astype(np.uint8))
+    summary = score(many, tmp_path / "in", tmp_path / "out", overlays=False, maps=False)
+    assert any("mean intensity" in reason for reason in summary.drift)
+    assert json.loads((tmp_path / "out/score.json").read_text())["drift"] == summary.drift
+
+
+def test_the_strip_of_the_report(fitted, scored):
+    out, _ = scored
+    with Image.open(out / "thumbnails/b c/000.png") as opened:
+        strip = np.asarray(opened)
+    side = outputs.THUMBNAIL
+    assert strip.shape == (side, 3 * side)
+    level = strip[:, 2 * side :]
+    assert level[side // 4 : side // 2, side // 4 : side // 2].mean() > level.mean()
