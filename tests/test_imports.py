@@ -16,13 +16,14 @@ LAYERS = [
     {"errors"},
     {"entropy", "metrics", "images", "trivial", "duplicates", "drift"},
     {"models", "scorers", "datasets", "synthetic", "records"},
+    {"stack"},
     {"training", "loading"},
     {"scoring", "overlays", "checkpoints", "normals", "experiments"},
     {"selection", "evaluation", "calibration", "audit", "experiment_data"},
     {"detector", "jobs", "reproduce", "report"},
     {"outputs", "assessment", "sweep", "tables", "export"},
     {"ray_engine"},
-    {"cli_experiments", "cli_export"},
+    {"cli_experiments", "cli_export", "cli_theory"},
     {"cli"},
 ]
 #: Scorers read models, as their contract says; drawing needs records' safe writing only.
