@@ -7,12 +7,13 @@ before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis import trivial
 from normalis.audit import Audit, audit
 from normalis.audit.findings import all_alike
 from normalis.audit.inventory import image_key
@@ -127,15 +128,27 @@ def _baselines(
     """Return trivial scores of the test images, from the images as the detector reads them."""
     settings = detector.image_settings
     given: dict[str, Any] = {"rule": detector.rule_, "fit_rule": False, "cache": True}
-    train = load(data.split("train"), settings, **given)
     test = load([row.sample for row in _one_per_file(rows)], settings, **given)
     place = {image_key(row.sample, row.slice_index): i for i, row in enumerate(test.rows)}
-    properties = {fact.key: fact.properties for fact in found.facts}
-    return trivial_scores(
-        train.pixels,
-        test.pixels[[place[key] for key in keys]],
-        file_properties=[properties.get(key, {}) for key in keys],
-    )
+    pixels = test.pixels[[place[key] for key in keys]]
+    known = {fact.key: fact.properties for fact in found.facts}
+    properties = [known.get(key, {}) for key in keys]
+    if not data.split("train"):
+        return _without_training(pixels, properties)
+    train = load(data.split("train"), settings, **given)
+    return trivial_scores(train.pixels, pixels, file_properties=properties)
+
+
+def _without_training(
+    pixels: NDArray[Any], properties: Sequence[Mapping[str, Any]]
+) -> dict[str, NDArray[np.float64]]:
+    """Return the trivial scores that need no training images, for data that hold tests alone."""
+    both = {
+        "mean_intensity": trivial.mean_intensity(pixels),
+        "contrast": trivial.contrast(pixels),
+        **trivial.property_scores(properties),
+    }
+    return both | {f"{name}_reversed": -values for name, values in both.items()}
 
 
 def _one_per_file(rows: Sequence[Row]) -> list[Row]:

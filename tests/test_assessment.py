@@ -1,0 +1,120 @@
+"""A fitted detector and labels to the honest table."""
+
+import numpy as np
+import pytest
+
+from normalis.assessment import assess
+from normalis.datasets import open_dataset
+from normalis.errors import DataError
+from small_runs import anomalies, detector, phantoms, write_mvtec, write_pngs
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_mvtec(tmp_path_factory.mktemp("mvtec"), train=40, test=10)
+
+
+@pytest.fixture(scope="module")
+def fitted(root):
+    return detector(epochs=20, learning_rate=0.01).fit(root)
+
+
+@pytest.fixture(scope="module")
+def assessed(fitted, root):
+    heard = []
+    result = assess(
+        fitted, open_dataset(root), fpr=0.2, progress=lambda stage, share: heard.append(stage)
+    )
+    return *result, heard
+
+
+def rows_of(result, section, subset="all"):
+    return {r.name: r for r in result.table() if (r.section, r.subset) == (section, subset)}
+
+
+def test_figures_are_those_of_the_scores(assessed, fitted, root):
+    from sklearn.metrics import roc_auc_score
+
+    result, _, skipped, heard = assessed
+    samples = open_dataset(root).split("test")
+    scores = fitted.anomaly_score([s.path for s in samples])
+    labels = [s.is_anomalous for s in samples]
+    ranking = rows_of(result, "ranking")
+    assert ranking["auroc"].value == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
+    assert ranking["auroc"].low <= ranking["auroc"].value <= ranking["auroc"].high
+    assert "pixel_average_precision" in {r.name for r in result.table()}
+    assert skipped == []
+    assert heard[0] == "scores"
+    assert heard[-1] == "metrics"
+
+
+def test_baselines_stand_beside(assessed):
+    result, *_ = assessed
+    assert len(rows_of(result, "baseline")) >= 3
+    assert result.beats_baselines in (True, False)
+
+
+def test_flags_are_those_of_the_threshold(assessed, fitted, root):
+    result, *_ = assessed
+    deployed = rows_of(result, "deployable")
+    assert deployed
+    normals = [s.path for s in open_dataset(root).split("test") if not s.is_anomalous]
+    share = fitted.predict(normals).mean()
+    assert any(row.value == pytest.approx(share) for row in deployed.values())
+
+
+def test_without_calibration_nothing_is_deployable(root):
+    plain = detector(calibration="none").fit(root)
+    result, *_ = assess(plain, open_dataset(root))
+    assert not rows_of(result, "deployable")
+    assert rows_of(result, "ranking")
+
+
+def test_a_rate_that_cannot_be_certified_is_left_out(fitted, root):
+    result, *_ = assess(fitted, open_dataset(root), fpr=0.001)
+    assert not rows_of(result, "deployable")
+
+
+def test_copies_of_training_images_are_told_and_left_out_beside(tmp_path):
+    root = write_mvtec(tmp_path, train=30, test=8)
+    copied = sorted((root / "train/good").iterdir())[0]
+    (root / "test/good/000.png").write_bytes(copied.read_bytes())
+    fitted = detector().fit(root)
+    result, found, _ = assess(fitted, open_dataset(root))
+    assert found.has_leaks
+    assert any(r.subset.startswith("without") for r in result.table())
+
+
+def test_an_unreadable_test_image_is_skipped(fitted, tmp_path):
+    root = write_mvtec(tmp_path, train=10, test=6)
+    broken = root / "test/good/001.png"
+    broken.write_bytes(broken.read_bytes()[:90])
+    result, _, skipped = assess(fitted, open_dataset(root))
+    assert [path.name for path, _ in skipped] == ["001.png"]
+    assert rows_of(result, "ranking")["auroc"].n_images == 11
+
+
+def test_without_labels_there_is_nothing_to_evaluate(fitted, tmp_path):
+    write_pngs(tmp_path, phantoms(4))
+    with pytest.raises(DataError, match=r"must have labelled test images .* has none"):
+        assess(fitted, open_dataset(tmp_path))
+
+
+def test_test_images_alone_can_be_evaluated(fitted, tmp_path):
+    write_pngs(tmp_path, np.concatenate([phantoms(6, seed=8), anomalies(6, seed=9)]))
+    rows = [f"{i:03d}.png,{int(i >= 6)},test" for i in range(12)]
+    (tmp_path / "m.csv").write_text("path,label,split\n" + "\n".join(rows))
+    result, *_ = assess(fitted, open_dataset(tmp_path), fpr=0.2)
+    assert rows_of(result, "ranking")["auroc"].n_images == 12
+
+
+def test_rows_of_arrays_are_evaluated(fitted, tmp_path):
+    test = np.concatenate([phantoms(6, seed=8), anomalies(6, seed=9)])
+    np.savez(
+        tmp_path / "x.npz",
+        train=phantoms(10, seed=5),
+        test=test,
+        test_label=np.arange(12) >= 6,
+    )
+    result, *_ = assess(fitted, open_dataset(tmp_path / "x.npz"), fpr=0.2)
+    assert rows_of(result, "ranking")["auroc"].n_images == 12
