@@ -22,6 +22,7 @@ from torch import Tensor
 from normalis.errors import DataError, SettingsError, TrainingError
 from normalis.models.base import AnomalyModel, Autoencoder, DirectModel
 from normalis.models.inputs import to_model_input
+from normalis.stack import Stack, groups
 
 __all__ = ["Progress", "Training", "TrainingSettings", "fit", "pick_device", "train"]
 
@@ -187,6 +188,8 @@ class Training:
         settings: shared by the stack.
         seeds: one seed per model.
         device: where to train.
+        stacked: whether models that allow it are computed as one (`normalis.stack`); None does so
+            on a GPU. The numbers are those of models trained one by one, up to rounding.
     """
 
     def __init__(
@@ -197,6 +200,7 @@ class Training:
         settings: TrainingSettings,
         seeds: Sequence[int],
         device: str | torch.device = "auto",
+        stacked: bool | None = None,
     ) -> None:
         if len(pixels) < 2:
             raise DataError(
@@ -212,24 +216,86 @@ class Training:
         for model in models:
             model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.members = [_Member(m, s, settings) for m, s in zip(models, seeds, strict=True)]
+        self.stacked = self.device.type == "cuda" if stacked is None else stacked
+        self._stacks: list[tuple[Stack, list[_Member]]] = []
 
     def run(self, callback: Callable[[Progress], None] | None = None) -> None:
         """Train to the last epoch, calling back after each."""
         started = time.perf_counter()
         for member in self.members:
             member.model.train()
-        while self.epoch < self.settings.epochs:
-            epoch_started = time.perf_counter()
-            means = [self._train_epoch(member) for member in self.members]
-            self.epoch += 1
-            self.seconds += time.perf_counter() - epoch_started
-            if callback:
-                elapsed = time.perf_counter() - started
-                callback(Progress(self.epoch, self.settings.epochs, _average(means), elapsed))
+        self._stacks = self._make_stacks()
+        try:
+            while self.epoch < self.settings.epochs:
+                epoch_started = time.perf_counter()
+                self._train_one_epoch()
+                self.epoch += 1
+                self.seconds += time.perf_counter() - epoch_started
+                if callback:
+                    means = _average([member.history[-1] for member in self.members])
+                    elapsed = time.perf_counter() - started
+                    callback(Progress(self.epoch, self.settings.epochs, means, elapsed))
+        finally:
+            self._hand_back()
+            self._stacks = []
         for member in self.members:
             member.model.eval()
 
-    def _train_epoch(self, member: _Member) -> dict[str, float]:
+    def _make_stacks(self) -> list[tuple[Stack, list[_Member]]]:
+        if not self.stacked:
+            return []
+        parts = [[self.members[i] for i in g] for g in groups([m.model for m in self.members])]
+        rate = self.settings.learning_rate
+        return [
+            (
+                Stack([m.model for m in p], [m.optimisers[0] for m in p], learning_rate=rate),
+                p,
+            )
+            for p in parts
+            if len(p) > 1
+        ]
+
+    def _hand_back(self) -> None:
+        for stack, _ in self._stacks:
+            stack.hand_back()
+
+    def _train_one_epoch(self) -> None:
+        for stack, members in self._stacks:
+            self._train_stack(stack, members)
+        together = {id(member) for _, members in self._stacks for member in members}
+        for member in self.members:
+            if id(member) not in together:
+                self._train_epoch(member)
+
+    def _train_stack(self, stack: Stack, members: Sequence[_Member]) -> None:
+        n, size = len(self.pixels), self.settings.batch_size
+        parts = zip(*(batches(n, size, m.generator) for m in members), strict=True)
+        n_parts = len(range(0, n, size))
+        totals: dict[str, Tensor] = {}
+        for i, indices in enumerate(parts):
+            if self.settings.recipe == "fast":
+                factor = _one_cycle((self.epoch + i / n_parts) / self.settings.epochs)
+                stack.set_rate(self.settings.learning_rate * factor)
+                for member in members:
+                    member.set_rate(factor)
+            index = torch.stack(indices)
+            x = to_model_input(
+                self.pixels[index.flatten().to(self.device)],
+                standardize=self.settings.standardize,
+            ).unflatten(0, index.shape)
+            drawn = [m.model.draw(x[j], m.generator) for j, m in enumerate(members)]
+            draws = {k: torch.stack([d[k] for d in drawn]).to(self.device) for k in drawn[0]}
+            context = autocast(self.settings.precision, self.device)
+            for name, value in stack.step(x, draws, context).items():
+                share = value * (index.shape[1] / n)
+                totals[name] = totals[name] + share if name in totals else share
+        columns = {name: value.tolist() for name, value in totals.items()}
+        for j, member in enumerate(members):
+            means = {name: column[j] for name, column in columns.items()}
+            _check_finite(means, self.epoch + 1, self.settings)
+            member.history.append(means)
+
+    def _train_epoch(self, member: _Member) -> None:
         parts = batches(len(self.pixels), self.settings.batch_size, member.generator)
         totals: dict[str, Tensor] = {}
         for i, index in enumerate(parts):
@@ -245,10 +311,10 @@ class Training:
         means = {name: float(value) for name, value in totals.items()}
         _check_finite(means, self.epoch + 1, self.settings)
         member.history.append(means)
-        return means
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that a resumed training needs, as named tensors."""
+        self._hand_back()
         state: dict[str, Tensor] = {}
         for i, member in enumerate(self.members):
             state |= {f"{i}.model.{k}": v for k, v in member.model.state_dict().items()}
