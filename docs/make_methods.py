@@ -5,7 +5,8 @@
 
 With --models, RUNS/METHOD is what ``normalis fit --out`` wrote, for every method that is to be in
 the picture; --arrays then holds ``test`` (N, S, S) uint8 and ``test_label``, of which one normal
-and four anomalous images are shown. --no-cost keeps the costs that the page has.
+and four anomalous images are shown. --no-cost keeps the costs that the page
+has, and measures those of methods new to it.
 """
 
 import argparse
@@ -97,16 +98,18 @@ def measure(method: str, folder: Path) -> tuple[str, str]:
 
 
 def costs(keep: bool) -> dict[str, tuple[str, str]]:
-    """Measure every method, or read what the page holds."""
+    """Measure every method, or those that the page lacks."""
+    known: dict[str, tuple[str, str]] = {}
     if keep:
         row = re.compile(r"^\| \[`(.+?)`\]\(.*?\) \| .*? \| (.*?) \| (.*?) \|", re.MULTILINE)
-        return {name: (count, cost) for name, count, cost in row.findall(PAGE.read_text("utf-8"))}
+        known = {name: (n, cost) for name, n, cost in row.findall(PAGE.read_text("utf-8"))}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        measured = {name: measure(name, Path(folder)) for name in models.MODELS}
+        missing = [name for name in models.MODELS if name not in known]
+        measured = {name: measure(name, Path(folder)) for name in missing}
     torch.set_num_threads(threads)
-    return measured
+    return known | measured
 
 
 def generated() -> tuple[NDArray[Any], NDArray[Any]]:

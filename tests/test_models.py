@@ -16,6 +16,7 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 from normalis import models, training, trivial
+from normalis.entropy import coding_rate, coding_rate_from_covariance
 from normalis.errors import DataError, NotFittedError, SettingsError
 from normalis.models.ae_perceptual import PerceptualAE
 from normalis.models.ae_u import AEU, FLOOR
@@ -24,7 +25,9 @@ from normalis.models.ceae import CeAE, CeAESettings
 from normalis.models.dae import DAE
 from normalis.models.ganomaly import GANomaly
 from normalis.models.memae import MemAE
+from normalis.models.nested_ae import NestedAE, truncate, widths_up_to
 from normalis.models.pca import PCA
+from normalis.models.rate_ae import RateAE
 from normalis.models.ssim import similarity
 from normalis.models.vae import VAE, gaussian_kl
 from normalis.models.vgg19 import VGG19
@@ -252,6 +255,9 @@ def test_baselines_must_be_fitted_first(method, build):
         ("memae", {"slots": 400}, "shrinkage must be below 1 / slots = 0.0025"),
         ("ceae", {"erased_share": 1.0}, "erased_share must be in"),
         ("constrained-ae", {"latent_weight": math.nan}, "latent_weight must be at least 0"),
+        ("rate-ae", {"rate": 0.0}, "rate must be above 0, got 0.0"),
+        ("rate-ae", {"memory": 1.0}, r"memory must be in \[0, 1\), got 1.0"),
+        ("nested-ae", {"latent_dim": 4, "read_dim": 5}, "read_dim must be 1 to latent_dim = 4"),
         ("dae", {"depth": 6}, "depth must be 2 to 5"),
         ("ganomaly", {"adversarial_weight": -1}, "adversarial_weight must be at least 0"),
         ("intensity", {"sign": "up"}, "sign must be one of bright, dark, both"),
@@ -459,6 +465,157 @@ def test_constrained_ae_weighs_the_distance_of_codes(build):
     z, z_again = model.encode(x), model.encode(model.reconstruct(x))
     torch.testing.assert_close(loss[1.0], (z - z_again).square().mean())
     torch.testing.assert_close(loss[3.0], 3 * loss[1.0])
+
+
+def rate_step(model, x, seed=0):
+    """Take one step of rate-ae without an optimiser; return its losses."""
+    (phase,) = model.phases()
+    losses = phase.losses(x, **model.draw(x, torch.Generator().manual_seed(seed)))
+    phase.after({name: loss.item() for name, loss in losses.items()})
+    return losses
+
+
+def test_rate_ae_has_the_closed_form_of_the_rate(build):
+    model, x = build("rate-ae", image_size=32).train(), model_input(16)
+    assert isinstance(model, RateAE)
+    rate_step(model, x)
+    with torch.no_grad():
+        eigenvalues = torch.linalg.eigvalsh(torch.cov(model.encode(x).double().T))
+    expected = 0.5 * torch.log1p(eigenvalues).sum().item()
+    assert model.training_rate() == pytest.approx(expected, rel=1e-4)
+    many = model_input(400)
+    with torch.no_grad():
+        codes = model.eval().encode(many)
+    assert model.rate_of(many) == pytest.approx(coding_rate(codes.double().numpy()), rel=1e-5)
+    assert not model.training, "measuring leaves the mode as it was"
+
+
+def test_rate_ae_averages_covariances_and_forgets_old_ones(build):
+    model, parts = build("rate-ae", image_size=32, memory=0.5).train(), []
+    for seed in range(3):
+        x = model_input(8, seed=seed)
+        with torch.no_grad():
+            parts.append(torch.cov(model.encode(x).T))
+        rate_step(model, x)
+    expected = (parts[0] / 2 + parts[1] / 2) / 2 + parts[2] / 2
+    torch.testing.assert_close(model.covariance, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_rate_ae_raises_its_multiplier_above_the_rate_and_drops_it_below(build):
+    x, multiplier = model_input(16), {}
+    for rate in (1e-3, 1e3):
+        model = build("rate-ae", image_size=32, rate=rate).train()
+        model.multiplier.fill_(1e-4)
+        error = rate_step(model, x)["reconstruction"].item()
+        step = 0.005 * error * (model.training_rate() / rate - 1)
+        multiplier[rate] = (model.multiplier.item(), max(0.0, 1e-4 + step))
+    for found, expected in multiplier.values():
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert multiplier[1e-3][0] > 1e-4, "no cap and no start at zero needed"
+    assert multiplier[1e3][0] == 0
+
+
+def test_rate_ae_lets_the_rates_gradient_reach_the_encoder(build):
+    model, x = build("rate-ae", image_size=32, latent_dim=12).train(), model_input(6)
+    rate_step(model, x)
+    model.multiplier.fill_(0.1)
+    loss = model.losses(x, **model.draw(x, torch.Generator().manual_seed(0)))["rate"]
+    (gradient,) = torch.autograd.grad(loss, model.encoder.latent.weight, retain_graph=True)
+    assert torch.isfinite(gradient).all(), "6 images in 12 dimensions"
+    # At the batch's own covariance it is the gradient of that covariance's rate.
+    z = model.encode(x)
+    own = 0.1 * coding_rate_from_covariance(torch.cov(z.T))
+    torch.testing.assert_close(loss, own, rtol=1e-3, atol=1e-6)
+    (expected,) = torch.autograd.grad(own, model.encoder.latent.weight)
+    torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-5)
+
+
+def test_rate_ae_comes_near_the_rate_on_images_it_has_not_seen():
+    options = {"image_size": 16, "latent_dim": 8, "hidden_dim": 16, "dual_step": 0.02}
+    pixels, held_out = images(256, size=16), model_input(400, size=16, seed=1)
+    found = {}
+    for rate, epochs in ((1.0, 25), (100.0, 7)):
+        model = models.build("rate-ae", rate=rate, **options)
+        recipe = quick(epochs, batch_size=32, learning_rate=3e-3)
+        training.fit(model, pixels, settings=recipe, device="cpu")
+        found[rate] = (model.rate_of(held_out), model.multiplier.item())
+    assert found[1.0][0] == pytest.approx(1.0, rel=0.15)
+    assert found[1.0][1] > 0
+    assert found[100.0][0] > 1.3, "the constraint had something to do"
+    assert found[100.0][1] == 0
+
+
+def test_rate_ae_resumes_exactly():
+    pixels, state = images(16, size=16), []
+    options = {"image_size": 16, "latent_dim": 4, "hidden_dim": 8, "rate": 0.1}
+    for stops in ((2,), (1, 2)):
+        kept = None
+        for epochs in stops:
+            model = models.build("rate-ae", **options)
+            run = training.Training(
+                [model], pixels, settings=quick(epochs, batch_size=8), seeds=[0], device="cpu"
+            )
+            if kept:
+                run.resume(*kept)
+            run.run()
+            kept = ({k: v.clone() for k, v in run.state().items()}, run.progress())
+        state.append(model.state())
+    assert state[0]["multiplier"] > 0
+    assert all(torch.equal(state[0][k], state[1][k]) for k in state[0])
+
+
+def test_rate_ae_scores_with_noise_if_asked(build):
+    x = model_input(2)
+    plain = build("rate-ae", image_size=32).eval()
+    noisy = build("rate-ae", image_size=32, samples=3).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            plain.anomaly_map(x), (x - plain.decode(plain.encode(x))).square().mean(1)
+        )
+        assert not torch.allclose(noisy.anomaly_map(x), plain.anomaly_map(x), atol=1e-5)
+
+
+def test_nested_ae_truncates_each_image_at_its_own_width():
+    assert widths_up_to(1) == (1,)
+    assert widths_up_to(12) == (1, 2, 4, 8, 12)
+    z = torch.arange(1.0, 13).view(3, 4)
+    expected = torch.tensor([[1.0, 0, 0, 0], [5, 6, 0, 0], [9, 10, 11, 12]])
+    assert torch.equal(truncate(z, torch.tensor([1, 2, 4])), expected)
+    model = models.build("nested-ae", image_size=16, latent_dim=12, hidden_dim=4)
+    kept = model.draw(torch.zeros(400, 1), torch.Generator().manual_seed(0))["kept"]
+    assert sorted(set(kept.tolist())) == [1, 2, 4, 8, 12]
+    assert kept.bincount()[[1, 2, 4, 8, 12]].min() > 50
+
+
+def test_nested_ae_is_read_at_any_width(build):
+    model, x = build("nested-ae", image_size=32, latent_dim=8).eval(), model_input(3)
+    assert isinstance(model, NestedAE)
+    with torch.no_grad():
+        full = model.encode(x)
+        for width in (1, 3, 8):
+            read = model.at(width)
+            assert (read.encode(x)[:, width:] == 0).all()
+            torch.testing.assert_close(read.encode(x)[:, :width], full[:, :width])
+            torch.testing.assert_close(read(x), model.decode(truncate(full, width)))
+        again = build("nested-ae", image_size=32, latent_dim=8, read_dim=3).eval()
+        torch.testing.assert_close(again.anomaly_map(x), model.at(3).anomaly_map(x))
+    assert model.read_dim == 8, "reading elsewhere changes nothing here"
+    assert model.at(1).encoder is model.encoder
+    for wrong, message in ((9, "read_dim must be 1 to latent_dim = 8"), (0, "at least 1")):
+        with pytest.raises(SettingsError, match=message):
+            model.at(wrong)
+
+
+def test_nested_ae_rebuilds_better_with_more_coordinates():
+    model = models.build("nested-ae", image_size=16, latent_dim=4, hidden_dim=16)
+    settings = quick(20, batch_size=32)
+    training.fit(model, images(256, size=16), settings=settings, device="cpu")
+    held_out = model_input(100, size=16, seed=1)
+    with torch.no_grad():
+        error = [model.at(d).anomaly_score(held_out).mean().item() for d in (1, 2, 4)]
+    assert error[2] < error[0], "blobs have two coordinates: one cannot hold them"
+    assert error[1] < error[0]
+    assert error[2] <= 1.02 * error[1]
 
 
 def test_ae_u_recovers_a_planted_noise_level():

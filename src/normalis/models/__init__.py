@@ -28,6 +28,8 @@ MODELS: dict[str, str] = {
     "memae": "normalis.models.memae:MemAE",
     "ceae": "normalis.models.ceae:CeAE",
     "constrained-ae": "normalis.models.constrained_ae:ConstrainedAE",
+    "rate-ae": "normalis.models.rate_ae:RateAE",
+    "nested-ae": "normalis.models.nested_ae:NestedAE",
     "ae-u": "normalis.models.ae_u:AEU",
     "dae": "normalis.models.dae:DAE",
     "ganomaly": "normalis.models.ganomaly:GANomaly",
