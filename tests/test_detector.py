@@ -611,7 +611,7 @@ from normalis import checkpoints
 from small_runs import detector, phantoms
 checkpoints.EVERY_S = 0.0
 slow = lambda step: time.sleep(0.2)
-detector(epochs=80).fit(phantoms(30), run=sys.argv[1], progress=slow)
+detector(epochs=40).fit(phantoms(30), run=sys.argv[1], progress=slow)
 """
 
 
@@ -628,16 +628,16 @@ def test_kill_9_leaves_a_run_that_goes_on_to_the_same_weights(images, tmp_path):
             assert time.monotonic() < give_up, "no checkpoint appeared"
             time.sleep(0.05)
         with pytest.raises(RunError, match="is being written by another process"):
-            detector(epochs=80).fit(images, run=run)
+            detector(epochs=40).fit(images, run=run)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     _, progress = records.RunFolder(run).read_checkpoint()
     heard = []
-    resumed = detector(epochs=80)
+    resumed = detector(epochs=40)
     resumed.fit(images, run=run, progress=lambda step: heard.append(step.epoch))
-    assert heard == list(range(progress["epoch"] + 1, 81))
-    assert same_weights(resumed, detector(epochs=80).fit(images))
+    assert heard == list(range(progress["epoch"] + 1, 41))
+    assert same_weights(resumed, detector(epochs=40).fit(images))
 
 
 def test_two_processes_do_not_write_one_run(images, tmp_path):

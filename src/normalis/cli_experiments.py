@@ -66,7 +66,7 @@ def prepare(
         with errors.status("downloading"):
             raw = datasets.download_archive(name, download)
     with errors.status("building"):
-        made = datasets.prepare(name, raw, out, **_pairs(option, "--option"))
+        made = datasets.prepare(name, raw, out, **_typed(_pairs(option, "--option")))
     rows = [[split, label, count] for (split, label), count in sorted(made.counts().items())]
     console.print(_table(str(out), ["split", "label", "images"], rows))
     for note in made.notes:
@@ -194,6 +194,19 @@ def _pairs(given: list[str] | None, flag: str = "--where") -> dict[str, str]:
             raise SettingsError(f"{flag} must be NAME=VALUE, got {pair!r}")
         pairs[name] = value
     return pairs
+
+
+def _typed(pairs: dict[str, str]) -> dict[str, Any]:
+    """Read values as TOML would, else as text."""
+    import tomllib
+
+    typed: dict[str, Any] = {}
+    for name, value in pairs.items():
+        try:
+            typed[name.replace("-", "_")] = tomllib.loads(f"x = {value}")["x"]
+        except tomllib.TOMLDecodeError:
+            typed[name.replace("-", "_")] = value
+    return typed
 
 
 Run = Callable[..., dict[str, str]]

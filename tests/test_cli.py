@@ -1,0 +1,305 @@
+"""The commands as a user types them."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import normalis
+from normalis.cli import main
+from small_runs import anomalies, phantoms, read_table, write_mvtec, write_pngs
+
+SMALL = [
+    "--image-size",
+    "16",
+    "--latent-dim",
+    "2",
+    "--epochs",
+    "2",
+    "--option",
+    "hidden_dim=8",
+    "--device",
+    "cpu",
+]
+COMMANDS = ["check", "demo", "evaluate", "fit", "methods", "prepare", "report", "reproduce"]
+COMMANDS += ["results", "score", "sweep"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Return a function that runs a command: (exit status, standard output, standard error)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["normalis", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_mvtec(tmp_path_factory.mktemp("data") / "head scans", train=30, test=6)
+
+
+@pytest.fixture
+def fitted(run, root, tmp_path):
+    status, _, err = run("fit", root, "--out", tmp_path / "run", *SMALL)
+    assert status == 0, err
+    return tmp_path / "run"
+
+
+def is_one_error_line(err):
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    return len(lines) == 1 and "Traceback" not in err
+
+
+# --- help and errors --------------------------------------------------------------------------
+
+
+def test_help_lists_every_command(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert "not for diagnosis" in out
+    assert all(re.search(rf"\b{name}\b", out) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"normalis {command}" in out
+
+
+def test_version(run):
+    assert run("--version")[:2] == (0, normalis.__version__ + "\n")
+
+
+def test_methods_are_listed(run):
+    status, out, _ = run("methods")
+    assert status == 0
+    assert {"ae", "vae", "pca"} <= set(out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "absent"], "there is no such file or folder"),
+        (["fit", "absent", "--out", "run"], "there is no such file or folder"),
+        (["score", "absent", "absent", "--out", "out"], "must hold model.json"),
+        (["evaluate", "absent", "absent"], "must hold model.json"),
+        (["report", "absent", "--out", "page.html"], "does not exist"),
+        (["prepare", "phantom"], "--out is needed"),
+        (["prepare", "phantoms", "--out", "x"], "phantom"),
+        (["sweep", "absent.toml", "--out", "x"], "absent.toml"),
+    ],
+)
+def test_errors_are_one_line_on_standard_error(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert is_one_error_line(err)
+    assert message in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "vea"], "did you mean 'vae'"),
+        (["--image-size", "30"], "image_size must be a multiple of 16"),
+        (["--scorer", "l9"], "scorer must be one of"),
+        (["--recipe", "slow"], "recipe must be one of paper, fast, got 'slow'"),
+        (["--calibration", "cv"], "calibration must be split or none"),
+        (["--device", "abacus"], "device must be auto, cpu or cuda"),
+        (["--option", "depth=3"], "unknown setting 'depth'"),
+        (["--option", "depth"], "--option must be NAME=VALUE"),
+        (["--epochs", "many"], "Invalid value for '--epochs'"),
+        (["--epoch", "3"], "No such option: --epoch"),
+        (["--plane", "oblique"], "plane must be one of"),
+    ],
+)
+def test_wrong_options_say_what_is_right(run, root, tmp_path, options, message):
+    status, out, err = run("fit", root, "--out", tmp_path / "run", *options)
+    assert status == 2
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "run/model.json").exists()
+
+
+# --- check ------------------------------------------------------------------------------------
+
+
+def test_check_prints_one_json_object(run, root, tmp_path):
+    status, out, _ = run("check", root, "--json", "--out", tmp_path / "audit.json")
+    assert status == 0
+    found = json.loads(out)
+    required = {"name", "layout", "images", "unreadable", "duplicates", "patients", "trivial"}
+    assert required | {"differences", "shifts", "findings"} <= set(found)
+    assert found["layout"] == "MVTec/BMAD"
+    assert found["images"] == 42
+    assert json.loads((tmp_path / "audit.json").read_text()) == found
+
+
+def test_check_says_how_the_data_were_understood(run, root):
+    status, out, err = run("check", root)
+    assert status == 0
+    assert "layout MVTec/BMAD" in err
+    assert "What was read" in out
+
+
+def test_strict_fails_where_there_are_leaks_only(run, tmp_path):
+    root = write_mvtec(tmp_path / "leaky", train=20, test=6)
+    copied = root / "train/good/000.png"
+    (root / "test/good/000.png").write_bytes(copied.read_bytes())
+    assert run("check", root)[0] == 0
+    status, out, _ = run("check", root, "--strict")
+    assert status == 1
+    assert "leak" in out
+    write_pngs(tmp_path / "plain", phantoms(6))
+    assert run("check", tmp_path / "plain", "--strict")[0] == 0
+
+
+# --- the main job -----------------------------------------------------------------------------
+
+
+def test_fit_score_evaluate_report(run, root, fitted, tmp_path):
+    status, out, err = run("score", fitted, root, "--out", tmp_path / "out", "--fpr", "0.2")
+    assert status == 0, err
+    assert "12 images scored, 0 skipped" in out
+    assert "not for diagnosis" in out
+    rows = read_table(tmp_path / "out/scores.csv")
+    assert len(rows) == len(list((tmp_path / "out/overlays").rglob("*.png"))) == 12
+    assert all("/test/" in row["path"] for row in rows)
+
+    status, out, err = run("evaluate", fitted, root, "--fpr", "0.2")
+    assert status == 0, err
+    metrics = json.loads((fitted / "evaluation_head scans.json").read_text())
+    assert metrics["data"] == "head scans"
+    assert metrics["method"] == "ae"
+    assert "trivial baseline" in out
+
+    status, out, err = run("report", tmp_path / "out", "--out", tmp_path / "page.html")
+    assert status == 0, err
+    assert "not for diagnosis" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_fit_is_resumable_and_finished_runs_are_kept(run, root, fitted):
+    status, _, err = run("fit", root, "--out", fitted, *SMALL)
+    assert status == 2
+    assert is_one_error_line(err)
+    assert "--overwrite" in err
+    assert run("fit", root, "--out", fitted, *SMALL, "--overwrite")[0] == 0
+
+
+def test_scoring_without_pictures_or_p_values(run, root, tmp_path):
+    options = [*SMALL, "--calibration", "none"]
+    assert run("fit", root, "--out", tmp_path / "run", *options)[0] == 0
+    no = ["--no-maps", "--no-overlays"]
+    status, out, _ = run("score", tmp_path / "run", root, "--out", tmp_path / "out", *no)
+    assert status == 0
+    assert "no p-values" in out
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"scores.csv", "score.json", "skipped.csv"}
+
+
+def test_a_rate_that_cannot_be_certified_is_told(run, root, fitted, tmp_path):
+    given = ["--fpr", "0.001", "--no-overlays"]
+    status, out, _ = run("score", fitted, root, "--out", tmp_path / "out", *given)
+    assert status == 0
+    assert "none flagged" in out
+    assert run("score", fitted, root, "--out", tmp_path / "x", "--fpr", "2")[0] == 2
+
+
+def test_skipped_files_are_reported(run, tmp_path):
+    write_pngs(tmp_path / "in", phantoms(12))
+    (tmp_path / "in/zz [1].png").write_bytes((tmp_path / "in/000.png").read_bytes()[:90])
+    status, _, err = run("fit", tmp_path / "in", "--out", tmp_path / "run", *SMALL)
+    assert status == 0
+    assert "1 images could not be read" in err
+    assert "zz [1].png" in err
+    assert len(read_table(tmp_path / "run/skipped.csv")) == 1
+
+
+def test_evaluations_of_array_files_lie_beside_the_run(run, root, fitted, tmp_path):
+    import numpy as np
+
+    labels = np.arange(12) >= 6
+    test = np.concatenate([phantoms(6, seed=8), anomalies(6, seed=9)])
+    arrays = {"train": phantoms(10), "test": test, "test_label": labels}
+    np.savez(tmp_path / "x.npz", **arrays)
+    status, _, err = run("evaluate", fitted, tmp_path / "x.npz")
+    assert status == 0, err
+    assert len(list(fitted.glob("evaluation_*x.json"))) == 1
+
+
+def test_methods_without_a_latent_say_so(run, root, tmp_path):
+    given = ["--method", "mean-image", "--image-size", "16"]
+    status, _, err = run("fit", root, "--out", tmp_path / "run", *given)
+    assert status == 0
+    assert "mean-image has no latent vector" in err
+
+
+def test_prepare_lists_and_builds(run, tmp_path):
+    status, out, _ = run("prepare")
+    assert status == 0
+    assert "brain_tumor" in out
+    given = ["--out", tmp_path / "ph", "--option", "image_size=32"]
+    status, out, err = run("prepare", "phantom", *given)
+    assert status == 0, err
+    assert "600" in out
+    assert (tmp_path / "ph").is_dir()
+
+
+# --- as a program of its own ------------------------------------------------------------------
+
+
+def test_help_needs_nothing_slow():
+    code = "import sys, normalis.cli; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {"torch", "sklearn", "scipy", "pydicom", "nibabel", "matplotlib", "pyarrow"}
+    assert not slow & set(done.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("setuptools") is None, reason="no build backend is installed")
+def test_the_wheel_holds_what_is_no_python(tmp_path):
+    source = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    command += ["--no-index", "-q", "-w", str(tmp_path), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("normalis-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = set(archive.namelist())
+    package = source / "src/normalis"
+    wanted = {
+        f"normalis/{p.relative_to(package).as_posix()}"
+        for p in package.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert wanted <= inside
+    assert "normalis/py.typed" in inside
+    assert any(name.endswith("paper.json") for name in inside)
+    assert any(name.endswith(".j2") for name in inside)
+    assert not [name for name in inside if name.startswith("tests/")]
+
+
+def test_pictures_in_the_readme_exist():
+    source = Path(__file__).resolve().parents[1]
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (source / "README.md").read_text()):
+        with Image.open(source / name) as picture:
+            assert picture.width > 200
