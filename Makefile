@@ -40,8 +40,9 @@ lint: $(VENV)/.tested ## what CI checks beside the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.tested ## run the benchmarks; ratios measured in one run
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.tested ## run the benchmarks that need no arguments; ratios measured in one run
+	@for name in training metrics sweep kill; do \
+		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 docs: $(VENV)/.tested ## build the documentation as HTML
 	@$(PIP) -e '.[docs]'

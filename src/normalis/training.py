@@ -41,7 +41,7 @@ class TrainingSettings:
         precision: ``bfloat16`` runs matrix products and convolutions in bfloat16 (weights, losses
             and optimiser stay float32); ``auto`` takes it where the processor has it.
         recipe: ``paper`` keeps the learning rate constant; ``fast`` warms it up and lets it fall
-            along a cosine, which reaches the same error in fewer epochs.
+            along a cosine; meant for fewer epochs, and not validated yet (docs/performance.md).
         standardize: whether each image's own mean and contrast are removed first.
     """
 
