@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from normalis import jobs as jobs_module
 from normalis.errors import DataError, RunError, SettingsError
 from normalis.experiment_data import Arrays, Store, select
 from normalis.experiments import (
@@ -330,7 +329,7 @@ def test_interrupted_training_goes_on_exactly(root, out, monkeypatch):
     (experiment,) = planned(root, out, latent_dims=[2], epochs=4)
     arrays = Store(out, root).get(experiment.data)
     straight, _ = fitted(experiment, arrays, out / "straight", device="cpu")
-    monkeypatch.setattr(jobs_module, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("normalis.checkpoints.EVERY_S", 0.0)
 
     def stop(epoch, epochs):
         if epoch == 2:

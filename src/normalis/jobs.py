@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from normalis import models, scorers
+from normalis.checkpoints import train_resumably
 from normalis.errors import MetricError, SettingsError
 from normalis.experiment_data import Arrays, Store
 from normalis.experiments import Experiment
@@ -39,7 +40,6 @@ from normalis.training import Training, fit, pick_device
 
 __all__ = ["Job", "estimate", "fitted", "jobs_of", "run_job"]
 
-CHECKPOINT_EVERY_S = 120.0
 _BATCH = 256
 # Seconds of a training step of 64 images of 64 x 64 with one thread (docs/performance.md).
 _STEP_S = 0.083
@@ -227,26 +227,16 @@ def _train(
     place: torch.device,
     callback: Callable[[int, int], None] | None,
 ) -> Training:
-    training = Training(
-        [model], pixels, settings=experiment.training, seeds=[experiment.seed], device=place
+    return train_resumably(
+        [model],
+        pixels,
+        settings=experiment.training,
+        seeds=[experiment.seed],
+        device=place,
+        folder=folder,
+        identity=experiment.training_key,
+        callback=(lambda step: callback(step.epoch, step.epochs)) if callback else None,
     )
-    found = folder.read_checkpoint()
-    if found is not None:
-        arrays, progress = found
-        training.resume({k: torch.from_numpy(v) for k, v in arrays.items()}, progress)
-    written = time.monotonic()
-
-    def after_epoch(progress: Any) -> None:
-        nonlocal written
-        if time.monotonic() - written > CHECKPOINT_EVERY_S:
-            state = {k: v.detach().cpu().numpy() for k, v in training.state().items()}
-            folder.write_checkpoint(state, training.progress())
-            written = time.monotonic()
-        if callback:
-            callback(progress.epoch, progress.epochs)
-
-    training.run(after_epoch)
-    return training
 
 
 def _columns(history: list[dict[str, float]]) -> dict[str, list[float]]:
