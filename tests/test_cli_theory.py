@@ -7,21 +7,23 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from normalis import AnomalyDetector
 from normalis.cli import app
 from normalis.datasets.phantom import PhantomSettings, generate
 from normalis.entropy import fingerprint
 from normalis.entropy.picture import draw_fingerprint
+from normalis.errors import SettingsError
 
 
 @pytest.fixture(scope="module")
 def head_slices():
-    drawn = generate(40, PhantomSettings(image_size=32, noise=0.03, seed=0))
+    drawn = generate(60, PhantomSettings(image_size=32, noise=0.03, seed=0))
     return (255 * np.clip(drawn.images, 0, 1)).astype(np.uint8)
 
 
 @pytest.fixture
 def data(tmp_path, head_slices):
-    """A folder with 40 normal training images, and anomalous test images of another size."""
+    """A folder with 60 normal training images, and anomalous test images of another size."""
     for i, image in enumerate(head_slices):
         for folder, shown in (("train/good", image), ("test/bad", 255 - image)):
             path = tmp_path / "data" / folder / f"{i:03d}.png"
@@ -39,7 +41,7 @@ def test_fingerprint_reads_normal_training_images_only(data, head_slices, tmp_pa
     done = run("fingerprint", data, "--image-size", 32, "--out", file)
     assert done.exit_code == 0, done.output
     found = json.loads(file.read_text())
-    assert found["images"] == 40, "the 40 anomalous test images are not looked at"
+    assert found["images"] == 60, "the 60 anomalous test images are not looked at"
     expected = fingerprint(head_slices)
     assert found["eigenvalues"] == pytest.approx(expected.eigenvalues, rel=1e-4)
     assert f"{expected.components['90%']}" in done.output
@@ -65,3 +67,42 @@ def test_the_figure_shows_the_measured_numbers(head_slices):
     positive = [v for v in found.eigenvalues if v > 0]
     np.testing.assert_allclose(spectrum.lines[0].get_ydata(), positive)
     assert list(lesions.lines[0].get_ydata()) == [r["best_rank"] for r in found.lesion_ranks]
+
+
+TINY = ("--image-size", 32, "--epochs", 1, "--option", "hidden_dim=8", "--device", "cpu")
+
+
+def test_explain_says_why_and_what_it_rests_on(data, tmp_path):
+    done = run("fit", data, "--out", tmp_path / "run", "--latent-dim", "auto", *TINY)
+    assert done.exit_code == 0, done.output
+    assert "unconfirmed" in done.output
+    detector = AnomalyDetector.load(tmp_path / "run")
+    selection = detector.info_["selection"]
+    assert detector.latent_dim == "auto"
+    assert detector.latent_dim_ == selection["latent_dim"] == detector.model_.settings.latent_dim
+    said = run("explain", tmp_path / "run").output
+    assert f"latent dimension {detector.latent_dim_}, chosen without any label" in said
+    for part in ("lesion-scale-prior", "lesion of 4 px", "assumes lesions", "unconfirmed"):
+        assert part in said
+
+
+def test_explain_says_that_a_given_number_was_not_chosen(data, tmp_path):
+    assert run("fit", data, "--out", tmp_path / "run", "--latent-dim", 2, *TINY).exit_code == 0
+    said = run("explain", tmp_path / "run").output
+    assert "latent dimension 2: it was given" in said
+
+
+def test_a_chosen_number_gives_the_model_of_that_number(head_slices):
+    tiny = {"image_size": 32, "epochs": 1, "method_options": {"hidden_dim": 8}, "device": "cpu"}
+    auto = AnomalyDetector(latent_dim="auto", **tiny).fit(head_slices)
+    fixed = AnomalyDetector(latent_dim=auto.latent_dim_, **tiny).fit(head_slices)
+    np.testing.assert_array_equal(auto.anomaly_score(head_slices), fixed.anomaly_score(head_slices))
+    assert "selection" not in fixed.info_
+    refitted = auto.set_params(latent_dim=3).fit(head_slices)
+    assert refitted.latent_dim_ == 3, "an earlier choice must not stick"
+
+
+@pytest.mark.parametrize("wrong", ["automatic", "1.5"])
+def test_latent_dim_is_a_number_or_auto(head_slices, wrong):
+    with pytest.raises(SettingsError, match="latent_dim must be a whole number or auto"):
+        AnomalyDetector(latent_dim=wrong).fit(head_slices)

@@ -12,7 +12,16 @@ from normalis import selection
 from normalis.datasets.phantom import PhantomSettings, generate
 from normalis.errors import DataError, SettingsError
 from normalis.metrics import auroc
-from normalis.selection import RULES, Evidence, family_auroc, gather_evidence, select_capacity
+from normalis.selection import (
+    RULES,
+    Evidence,
+    Selection,
+    choose_latent_dim,
+    family_auroc,
+    gather_evidence,
+    select_capacity,
+)
+from normalis.selection.evidence import normal_geometry
 
 DIMS = (2.0, 4.0, 8.0, 16.0, 32.0)
 
@@ -271,3 +280,44 @@ def test_shapes_are_checked_at_once():
 def test_all_names_are_exported():
     for name in selection.__all__:
         assert hasattr(selection, name)
+
+
+# ---------------------------------------------------------------- the closed form alone
+
+
+def phantom_halves(n=60):
+    drawn = generate(n, PhantomSettings(image_size=32, noise=0.03, seed=0)).images
+    return drawn[: n // 2], drawn[n // 2 :]
+
+
+def test_the_closed_form_chooses_by_the_lesion_scale_prior_alone():
+    train, held = phantom_halves()
+    chosen = choose_latent_dim(train, held)
+    assert chosen.candidates == ("1", "2", "4", "8", "16"), "below the number of images, 30"
+    worst = chosen.table["worst regret"]
+    assert chosen.choice == chosen.candidates[int(np.argmin(worst))]
+    assert chosen.latent_dim == float(chosen.choice)
+    again = choose_latent_dim(3 * train - 1, 3 * held - 1)
+    assert again.choice == chosen.choice, "the unit of intensity must not matter"
+    assert any("assumes lesions" in reason for reason in chosen.reasons)
+    assert any(reason.startswith("unconfirmed") for reason in chosen.reasons)
+
+
+def test_the_closed_form_needs_images():
+    train, held = phantom_halves()
+    with pytest.raises(DataError, match="needs at least 10 normal images"):
+        choose_latent_dim(train, held[:9])
+
+
+def test_a_selection_survives_json():
+    for rule in ("lesion-scale-prior", "ensemble-max"):
+        evidence = Evidence(
+            candidates=("1", "2"),
+            latent_dims=(1, 2),
+            validation_scores=np.random.default_rng(0).random((2, 20)) + 1,
+            **normal_geometry(*phantom_halves()),
+        )
+        chosen = select_capacity(evidence, rule)
+        again = Selection.from_dict(json.loads(json.dumps(chosen.to_dict())))
+        assert str(again) == str(chosen)
+        assert again.to_dict() == chosen.to_dict()

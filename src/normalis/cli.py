@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from normalis.cli_experiments import app as experiments
-from normalis.cli_theory import app as theory
 from normalis.cli_export import app as export
+from normalis.cli_theory import app as theory
 from normalis.errors import NormalisError
 
 if TYPE_CHECKING:
@@ -186,7 +186,9 @@ def fit(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
     method: Annotated[str, typer.Option(help="Method; see `normalis methods`.")] = "ae",
-    latent_dim: Annotated[int, typer.Option(help="Size of the bottleneck, the paper's d.")] = 16,
+    latent_dim: Annotated[
+        str, typer.Option(help="Size of the bottleneck, the paper's d; auto chooses (unconfirmed).")
+    ] = "16",
     image_size: Annotated[int, typer.Option(help="Side in pixels, a multiple of 16.")] = 64,
     channels: Annotated[int, typer.Option(help="1 (grey) or 3.")] = 1,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 250,
@@ -234,7 +236,7 @@ def fit(
 
     detector = AnomalyDetector(
         method=method,
-        latent_dim=latent_dim,
+        latent_dim=_whole_or_auto(latent_dim),
         image_size=image_size,
         channels=channels,
         epochs=epochs,
@@ -277,7 +279,11 @@ def _open(data: Path, patients: str | None = None) -> Dataset:
     return dataset
 
 
-def _notice_latent(method: str, latent_dim: int) -> None:
+def _whole_or_auto(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def _notice_latent(method: str, latent_dim: str) -> None:
     from normalis.models import model_class
 
     if not model_class(method).has_latent:
@@ -314,6 +320,12 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
         f"{info['data']['calibration_images']} held out for calibration"
     )
+    if "selection" in info:
+        console.print(
+            f"latent dimension {detector.latent_dim_}, chosen from normal images by an unconfirmed "
+            f"rule; why: normalis explain {out}",
+            soft_wrap=True,
+        )
     if detector.calibration_ is not None:
         try:
             threshold = detector.threshold_

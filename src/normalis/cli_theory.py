@@ -67,6 +67,33 @@ def fingerprint(
         _write_fingerprint(found, out)
 
 
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")],
+) -> None:
+    """Say why RUN has the latent dimension that it has, and what that rests on."""
+    from normalis.records import RunFolder
+    from normalis.selection import Selection
+
+    body = RunFolder(run).read_settings()
+    width, kept = body["model_settings"]["latent_dim"], body["info"].get("selection")
+    if kept is None:
+        console.print(
+            f"latent dimension {width}: it was given (or is the default), not chosen. "
+            "Fit with --latent-dim auto to have it chosen from normal images.",
+            soft_wrap=True,
+        )
+        return
+    console.print(f"latent dimension {width}, chosen without any label by {kept['rule']}\n")
+    chosen = Selection.from_dict(kept)
+    columns = [f"{c} *" if c == chosen.choice else c for c in chosen.candidates]
+    rows = [[name, *(f"{v:.1f}" for v in values)] for name, values in chosen.table.items()]
+    console.print(_table("AUROC points lost against the best", ["", *columns], rows))
+    for reason in chosen.reasons:
+        console.print(f"- {escape(reason)}", soft_wrap=True)
+    console.print("- to overrule it: fit again with --latent-dim NUMBER", soft_wrap=True)
+
+
 def _print_fingerprint(name: str, found: Fingerprint, unit: str) -> None:
     rows = [
         ["normal training images", str(found.images)],

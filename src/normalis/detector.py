@@ -65,7 +65,9 @@ class AnomalyDetector(BaseEstimator):
 
     Args:
         method: a name from `normalis.models.MODELS`, or a class of your own.
-        latent_dim: size of the bottleneck, the paper's *d*.
+        latent_dim: size of the bottleneck, the paper's *d*; ``auto`` chooses it from the normal
+            training images and a stated assumption about lesions
+            (`normalis.selection.choose_latent_dim`), which no study has confirmed.
         image_size: side to which images are resized, a multiple of 16.
         channels: 1 (grey) or 3.
         epochs: passes over the training images; the paper's default is 250.
@@ -97,7 +99,8 @@ class AnomalyDetector(BaseEstimator):
         colour_scale_: the one scale of all pictures.
         decision_scores_: scores of the held-out (else of the training) normal images.
         history_: losses by epoch.
-        info_: data, versions, durations.
+        latent_dim_: size of the bottleneck that was used.
+        info_: data, versions, durations; ``selection`` says why with ``latent_dim="auto"``.
         skipped_: (path, reason) of images that could not be read.
 
     Example:
@@ -113,7 +116,7 @@ class AnomalyDetector(BaseEstimator):
         self,
         *,
         method: str | type[AnomalyModel] = "ae",
-        latent_dim: int = 16,
+        latent_dim: int | str = 16,
         image_size: int = 64,
         channels: int = 1,
         epochs: int = 250,
@@ -184,13 +187,18 @@ class AnomalyDetector(BaseEstimator):
             standardize=self.standardize,
         )
 
+    @property
+    def _chooses(self) -> bool:
+        """Whether the latent dimension is to be chosen."""
+        return isinstance(self.latent_dim, str)
+
     def _build(self) -> AnomalyModel:
         return models.build(
             self.method,
             seed=self.random_state,
             image_size=self.image_size,
             channels=self.channels,
-            latent_dim=self.latent_dim,
+            latent_dim=getattr(self, "latent_dim_", 16) if self._chooses else self.latent_dim,
             **(self.method_options or {}),
         )
 
@@ -200,6 +208,10 @@ class AnomalyDetector(BaseEstimator):
 
     def _check(self) -> None:
         """Fail before any image is read if a setting is out of its range."""
+        if self._chooses and self.latent_dim != "auto":
+            raise SettingsError(
+                f"latent_dim must be a whole number or auto, got {self.latent_dim!r}"
+            )
         if self.calibration not in ("split", "none"):
             raise SettingsError(f"calibration must be split or none, got {self.calibration!r}")
         if not 0 < self.calibration_share < 1:
@@ -279,7 +291,9 @@ class AnomalyDetector(BaseEstimator):
             },
             "load_s": loaded_s,
         }
+        self._choose_latent_dim(train)
         self.model_ = self._build()
+        self.latent_dim_ = self.model_.settings.latent_dim
         self._train(torch.from_numpy(train.pixels), folder, progress)
         self._calibrate(train, held)
         self.info_ |= {
@@ -299,6 +313,22 @@ class AnomalyDetector(BaseEstimator):
             hold_out=None if self.calibration == "none" else self.calibration_share,
             seed=self.random_state,
         )
+
+    def _choose_latent_dim(self, train: Loaded) -> None:
+        """With ``auto``, choose by the training images alone: those held out stay unseen."""
+        if not self._chooses or not models.model_class(self.method).has_latent:
+            return
+        # Not at import: the closed forms are for this setting only.
+        from normalis.selection import choose_latent_dim
+
+        def grey(part: Loaded) -> NDArray[Any]:
+            x = to_model_input(torch.from_numpy(part.pixels), standardize=self.standardize)
+            return np.asarray(x.mean(1).numpy())
+
+        seen, other = split(train, 0.3, self.random_state)
+        chosen = choose_latent_dim(grey(seen), grey(other))
+        self.info_["selection"] = chosen.to_dict()
+        self.latent_dim_ = int(chosen.latent_dim or 16)
 
     def _train(
         self,
@@ -609,6 +639,7 @@ class AnomalyDetector(BaseEstimator):
 
     def _restore(self, body: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
         self.device_ = pick_device(self.device)
+        self.latent_dim_ = int(body["model_settings"]["latent_dim"])
         self.model_ = self._build()
         self.model_.load_state(_part(arrays, "model.", self.device_))
         if isinstance(self.model_, Autoencoder):

@@ -17,6 +17,7 @@ it, is in `docs/theory.md`; how each rule fared is in `docs/selection.md`.
 """
 
 from normalis.selection.capacity import select_capacity
+from normalis.selection.closed_form import choose_latent_dim
 from normalis.selection.evidence import Evidence, family_auroc, gather_evidence
 from normalis.selection.outcome import Combiner, Selection
 from normalis.selection.rules import RULES
@@ -26,6 +27,7 @@ __all__ = [
     "Combiner",
     "Evidence",
     "Selection",
+    "choose_latent_dim",
     "family_auroc",
     "gather_evidence",
     "select_capacity",

@@ -15,7 +15,7 @@ from normalis.errors import DataError, SettingsError
 if TYPE_CHECKING:
     from normalis.entropy.spectrum import Spectrum
 
-__all__ = ["CONTRAST", "Evidence", "family_auroc", "gather_evidence"]
+__all__ = ["CONTRAST", "Evidence", "family_auroc", "gather_evidence", "normal_geometry"]
 
 CONTRAST = 0.2  # the default of `synthetic.synthesise`, where its reason is
 _MAX_DIRECTIONS = 512  # of the closed form; more than any latent dimension that is asked about
@@ -126,7 +126,7 @@ def gather_evidence(
         validation_errors=_vector(validation_errors),
         training_errors=_vector(training_errors),
         groups=None if groups is None else np.asarray(groups),
-        **({} if train is None else _normal_geometry(np.asarray(train, np.float64), held)),
+        **({} if train is None else normal_geometry(np.asarray(train, np.float64), held)),
     )
 
 
@@ -148,7 +148,13 @@ def family_auroc(evidence: Evidence) -> NDArray[np.float64]:
     return np.array(rows)
 
 
-def _normal_geometry(train: NDArray[np.float64], held: NDArray[np.float32]) -> dict[str, Any]:
+def normal_geometry(train: NDArray[np.float64], held: NDArray[np.float32]) -> dict[str, Any]:
+    """Return the fields of `Evidence` that (N, S, S) images give without any model.
+
+    Args:
+        train: for the principal directions and the intrinsic dimension.
+        held: for the variances and energies along those directions.
+    """
     from normalis.entropy.intrinsic_dimension import distinct_images, two_nn
     from normalis.entropy.spectrum import heldout_spectrum, spectrum
     from normalis.entropy.validity import ValidityWarning

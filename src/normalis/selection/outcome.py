@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,24 @@ class Selection:
             cells = [f"{v:.3g}".rjust(w + 1) for v, w in zip(values, columns, strict=True)]
             lines.append(name.ljust(width) + " ".join(cells))
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> Self:
+        """Rebuild what `to_dict` returned."""
+        combiner = kept["combiner"]
+        if combiner is not None:
+            arrays = {k: np.array(combiner[k]) for k in ("centre", "scale")}
+            combiner = Combiner(kind=combiner["kind"], **arrays)
+        return cls(
+            rule=kept["rule"],
+            candidates=tuple(kept["candidates"]),
+            choice=kept["choice"],
+            latent_dim=kept["latent_dim"],
+            table={name: tuple(values) for name, values in kept["table"].items()},
+            reasons=tuple(kept["reasons"]),
+            stability=dict(kept["stability"]),
+            combiner=combiner,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, to be kept beside a fitted model."""
