@@ -32,7 +32,8 @@ ASSUMPTION = (
 )
 UNCONFIRMED = (
     "unconfirmed: the formula is for linear encoders, and no study has yet shown that it chooses "
-    "well for networks and real lesions; a latent dimension of 16 is the paper's default"
+    "well for networks and real lesions; for diffuse disease it may choose far too much; a latent "
+    "dimension of 16 is the paper's default"
 )
 
 
