@@ -43,7 +43,7 @@ def twins(dicom: Path) -> list[str]:
     small = (*small, "MR_small_jpeg_ls_lossless.dcm")
     same = all(np.array_equal(pixels(small[0]), pixels(name)) for name in small[1:])
     return [
-        f"* RG1_UNCR and its lossy twin RG1_J2KI differ by {100 * share:.2f} % of the range at most.",
+        f"* RG1_UNCR and its lossy twin RG1_J2KI differ by {share:.2%} of the range at most.",
         f"* Fake_MONOHR1 is the inverse of its twin; largest difference {inverse:.0f} grey levels.",
         f"* The four MR_small files are {'equal' if same else 'NOT equal'}.",
     ]
