@@ -29,9 +29,9 @@ def own_package(tmp_path, monkeypatch):
     for file, code in blocks("python"):
         if file:
             (tmp_path / file).write_text(code, encoding="utf-8")
-    info = tmp_path / "nested_ae-1.0.dist-info"
+    info = tmp_path / "prefix_ae-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nested-ae\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prefix-ae\nVersion: 1.0\n")
     groups = tomllib.loads(blocks("toml")[0][1])["project"]["entry-points"]
     lines = [f"[{g}]\n{k} = {v}\n" for g, names in groups.items() for k, v in names.items()]
     (info / "entry_points.txt").write_text("".join(lines))
@@ -49,33 +49,33 @@ def test_the_tutorials_code_runs(own_package):
 
 
 def test_a_complete_method_takes_about_sixty_lines():
-    (code,) = (code for file, code in blocks("python") if file == "nested_ae.py")
+    (code,) = (code for file, code in blocks("python") if file == "prefix_ae.py")
     assert len(code.splitlines()) <= 70
-    compile(code, "nested_ae.py", "exec")
+    compile(code, "prefix_ae.py", "exec")
 
 
 def test_a_method_is_found_by_class_by_module_and_by_entry_point(own_package):
-    from nested_ae import NestedAE
+    from prefix_ae import PrefixAE
 
-    for method in (NestedAE, "nested_ae:NestedAE", "nested-ae"):
+    for method in (PrefixAE, "prefix_ae:PrefixAE", "prefix-ae"):
         model = models.build(method, image_size=32, hidden_dim=8, used=1)
-        assert type(model) is NestedAE
-    assert models.model_names()[-1] == "nested-ae"
-    assert models.method_name(NestedAE) == "nested_ae:NestedAE"
-    assert models.method_name("nested-ae") == "nested-ae"
+        assert type(model) is PrefixAE
+    assert models.model_names()[-1] == "prefix-ae"
+    assert models.method_name(PrefixAE) == "prefix_ae:PrefixAE"
+    assert models.method_name("prefix-ae") == "prefix-ae"
 
 
 def test_a_package_cannot_take_the_name_of_a_built_in_method(own_package):
-    entry_points = own_package / "nested_ae-1.0.dist-info" / "entry_points.txt"
-    entry_points.write_text("[normalis.models]\nae = nested_ae:NestedAE\n")
+    entry_points = own_package / "prefix_ae-1.0.dist-info" / "entry_points.txt"
+    entry_points.write_text("[normalis.models]\nae = prefix_ae:PrefixAE\n")
     models._plugins.cache_clear()
     assert models.model_class("ae").__module__ == "normalis.models.ae"
 
 
-def test_the_nested_autoencoder_keeps_the_first_numbers(own_package):
-    from nested_ae import NestedAE
+def test_the_prefix_autoencoder_keeps_the_first_numbers(own_package):
+    from prefix_ae import PrefixAE
 
-    model = models.build(NestedAE, image_size=32, hidden_dim=8, latent_dim=4)
+    model = models.build(PrefixAE, image_size=32, hidden_dim=8, latent_dim=4)
     assert isinstance(model, Autoencoder)
     kept = model.keep(torch.ones(2, 4), torch.tensor([[1], [3]]))
     assert kept.tolist() == [[1, 0, 0, 0], [1, 1, 1, 0]]
@@ -88,4 +88,4 @@ def test_the_command_line_lists_methods_of_other_packages(own_package):
         env={**os.environ, "PYTHONPATH": str(own_package)}, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
-    assert "nested-ae" in done.stdout.split()
+    assert "prefix-ae" in done.stdout.split()
