@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from normalis.datasets import Dataset, Sample, open_dataset
 from normalis.errors import DataError
@@ -143,3 +144,10 @@ def test_a_fingerprint_tells_pixels_order_and_type_apart(rng):
     assert known == fingerprint(np.asfortranarray(x))
     others = [x[::-1], x[:4], x.astype(np.float32), x.reshape(5, 1, 2, 8), x ^ 1]
     assert len({known, *map(fingerprint, others)}) == 6
+
+
+def test_images_to_score_carry_no_label_that_nobody_gave(tmp_path):
+    Image.new("L", (16, 16)).save(tmp_path / "new.png")
+    data = open_dataset(tmp_path)
+    assert [s.is_anomalous for s in data.samples] == [False]
+    assert [s.is_anomalous for s in samples_to_score(data)] == [None]

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from normalis.cli_experiments import app as experiments
+from normalis.cli_experiments import typed_values
 from normalis.cli_export import app as export
 from normalis.cli_theory import app as theory
 from normalis.errors import NormalisError
@@ -292,18 +293,13 @@ def _notice_latent(method: str, latent_dim: str) -> None:
 
 def _options(pairs: list[str] | None) -> dict[str, Any] | None:
     """Read NAME=VALUE pairs; values as TOML would read them, else text."""
-    import tomllib
-
-    options = {}
+    given: dict[str, str] = {}
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
         if not equals:
             raise typer.BadParameter(f"--option must be NAME=VALUE, got {pair!r}")
-        try:
-            options[name.replace("-", "_")] = tomllib.loads(f"x = {value}")["x"]
-        except tomllib.TOMLDecodeError:
-            options[name.replace("-", "_")] = value
-    return options or None
+        given[name] = value
+    return typed_values(given) or None
 
 
 def _epochs(bar: Bar, task: Any) -> Callable[[Progress], None]:
@@ -329,7 +325,10 @@ def _summarise_fit(detector: Any, out: Path) -> None:
     if detector.calibration_ is not None:
         try:
             threshold = detector.threshold_
-            console.print(f"score above {threshold:.4g}: fewer than {detector.fpr:.0%} of normals")
+            console.print(
+                f"a score above {threshold:.4g} is flagged: at most {detector.fpr:.0%} of new "
+                "normal images, on average over calibration sets"
+            )
         except NormalisError as error:
             console.print(f"note: {error}", soft_wrap=True)
     console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)

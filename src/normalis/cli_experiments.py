@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from normalis.experiments import Experiment
     from normalis.sweep import Event
 
-__all__ = ["app"]
+__all__ = ["app", "typed_values"]
 
 app = typer.Typer()
 console = Console()
@@ -66,7 +66,7 @@ def prepare(
         with errors.status("downloading"):
             raw = datasets.download_archive(name, download)
     with errors.status("building"):
-        made = datasets.prepare(name, raw, out, **_typed(_pairs(option, "--option")))
+        made = datasets.prepare(name, raw, out, **typed_values(_pairs(option, "--option")))
     rows = [[split, label, count] for (split, label), count in sorted(made.counts().items())]
     console.print(_table(str(out), ["split", "label", "images"], rows))
     for note in made.notes:
@@ -196,7 +196,7 @@ def _pairs(given: list[str] | None, flag: str = "--where") -> dict[str, str]:
     return pairs
 
 
-def _typed(pairs: dict[str, str]) -> dict[str, Any]:
+def typed_values(pairs: dict[str, str]) -> dict[str, Any]:
     """Read values as TOML would, else as text."""
     import tomllib
 

@@ -115,8 +115,12 @@ def as_dataset(x: Any) -> Dataset:
 
 
 def samples_to_score(data: Dataset) -> tuple[Sample, ...]:
-    """Return the images of a data set that are to be scored: its test split, else all."""
-    return data.split("test") or data.samples
+    """Return the images of a data set that are to be scored: its test split, else all.
+
+    Without a test split nothing is known of the images: that a plain folder counts as normal is
+    what `fit` is told by being given it, and no label of what is to be scored.
+    """
+    return data.split("test") or tuple(replace(s, is_anomalous=None) for s in data.samples)
 
 
 def patients_of(loaded: Loaded) -> list[str] | None:
