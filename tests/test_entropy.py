@@ -17,6 +17,7 @@ from normalis.entropy import (
     coding_rate,
     coding_rate_bias,
     coding_rate_from_covariance,
+    decoder_coding_rate,
     decoder_geometry,
     decoder_referred_rate,
     decoder_steps,
@@ -268,6 +269,23 @@ def test_decoder_referred_rate_does_not_depend_on_how_z_is_written():
     b = decoder_referred_rate(u, warped, 1e-3, entropy="knn")
     assert a == pytest.approx(b, abs=0.1)
     assert abs(kozachenko_leonenko(u) - kozachenko_leonenko(z)) > 1.0  # while h(Z) moves
+
+
+def test_decoder_coding_rate_is_that_of_the_decoded_images_and_ignores_linear_changes_of_z():
+    decode, weight = linear_decoder(20, 3)
+    z = np.random.default_rng(0).normal(size=(4000, 3))
+    geometry = decoder_geometry(decode, torch.from_numpy(z[:5]))
+    noise = 0.3
+    covariance = weight.T @ np.cov(z, rowvar=False) @ weight / noise
+    expected = coding_rate_from_covariance(covariance)
+    assert decoder_coding_rate(z, geometry, noise) == pytest.approx(expected, rel=1e-6)
+    change = np.random.default_rng(1).normal(size=(3, 3))
+    inverse = torch.from_numpy(np.linalg.inv(change))
+    other = decoder_geometry(lambda v: decode(v @ inverse), torch.from_numpy(z[:5] @ change))
+    changed = decoder_coding_rate(z @ change, other, noise)
+    assert changed == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(SettingsError, match="noise"):
+        decoder_coding_rate(z, geometry, 0.0)
 
 
 def test_decoder_referred_rate_refuses_large_distortions_and_dead_directions():

@@ -20,6 +20,7 @@ from normalis.entropy import (
     levina_bickel,
     near_copies,
     participation_ratio,
+    pass_through,
     pca_dimension,
     predicted_auroc,
     predicted_auroc_from,
@@ -271,3 +272,34 @@ def test_nothing_left_is_chance_and_shapes_are_checked():
         blob_spectrum(square, scale_px=2.0, contrast=0.1, components=10)
     with pytest.raises(DataError, match="positions"):
         blob_spectrum(square, scale_px=2.0, contrast=0.1, positions=np.zeros((3, 3)))
+
+
+# -- lesion pass-through --------------------------------------------------------------------------
+
+
+def test_pass_through_of_a_projection_is_the_lesions_share_and_s_times_one_minus_s():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(30, 6)))[0]
+    x, delta = rng.normal(size=(2, 50, 30))
+    found = pass_through(x @ basis @ basis.T, (x + delta) @ basis @ basis.T, delta)
+    share = ((delta @ basis) ** 2).sum(axis=1) / (delta**2).sum(axis=1)
+    np.testing.assert_allclose(found.along, share)
+    np.testing.assert_allclose(found.across, share * (1 - share))
+
+
+def test_pass_through_is_one_for_the_identity_and_nothing_for_a_constant():
+    x, delta = np.random.default_rng(0).normal(size=(2, 4, 8, 8))
+    rebuilt = pass_through(x, x + delta, delta)
+    np.testing.assert_allclose(rebuilt.along, 1)
+    np.testing.assert_allclose(rebuilt.across, 0, atol=1e-12)
+    lost = pass_through(x, x, delta)
+    assert not lost.along.any()
+    assert not lost.across.any()
+
+
+def test_pass_through_refuses_what_it_cannot_read():
+    x = np.ones((2, 3))
+    with pytest.raises(DataError, match="zero everywhere"):
+        pass_through(x, x, np.zeros((2, 3)))
+    with pytest.raises(DataError, match=r"\(N, ...\)"):
+        pass_through(x, x, np.ones((2, 4)))

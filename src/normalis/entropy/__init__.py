@@ -10,6 +10,7 @@
 `spectrum`                    principal spectra, effective rank, power against frequency
 `intrinsic_dimension`         TwoNN, Levina-Bickel, PCA, and the near copies that wreck them
 `water_filling`               which directions to encode, given what a lesion is
+`pass_through`                the share of a lesion that a reconstruction contains
 `resampling`                  error bars over images or patients, safe for nearest neighbours
 `fingerprint`                 all of it for one set of normal images
 ============================  =====================================================================
@@ -31,6 +32,7 @@ from normalis.entropy.coding_rate import (
 )
 from normalis.entropy.decoder_referred import (
     DecoderGeometry,
+    decoder_coding_rate,
     decoder_geometry,
     decoder_referred_rate,
 )
@@ -49,6 +51,7 @@ from normalis.entropy.intrinsic_dimension import (
     two_nn,
 )
 from normalis.entropy.knn import kozachenko_leonenko, ksg_mutual_information, neighbours_suffice
+from normalis.entropy.pass_through import PassThrough, pass_through
 from normalis.entropy.quantised import decoder_steps, heldout_code_length, quantised_entropy
 from normalis.entropy.rate_distortion import (
     RateDistortion,
@@ -83,6 +86,7 @@ __all__ = [
     "Estimate",
     "Fingerprint",
     "LesionSpectrum",
+    "PassThrough",
     "RateDistortion",
     "Spectrum",
     "ValidityWarning",
@@ -92,6 +96,7 @@ __all__ = [
     "coding_rate_bias",
     "coding_rate_from_covariance",
     "components_for_share",
+    "decoder_coding_rate",
     "decoder_geometry",
     "decoder_referred_rate",
     "decoder_steps",
@@ -113,6 +118,7 @@ __all__ = [
     "near_copies",
     "neighbours_suffice",
     "participation_ratio",
+    "pass_through",
     "pca_dimension",
     "predicted_auroc",
     "predicted_auroc_from",

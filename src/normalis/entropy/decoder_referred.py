@@ -12,6 +12,13 @@ Limits: asymptotic in small D. A direction whose decoded variance lies below D P
 coded by reverse water-filling, and R_dec turns too low and then negative; where that holds for the
 smallest decoded variance, `decoder_referred_rate` answers NaN with a warning. A latent direction
 that the decoder ignores has log det = -∞, NaN with a warning too.
+
+Defined for every D is the coding rate in the same scale (`decoder_coding_rate`): the rate of
+
+    z' = M^½ z / σ,    M = E JᵀJ,    R = ½ log det(I + Cov(z'))   nats
+
+read through noise that changes the decoded image by an energy σ² along each latent direction. It is
+unchanged by every *linear* change of z, and by a smooth one as far as J hardly varies.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from normalis.entropy.coding_rate import coding_rate
 from normalis.entropy.gaussian import gaussian_entropy
 from normalis.entropy.knn import kozachenko_leonenko
 from normalis.entropy.validity import as_matrix, positive, undefined
@@ -32,7 +40,12 @@ from normalis.errors import DataError, SettingsError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DecoderGeometry", "decoder_geometry", "decoder_referred_rate"]
+__all__ = [
+    "DecoderGeometry",
+    "decoder_coding_rate",
+    "decoder_geometry",
+    "decoder_referred_rate",
+]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,6 +100,23 @@ def decoder_geometry(
     )
 
 
+def decoder_coding_rate(z: ArrayLike, geometry: DecoderGeometry, noise: float) -> float:
+    """Compute the coding rate of latent vectors whose decoded images are seen with noise.
+
+    Args:
+        z: (N, d).
+        geometry: from `decoder_geometry`.
+        noise: σ², energy of the noise along each latent direction, summed over the image.
+
+    Returns:
+        Nats; NaN with a warning where N is too small (`normalis.entropy.coding_rate`).
+    """
+    samples = _fitting(z, geometry)
+    values, axes = np.linalg.eigh(geometry.metric)
+    root = axes * np.sqrt(values.clip(min=0) / positive(noise, "noise"))
+    return coding_rate(samples @ root)
+
+
 def decoder_referred_rate(
     z: ArrayLike,
     geometry: DecoderGeometry,
@@ -105,10 +135,8 @@ def decoder_referred_rate(
     Returns:
         Nats; NaN with a warning outside the limits of this module.
     """
-    samples = as_matrix(z, "z")
+    samples = _fitting(z, geometry)
     d = samples.shape[1]
-    if geometry.metric.shape != (d, d):
-        raise DataError(f"geometry is of {len(geometry.metric)} latent dimensions, z has {d}")
     if entropy not in {"gaussian", "knn"}:
         raise SettingsError(f"entropy must be 'gaussian' or 'knn', got {entropy!r}")
     level = positive(distortion, "distortion") * geometry.pixels / d
@@ -123,6 +151,14 @@ def decoder_referred_rate(
         )
     h = gaussian_entropy(samples) if entropy == "gaussian" else kozachenko_leonenko(samples)
     return float(h + geometry.log_volume.mean() - d / 2 * np.log(2 * np.pi * np.e * level))
+
+
+def _fitting(z: ArrayLike, geometry: DecoderGeometry) -> NDArray[np.float64]:
+    samples = as_matrix(z, "z")
+    d = samples.shape[1]
+    if geometry.metric.shape != (d, d):
+        raise DataError(f"geometry is of {len(geometry.metric)} latent dimensions, z has {d}")
+    return samples
 
 
 def _decoded_variances(z: NDArray[np.float64], geometry: DecoderGeometry) -> NDArray[np.float64]:
