@@ -170,6 +170,14 @@ def evaluation() -> dict[str, object]:
         ],
     }
     return {"subsets": [subset], "unit": "group", "rate": 0.05, "beats_baselines": False,
+            "groups": {"sex": {"F": figure(0.04), "M": figure(0.09)}},
+            "group_sizes": {"sex": {"F": 28, "M": 32}},
+            "lesions": [
+                {"min_size": 1, "max_size": 17, "n": 12, "sensitivity": 0.25, "low": 0.05,
+                 "high": 0.5, "n_units": 9},
+                {"min_size": 17, "max_size": None, "n": 7, "sensitivity": 0.71, "low": 0.4,
+                 "high": 1.0, "n_units": 6},
+            ],
             "notes": ["2 anomalous images have an empty mask."]}  # fmt: skip
 
 

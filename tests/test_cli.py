@@ -122,7 +122,7 @@ def test_errors_are_one_line_on_standard_error(run, tmp_path, monkeypatch, argum
         (["--image-size", "30"], "image_size must be a multiple of 16"),
         (["--scorer", "l9"], "scorer must be one of"),
         (["--recipe", "slow"], "recipe must be one of paper, fast, got 'slow'"),
-        (["--calibration", "cv"], "calibration must be split or none"),
+        (["--calibration", "cv"], "calibration must be split, cv+ or none"),
         (["--device", "abacus"], "device must be auto, cpu or cuda"),
         (["--option", "depth=3"], "unknown setting 'depth'"),
         (["--option", "depth"], "--option must be NAME=VALUE"),

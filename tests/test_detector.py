@@ -215,7 +215,7 @@ def test_the_global_random_state_is_left_alone(images):
         ({"method": "vea"}, "did you mean 'vae'"),
         ({"scorer": "l9"}, "scorer must be one of"),
         ({"reduction": "maxx"}, "reduction must be"),
-        ({"calibration": "cv"}, "calibration must be split or none, got 'cv'"),
+        ({"calibration": "cv"}, "calibration must be split, cv\\+ or none, got 'cv'"),
         ({"calibration_share": 1}, "calibration_share must be in"),
         ({"fpr": 2}, r"fpr must be in \(0, 1\), got 2"),
         ({"random_state": -1}, "random_state must be a whole number of at least 0, got -1"),

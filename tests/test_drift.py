@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from normalis.calibration import calibrate
-from normalis.drift import find_drift, unit_medians
+from normalis.drift import SCORE, find_drift, least_anomalous, unit_medians
 from normalis.errors import MetricError, SettingsError
 
 
@@ -70,3 +70,22 @@ def test_more_than_the_cap_of_anomalies_warns():
     old, new = rng.normal(size=300), rng.normal(size=300) + 5 * (np.arange(300) < 240)
     assert find_drift({"anomaly score": (old, new)}).drifted
     assert not find_drift({"anomaly score": (old, new)}, max_anomalous=0.9).drifted
+
+
+def test_how_many_must_be_anomalous(rng):
+    normal = rng.normal(size=4000)
+    assert least_anomalous({SCORE: (normal, rng.normal(size=200))}) == 0
+    for share in (0.3, 0.6):
+        count = int(share * 3000)
+        mixed = np.append(rng.normal(size=3000 - count), rng.normal(6, 1, count))
+        assert share - 0.15 <= least_anomalous({SCORE: (normal, mixed)}) <= share
+    assert least_anomalous({"contrast": (normal, normal[:200] + 20)}) >= 0.9
+    assert least_anomalous({}) == 0
+
+
+def test_the_bound_is_rarely_too_high(rng):
+    too_high = 0
+    for _ in range(200):
+        mixed = np.append(rng.normal(size=80), rng.normal(3, 1, 20))
+        too_high += least_anomalous({SCORE: (rng.normal(size=200), mixed)}) > 0.2
+    assert too_high <= 8  # 1 % promised; 8 of 200 has probability 0.0002

@@ -172,6 +172,24 @@ def test_audit_and_evaluation_are_shown_and_oracles_apart(page):
     assert re.search(r'<tr class="marked">\s*<th scope="row">file 512</th>', page.text)
 
 
+def test_groups_and_lesions_are_shown(page):
+    groups = page.text[page.text.index("<h3>False-positive rate by group</h3>") :]
+    assert re.search(r"sex</th>.{0,60}>M<.{0,60}>0.090<", groups.replace("\n", ""))
+    lesions = page.text[page.text.index("<h3>Lesions found, by size</h3>") :]
+    assert "1 to 16" in lesions
+    assert re.search(
+        r"17 or more</th>.{0,60}>0.710<.{0,60}>0.400 to 1.000<", lesions.replace("\n", "")
+    )
+
+
+def test_drift_is_shown_where_the_figures_begin(tmp_path):
+    folder = folders.score_folder(tmp_path / "s", n=12)
+    details = json.loads((folder / "score.json").read_text())
+    write_json(folder / "score.json", details | {"drift": ["contrast: 90 % are <above> 0.4"]})
+    page = Page(write_report(folder, tmp_path / "page.html"))
+    assert "<b>drift</b> contrast: 90 % are &lt;above&gt; 0.4" in page.text
+
+
 def test_scores_without_labels_patients_and_calibration(tmp_path):
     folder = folders.score_folder(
         tmp_path / "s", n=12, labels=False, patients=False, calibrated=False

@@ -20,6 +20,7 @@ from normalis.audit.inventory import image_key
 from normalis.errors import DataError, SettingsError
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.loading import Row, load, load_masks
+from normalis.scoring import joined_scores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from normalis.calibration import Calibration
     from normalis.datasets import Dataset, Sample
     from normalis.detector import AnomalyDetector
+    from normalis.scoring import Scored
 
 __all__ = ["assess"]
 
@@ -58,7 +60,11 @@ def assess(
     tell = progress or (lambda stage, share: None)
     samples = _labelled(data)
     skipped: list[tuple[Path, str]] = []
-    rows, scores, maps = _score(detector, samples, skipped, tell, with_maps=data.has_masks)
+    parts = _score(detector, samples, skipped, tell, with_maps=data.has_masks)
+    rows = [row for part in parts for row in part.rows]
+    scores = np.concatenate([part.anomaly_score for part in parts])
+    shown = [part.anomaly_map for part in parts if part.anomaly_map is not None]
+    maps = np.concatenate(shown) if shown else None
     found = audit(data, image_size=64, progress=tell)
     keys = [image_key(row.sample, row.slice_index) for row in rows]
     tell("metrics", 0.0)
@@ -77,7 +83,7 @@ def assess(
         maps=maps,
         masks=masks,
         header=_demographics(rows),
-        **_deployed(detector.calibration_, scores, fpr),
+        **_deployed(detector.calibration_, parts, fpr),
     )
     tell("metrics", 1.0)
     return result, found, skipped
@@ -100,18 +106,16 @@ def _score(
     tell: Callable[[str, float], None],
     *,
     with_maps: bool,
-) -> tuple[list[Row], NDArray[np.float64], NDArray[np.float32] | None]:
-    rows: list[Row] = []
-    scores, maps = [], []
+) -> list[Scored]:
+    parts: list[Scored] = []
+    done = 0
     for part in detector.stream(samples, maps=with_maps, skipped=skipped):
-        rows += part.rows
-        scores.append(part.anomaly_score)
-        if part.anomaly_map is not None:
-            maps.append(part.anomaly_map)
-        tell("scores", min(1.0, len(rows) / len(samples)))
-    if not rows:
+        parts.append(part)
+        done += len(part.rows)
+        tell("scores", min(1.0, done / len(samples)))
+    if not parts:
         raise DataError(f"no test image can be read; the first reason: {skipped[0][1]}")
-    return rows, np.concatenate(scores), np.concatenate(maps) if maps else None
+    return parts
 
 
 def _listed(keys: Sequence[str], listed: frozenset[str]) -> NDArray[np.bool_]:
@@ -165,17 +169,17 @@ def _demographics(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def _deployed(
-    calibration: Calibration | None, scores: NDArray[np.float64], fpr: float
+    calibration: Calibration | None, parts: Sequence[Scored], fpr: float
 ) -> dict[str, Any]:
     """Return flags and the level of maps, as far as the calibration can certify them."""
     if calibration is None:
         return {}
     try:
-        threshold = calibration.threshold(fpr)
+        calibration.check_rate(fpr)
     except SettingsError:
         return {}
     return {
-        "flagged": scores > threshold,
+        "flagged": calibration.flags(calibration.p_values(joined_scores(parts)), fpr),
         "rate": fpr,
         "map_level": calibration.map_levels((fpr,))[0],
     }

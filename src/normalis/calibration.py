@@ -169,6 +169,15 @@ class Calibration:
         theirs, ours = _largest(new, member), self._patient_scores()
         return names, (1.0 + _tail(ours, np.ones(ours.size), theirs)) / (ours.size + 1)
 
+    def flags(self, p_values: ArrayLike, rate: float) -> NDArray[np.bool_]:
+        """Return which images are flagged at a false-positive rate: those with ``p <= rate``.
+
+        Args:
+            p_values: (M,) of `p_values`.
+            rate: false-positive rate alpha; see `check_rate`.
+        """
+        return np.asarray(p_values, dtype=np.float64) <= rate + _EPS
+
     # ------------------------------------------------------------------ thresholds
 
     def threshold(self, rate: float, *, unit: Literal["image", "patient"] = "image") -> float:

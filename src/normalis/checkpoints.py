@@ -28,6 +28,7 @@ def train_resumably(
     device: torch.device,
     folder: RunFolder,
     identity: str,
+    rows: Sequence[Tensor] | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Training:
     """Train as `normalis.training.train` does, from the folder's checkpoint if there is one.
@@ -40,12 +41,13 @@ def train_resumably(
         device: where to train.
         folder: where checkpoints go; the caller holds its lock.
         identity: what an interrupted training must have in common with this one.
+        rows: for each model the indices of the images that it is trained on; None for all.
         callback: called after each epoch.
 
     Raises:
         RunError: if the folder holds the checkpoint of another training.
     """
-    training = Training(models, pixels, settings=settings, seeds=seeds, device=device)
+    training = Training(models, pixels, settings=settings, seeds=seeds, device=device, rows=rows)
     found = folder.read_checkpoint()
     if found is not None:
         arrays, progress = found

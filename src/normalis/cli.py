@@ -205,8 +205,13 @@ def fit(
         str, typer.Option(help="Map to number: mean, max, top:0.01, quantile:0.95.")
     ] = "mean",
     calibration: Annotated[
-        str, typer.Option(help="split holds out normals for p-values; none trains on all.")
+        str,
+        typer.Option(
+            help="split holds out normals for p-values; cv+ trains one model per fold and holds "
+            "out none (few images); none trains on all, without p-values."
+        ),
     ] = "split",
+    folds: Annotated[int, typer.Option(help="Of --calibration cv+.")] = 5,
     plane: Annotated[str, typer.Option(help="axial, coronal or sagittal (volumes).")] = "axial",
     slices: Annotated[
         tuple[float, float], typer.Option(help="Range of slices of a volume, 0 to 1.")
@@ -249,6 +254,7 @@ def fit(
         scorer=scorer,
         reduction=reduction,
         calibration=calibration,
+        folds=folds,
         plane=plane,
         slice_range=slices,
         window=window,
@@ -314,7 +320,7 @@ def _summarise_fit(detector: Any, out: Path) -> None:
     info = detector.info_
     console.print(
         f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
-        f"{info['data']['calibration_images']} held out for calibration"
+        f"{info['data']['calibration_images']} scored unseen for calibration"
     )
     if "selection" in info:
         console.print(
@@ -324,11 +330,9 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         )
     if detector.calibration_ is not None:
         try:
-            threshold = detector.threshold_
-            console.print(
-                f"a score above {threshold:.4g} is flagged: at most {detector.fpr:.0%} of new "
-                "normal images, on average over calibration sets"
-            )
+            detector.calibration_.check_rate(detector.fpr)
+            promise = detector.calibration_.statement(detector.fpr)
+            console.print(f"p <= {detector.fpr:g} {promise}", soft_wrap=True)
         except NormalisError as error:
             console.print(f"note: {error}", soft_wrap=True)
     console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)

@@ -36,23 +36,27 @@ from normalis.normals import (
     Normals,
     as_dataset,
     fingerprint,
+    folds,
     is_array,
     normal_images,
     patients_of,
     samples_to_score,
     split,
+    take,
 )
 from normalis.overlays import ColourScale
 from normalis.records import RunFolder, content_hash, versions, write_csv
 from normalis.scoring import (
     BATCH_SIZE,
     Explained,
+    Reader,
     Scored,
     explain,
     image_statistics,
+    joined_scores,
     score,
 )
-from normalis.training import Progress, TrainingSettings, fit, pick_device
+from normalis.training import Progress, Training, TrainingSettings, fit, pick_device
 
 if TYPE_CHECKING:
     from normalis.datasets import Sample
@@ -80,9 +84,12 @@ class AnomalyDetector(BaseEstimator):
         reduction: how a map becomes one number: ``mean`` (the paper's), ``max``, ``top:0.01``,
             ``quantile:0.95``.
         calibration: ``split`` holds out normal images, by patient where patients are known and by
-            group of near duplicates elsewhere, so that p-values and thresholds are exact;
-            ``none`` trains on everything, as the paper does.
-        calibration_share: share of the patients or groups held out.
+            group of near duplicates elsewhere, so that p-values and thresholds are exact; ``cv+``,
+            for few images, trains one model per fold on the others and holds nothing back, at the
+            price of a guarantee of twice the rate (`normalis.calibration`); ``none`` trains on
+            everything, as the paper does.
+        calibration_share: share of the patients or groups held out by ``split``.
+        folds: of ``cv+``.
         fpr: share of normal patients that ``predict`` may flag.
         plane, slice_range: which slices of a volume are images.
         window, percentiles: the intensity rule of images deeper than 8 bits.
@@ -92,8 +99,9 @@ class AnomalyDetector(BaseEstimator):
         scorer_options: further settings of the scorer.
 
     Attributes:
-        model_: the fitted `AnomalyModel`.
-        scorer_: the fitted `Scorer`.
+        models_: the fitted `AnomalyModel`, with ``cv+`` one per fold; scores, maps and
+            reconstructions are their means.
+        scorers_: the fitted `Scorer` of each.
         rule_: the intensity rule of deep images, None if all were 8-bit.
         calibration_: scores of held-out normal images, None with ``calibration="none"``.
         colour_scale_: the one scale of all pictures.
@@ -129,6 +137,7 @@ class AnomalyDetector(BaseEstimator):
         reduction: str = "mean",
         calibration: str = "split",
         calibration_share: float = 0.2,
+        folds: int = 5,
         fpr: float = 0.05,
         plane: str = "axial",
         slice_range: tuple[float, float] = (0.0, 1.0),
@@ -153,6 +162,7 @@ class AnomalyDetector(BaseEstimator):
         self.reduction = reduction
         self.calibration = calibration
         self.calibration_share = calibration_share
+        self.folds = folds
         self.fpr = fpr
         self.plane = plane
         self.slice_range = slice_range
@@ -212,8 +222,15 @@ class AnomalyDetector(BaseEstimator):
             raise SettingsError(
                 f"latent_dim must be a whole number or auto, got {self.latent_dim!r}"
             )
-        if self.calibration not in ("split", "none"):
-            raise SettingsError(f"calibration must be split or none, got {self.calibration!r}")
+        if self.calibration not in ("split", "cv+", "none"):
+            raise SettingsError(f"calibration must be split, cv+ or none, got {self.calibration!r}")
+        if self.calibration == "cv+" and self._chooses:
+            raise SettingsError(
+                "latent_dim must be a number with calibration cv+, got auto: each fold would have "
+                "to choose for itself; choose one first (normalis explain), or use split"
+            )
+        if not (isinstance(self.folds, Integral) and self.folds >= 2):
+            raise SettingsError(f"folds must be a whole number of at least 2, got {self.folds!r}")
         if not 0 < self.calibration_share < 1:
             raise SettingsError(
                 f"calibration_share must be in (0, 1), got {self.calibration_share}"
@@ -286,16 +303,17 @@ class AnomalyDetector(BaseEstimator):
                 "name": normals.name,
                 "fingerprint": fingerprint(train.pixels),
                 "train_images": len(train.rows),
-                "calibration_images": len(held.rows) if held else 0,
+                "calibration_images": self._n_calibration(normals),
                 "skipped": len(self.skipped_),
             },
             "load_s": loaded_s,
         }
         self._choose_latent_dim(train)
-        self.model_ = self._build()
-        self.latent_dim_ = self.model_.settings.latent_dim
-        self._train(torch.from_numpy(train.pixels), folder, progress)
-        self._calibrate(train, held)
+        fold = self._folds_of(train)
+        self.models_ = [self._build() for _ in range(self._n_models)]
+        self.latent_dim_ = self.models_[0].settings.latent_dim
+        self._train(torch.from_numpy(train.pixels), fold, folder, progress)
+        self._calibrate(train, held, fold)
         self.info_ |= {
             "fit_s": time.perf_counter() - started,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -310,9 +328,23 @@ class AnomalyDetector(BaseEstimator):
             x,
             self.image_settings,
             patient_ids=patient_ids,
-            hold_out=None if self.calibration == "none" else self.calibration_share,
+            hold_out=self.calibration_share if self.calibration == "split" else None,
             seed=self.random_state,
         )
+
+    @property
+    def _n_models(self) -> int:
+        return self.folds if self.calibration == "cv+" else 1
+
+    def _n_calibration(self, normals: Normals) -> int:
+        if self.calibration == "cv+":
+            return len(normals.train.rows)
+        return len(normals.held.rows) if normals.held else 0
+
+    def _folds_of(self, train: Loaded) -> NDArray[np.int64] | None:
+        if self.calibration != "cv+":
+            return None
+        return folds(train, self.folds, self.random_state)
 
     def _choose_latent_dim(self, train: Loaded) -> None:
         """With ``auto``, choose by the training images alone: those held out stay unseen."""
@@ -333,32 +365,36 @@ class AnomalyDetector(BaseEstimator):
     def _train(
         self,
         pixels: Tensor,
+        fold: NDArray[np.int64] | None,
         folder: RunFolder | None,
         progress: Callable[[Progress], None] | None,
     ) -> None:
+        """Train each model on the images outside its fold; the one of no folds on all."""
         self.device_ = pick_device(self.device)
-        settings, seed = self._training_settings(), self.random_state
-        if folder is None or not isinstance(self.model_, Autoencoder):
-            self.history_ = fit(
-                self.model_,
-                pixels,
-                settings=settings,
-                seed=seed,
-                device=self.device_,
-                callback=progress,
-            )
+        settings, count = self._training_settings(), self._n_models
+        rows = None
+        if fold is not None:
+            rows = [torch.from_numpy(np.flatnonzero(fold != k)) for k in range(count)]
+        networks = [model for model in self.models_ if isinstance(model, Autoencoder)]
+        if not networks:
+            for k, model in enumerate(self.models_):
+                seen = pixels if rows is None else pixels[rows[k]]
+                fit(model, seen, settings=settings, seed=self.random_state, device=self.device_)
+            self.history_: list[dict[str, float]] = []
             return
-        training = train_resumably(
-            [self.model_],
-            pixels,
-            settings=settings,
-            seeds=[seed],
-            device=self.device_,
-            folder=folder,
-            identity=self._identity(),
-            callback=progress,
-        )
-        self.history_ = training.members[0].history
+        shared: dict[str, Any] = {
+            "settings": settings,
+            "seeds": [self.random_state + k for k in range(count)],
+            "device": self.device_,
+            "rows": rows,
+        }
+        if folder is None:
+            training = Training(networks, pixels, **shared)
+            training.run(progress)
+        else:
+            shared |= {"folder": folder, "identity": self._identity(), "callback": progress}
+            training = train_resumably(networks, pixels, **shared)
+        self.history_ = training.history
 
     def _identity(self) -> str:
         """Return what a resumed run must have in common with the one that was interrupted."""
@@ -370,46 +406,102 @@ class AnomalyDetector(BaseEstimator):
         params["method"] = models.method_name(self.method)
         return {k: _plain(v) for k, v in params.items()}
 
-    def _calibrate(self, train: Loaded, held: Loaded | None) -> None:
+    def _calibrate(
+        self, train: Loaded, held: Loaded | None, fold: NDArray[np.int64] | None
+    ) -> None:
         """Score normal images that the model has not seen; fix thresholds and colours."""
-        self.scorer_ = self._build_scorer()
-        self.scorer_.check_supports(self.model_)
-        if self.scorer_.needs_fit:
-            # What a scorer was fitted on scores too low to calibrate it: one half for each.
-            seen, held = (train, None) if held is None else split(held, 0.5, self.random_state)
-            self._fit_scorer(seen)
+        self.scorers_ = [self._build_scorer() for _ in self.models_]
+        for model, scorer in zip(self.models_, self.scorers_, strict=True):
+            scorer.check_supports(model)
+        if self.scorers_[0].needs_fit:
+            held = self._fit_scorers(train, held, fold)
         normals = held or train
-        parts = list(self._score_loaded(normals, maps=True))
-        self.decision_scores_ = np.concatenate([p.anomaly_score for p in parts])
-        maps = np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
-        maxima = maps.max((1, 2))
-        patients = patients_of(normals)
-        self.colour_scale_ = ColourScale.from_maps(maps, held_out=held is not None)
+        scores, maps = self._score_unseen(normals, fold)
+        self.decision_scores_ = scores
+        unseen = held is not None or fold is not None
+        self.colour_scale_ = ColourScale.from_maps(maps, held_out=unseen)
         self.calibration_ = None
-        if held is not None:
-            calibration = calibrate(
-                self.decision_scores_,
-                patients=likeness_groups(held.pixels) if patients is None else patients,
-                map_maxima=maxima,
-                statistics=image_statistics(held.pixels),
-            )
-            if patients is None and calibration.n_units < calibration.n_images:
-                calibration = replace(calibration, level="group")
-            elif patients is None:
-                calibration = replace(calibration, level="image")
-            self.calibration_ = calibration
+        if unseen:
+            self.calibration_ = self._calibration_of(normals, scores, maps, fold)
 
-    def _fit_scorer(self, normals: Loaded) -> None:
-        x = to_model_input(torch.from_numpy(normals.pixels), standardize=self.standardize)
-        self.scorer_.fit(self.model_, x.to(self.device_))
+    def _score_unseen(
+        self, normals: Loaded, fold: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Return scores (n,) and maps (n, S, S), with folds each by the model without its own."""
+        number = np.zeros(len(normals.rows), np.int64) if fold is None else fold
+        scores = np.empty(len(number))
+        maps = np.empty((len(number), *normals.pixels.shape[2:]), np.float32)
+        for k, reader in enumerate(self._readers()):
+            mine = number == k
+            parts = list(self._score_loaded(take(normals, mine), [reader], maps=True))
+            scores[mine] = np.concatenate([p.anomaly_score for p in parts])
+            maps[mine] = np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
+        return scores, maps
+
+    def _calibration_of(
+        self,
+        normals: Loaded,
+        scores: NDArray[np.float64],
+        maps: NDArray[np.float32],
+        fold: NDArray[np.int64] | None,
+    ) -> Calibration:
+        patients = patients_of(normals)
+        calibration = calibrate(
+            scores,
+            patients=likeness_groups(normals.pixels) if patients is None else patients,
+            kind="split" if fold is None else "cv+",
+            fold=fold,
+            map_maxima=maps.max((1, 2)),
+            statistics=image_statistics(normals.pixels),
+        )
+        if patients is not None:
+            return calibration
+        alone = calibration.n_units == calibration.n_images
+        return replace(calibration, level="image" if alone else "group")
+
+    def _fit_scorers(
+        self, train: Loaded, held: Loaded | None, fold: NDArray[np.int64] | None
+    ) -> Loaded | None:
+        """Fit the scorers; return what is left to calibrate on.
+
+        What a scorer was fitted on scores too low to calibrate it. Of held-out images one half is
+        for each; with folds a scorer sees what its model has seen.
+        """
+        seen, left = [train] * len(self.models_), held
+        if fold is not None:
+            seen = [take(train, fold != k) for k in range(len(self.models_))]
+        elif held is not None:
+            half, left = split(held, 0.5, self.random_state)
+            seen = [half]
+        for model, scorer, normals in zip(self.models_, self.scorers_, seen, strict=True):
+            x = to_model_input(torch.from_numpy(normals.pixels), standardize=self.standardize)
+            scorer.fit(model, x.to(self.device_))
+        return left
 
     # --- score ---
 
     def _fitted(self) -> None:
-        if not hasattr(self, "model_"):
+        if not hasattr(self, "models_"):
             raise NotFittedError("this AnomalyDetector must be fitted first: call fit or load")
 
-    def _score_loaded(self, loaded: Loaded, **options: bool) -> Iterator[Scored]:
+    @property
+    def model_(self) -> AnomalyModel:
+        """The fitted model; with ``cv+`` the first of ``models_``."""
+        self._fitted()
+        return self.models_[0]
+
+    @property
+    def scorer_(self) -> scorers.Scorer:
+        """The fitted scorer; with ``cv+`` the first of ``scorers_``."""
+        self._fitted()
+        return self.scorers_[0]
+
+    def _readers(self) -> list[Reader]:
+        return list(zip(self.models_, self.scorers_, strict=True))
+
+    def _score_loaded(
+        self, loaded: Loaded, readers: Sequence[Reader] | None = None, **options: bool
+    ) -> Iterator[Scored]:
         batches = (
             Loaded(
                 pixels=loaded.pixels[i : i + BATCH_SIZE],
@@ -420,8 +512,7 @@ class AnomalyDetector(BaseEstimator):
             for i in range(0, len(loaded.rows), BATCH_SIZE)
         )
         yield from score(
-            self.model_,
-            self.scorer_,
+            readers or self._readers(),
             batches,
             device=self.device_,
             standardize=self.standardize,
@@ -462,8 +553,7 @@ class AnomalyDetector(BaseEstimator):
                 yield batch
 
         yield from score(
-            self.model_,
-            self.scorer_,
+            self._readers(),
             noting(),
             device=self.device_,
             standardize=self.standardize,
@@ -479,8 +569,7 @@ class AnomalyDetector(BaseEstimator):
         """
         self._fitted()
         yield from explain(
-            self.model_,
-            self.scorer_,
+            self._readers(),
             samples,
             settings=self.image_settings,
             rule=self.rule_,
@@ -526,24 +615,34 @@ class AnomalyDetector(BaseEstimator):
         Raises:
             NotFittedError: if the detector was fitted without calibration.
         """
-        scores = self.anomaly_score(x)
-        return self._calibrated().p_values(scores)
+        calibration = self._calibrated()
+        return calibration.p_values(joined_scores(self._scored(x, maps=False)))
 
     def predict(self, x: Images) -> NDArray[np.int64]:
-        """Return 1 for images flagged at the false-positive rate ``fpr``, 0 for others."""
-        return (self.anomaly_score(x) > self.threshold_).astype(np.int64)
+        """Return 1 for images flagged at the false-positive rate ``fpr``, 0 for others.
+
+        Raises:
+            NotFittedError: if the detector was fitted without calibration.
+            SettingsError: if too few normal images were held out to certify the rate.
+        """
+        self._calibrated().check_rate(self.fpr)
+        return self._calibrated().flags(self.p_value(x), self.fpr).astype(np.int64)
 
     @property
     def threshold_(self) -> float:
-        """Score above which an image is flagged at the false-positive rate ``fpr``."""
+        """Score above which an image is flagged at the false-positive rate ``fpr``.
+
+        Raises:
+            SettingsError: with ``cv+``, whose models have no common scale.
+        """
         return self._calibrated().threshold(self.fpr)
 
     def _calibrated(self) -> Calibration:
         self._fitted()
         if self.calibration_ is None:
             raise NotFittedError(
-                'p-values and thresholds need calibration="split", this detector was fitted with '
-                '"none": fit it again, or rank by anomaly_score'
+                'p-values and thresholds need calibration="split" or "cv+", this detector was '
+                'fitted with "none": fit it again, or rank by anomaly_score'
             )
         return self.calibration_
 
@@ -577,7 +676,7 @@ class AnomalyDetector(BaseEstimator):
                 "the normal images must be those that the detector was fitted on, for the ones "
                 f"held out then; got others ({found.name}, fitted on {self.info_['data']['name']})"
             )
-        other._calibrate(found.train, found.held)
+        other._calibrate(found.train, found.held, other._folds_of(found.train))
         return other
 
     # --- save and load ---
@@ -597,15 +696,17 @@ class AnomalyDetector(BaseEstimator):
 
     def _write(self, folder: RunFolder) -> None:
         write_csv(folder.path / folder.SKIPPED, ("path", "reason"), self.skipped_)
-        arrays = {f"model.{k}": _to_numpy(v) for k, v in self.model_.state().items()}
-        arrays |= {f"scorer.{k}": _to_numpy(v) for k, v in self.scorer_.state().items()}
+        arrays: dict[str, NDArray[Any]] = {}
+        for i, (model, scorer) in enumerate(self._readers()):
+            arrays |= {f"{_place('model', i)}{k}": _to_numpy(v) for k, v in model.state().items()}
+            arrays |= {f"{_place('scorer', i)}{k}": _to_numpy(v) for k, v in scorer.state().items()}
         arrays["decision_scores"] = self.decision_scores_
         folder.write(
             arrays,
             {
                 "params": self._plain_params(),
                 "image_settings": asdict(self.image_settings),
-                "model_settings": self.model_.settings.to_dict(),
+                "model_settings": self.models_[0].settings.to_dict(),
                 "rule": self.rule_.to_dict() if self.rule_ else None,
                 "colour_scale": self.colour_scale_.to_dict(),
                 "calibration": self.calibration_.to_dict() if self.calibration_ else None,
@@ -640,12 +741,13 @@ class AnomalyDetector(BaseEstimator):
     def _restore(self, body: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
         self.device_ = pick_device(self.device)
         self.latent_dim_ = int(body["model_settings"]["latent_dim"])
-        self.model_ = self._build()
-        self.model_.load_state(_part(arrays, "model.", self.device_))
-        if isinstance(self.model_, Autoencoder):
-            self.model_.to(self.device_, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.scorer_ = self._build_scorer()
-        self.scorer_.load_state(_part(arrays, "scorer.", self.device_))
+        self.models_ = [self._build() for _ in range(self._n_models)]
+        self.scorers_ = [self._build_scorer() for _ in self.models_]
+        for i, (model, scorer) in enumerate(self._readers()):
+            model.load_state(_part(arrays, _place("model", i), self.device_))
+            if isinstance(model, Autoencoder):
+                model.to(self.device_, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            scorer.load_state(_part(arrays, _place("scorer", i), self.device_))
         self.rule_ = IntensityRule.from_dict(body["rule"]) if body["rule"] else None
         self.colour_scale_ = ColourScale(**body["colour_scale"])
         kept = body["calibration"]
@@ -654,6 +756,11 @@ class AnomalyDetector(BaseEstimator):
             self.calibration_ = Calibration.from_dict(kept)
         self.decision_scores_ = arrays["decision_scores"]
         self.history_, self.info_, self.skipped_ = body["history"], body["info"], []
+
+
+def _place(part: str, number: int) -> str:
+    """Return the prefix of what is kept of a model or scorer; the first has no number."""
+    return f"{part}_{number}." if number else f"{part}."
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:

@@ -14,6 +14,9 @@ the beta variable (summed at 256 of its quantiles). Bonferroni's correction over
 the chance of a false alarm, as long as no more than ``max_anomalous`` of the new images are
 anomalous; beyond that a warning may mean just that. One unit is a patient (the median of its
 images) where patients are known.
+
+The same tests turned round say how many new units *must* be anomalous if nothing has drifted
+(`least_anomalous`): a reader who knows that fewer are has found drift that the cap would hide.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ from numpy.typing import NDArray
 
 from normalis.errors import SettingsError
 
-__all__ = ["SCORE", "Drift", "find_drift", "unit_medians"]
+__all__ = ["SCORE", "Drift", "find_drift", "least_anomalous", "unit_medians"]
 
 Floats = NDArray[np.float64]
 
 SCORE = "anomaly score"
 _QUANTILES = (0.1, 0.25, 0.5)
+_SHARES = np.arange(0, 100, 5) / 100  # of anomalous units, tried by `least_anomalous`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +48,14 @@ class Drift:
         drifted: whether it is below the false-alarm rate.
         reasons: one sentence for each test that alone would warn.
         n_units: new independent units (patients or images).
+        least_anomalous: share of the new units that must be anomalous unless there is drift.
     """
 
     p_value: float
     drifted: bool
     reasons: tuple[str, ...]
     n_units: int
+    least_anomalous: float = 0.0
 
 
 def find_drift(
@@ -85,7 +91,30 @@ def find_drift(
         drifted=p_value <= false_alarm,
         reasons=tuple(text for p, text in found if p * len(found) <= false_alarm),
         n_units=n_new,
+        least_anomalous=least_anomalous(pairs, false_alarm=false_alarm),
     )
+
+
+def least_anomalous(
+    pairs: Mapping[str, tuple[Floats, Floats]], *, false_alarm: float = 0.01
+) -> float:
+    """Return a lower bound of the share of anomalous new units, if nothing has drifted.
+
+    The smallest share, in steps of 5 %, at which no test warns: the confidence set of a share is
+    what a test of it does not reject.
+
+    Args:
+        pairs: as in `find_drift`.
+        false_alarm: chance that the bound is too high without drift.
+
+    Returns:
+        0 if the new units may all be normal; 1 if no share explains them.
+    """
+    for share in _SHARES:
+        found = [p for name, (old, new) in pairs.items() for p, _ in _tests(name, old, new, share)]
+        if min(found, default=1.0) * len(found) > false_alarm or not found:
+            return float(share)
+    return 1.0
 
 
 def unit_medians(values: Floats, member: NDArray[np.int64]) -> Floats:

@@ -87,6 +87,11 @@ def _model_of(source: AnomalyDetector | AnomalyModel) -> tuple[Autoencoder, dict
     model, standardize = given, None
     if hasattr(given, "decision_function"):
         given._fitted()
+        if len(given.models_) > 1:
+            raise SettingsError(
+                f"a file holds one network, and calibration cv+ made {len(given.models_)}: export "
+                "each of detector.models_, or fit with calibration split"
+            )
         model, standardize = given.model_, given.standardize
     if not isinstance(model, Autoencoder):
         raise SettingsError(

@@ -27,6 +27,7 @@ __all__ = [
     "Normals",
     "as_dataset",
     "fingerprint",
+    "folds",
     "is_array",
     "normal_images",
     "patients_of",
@@ -76,20 +77,18 @@ def normal_images(
         DataError: if there is no readable normal image, or too few to hold any out.
     """
     if is_array(x):
-        loaded, name = from_array(x, settings), "array"
-        patients = _given_patients(patient_ids, len(loaded.rows))
+        loaded, name = _with_patients(from_array(x, settings), patient_ids), "array"
         validation: tuple[Sample, ...] = ()
     else:
         data = as_dataset(x)
         loaded, name = load(_training_samples(data), settings, cache=True), data.name
-        patients = patients_of(loaded)
         validation = tuple(s for s in data.split("validation") if s.is_anomalous is not True)
     if hold_out is None:
         return Normals(train=loaded, held=None, name=name)
     if validation:
         held = load(validation, settings, rule=loaded.rule, fit_rule=False, cache=True)
         return Normals(train=loaded, held=held, name=name)
-    train, held = _split(loaded, patients, hold_out, seed)
+    train, held = split(loaded, hold_out, seed)
     return Normals(train=train, held=held, name=name)
 
 
@@ -141,14 +140,16 @@ def fingerprint(pixels: NDArray[Any]) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
 
 
-def _given_patients(patient_ids: Sequence[str] | None, n: int) -> list[str] | None:
+def _with_patients(loaded: Loaded, patient_ids: Sequence[str] | None) -> Loaded:
     if patient_ids is None:
-        return None
-    if len(patient_ids) != n:
+        return loaded
+    if len(patient_ids) != len(loaded.rows):
         raise DataError(
-            f"patient_ids must have one entry per image, got {len(patient_ids)} for {n} images"
+            f"patient_ids must have one entry per image, got {len(patient_ids)} for "
+            f"{len(loaded.rows)} images"
         )
-    return [str(p) for p in patient_ids]
+    named = zip(loaded.rows, patient_ids, strict=True)
+    return replace(loaded, rows=[replace(row, patient_id=str(name)) for row, name in named])
 
 
 def _training_samples(data: Dataset) -> tuple[Sample, ...]:
@@ -172,20 +173,41 @@ def split(loaded: Loaded, share: float, seed: int) -> tuple[Loaded, Loaded]:
     Raises:
         DataError: if there are fewer than three patients or groups.
     """
-    return _split(loaded, patients_of(loaded), share, seed)
-
-
-def _split(
-    loaded: Loaded, patients: list[str] | None, share: float, seed: int
-) -> tuple[Loaded, Loaded]:
-    groups = likeness_groups(loaded.pixels) if patients is None else np.array(patients)
-    units = np.unique(groups)
+    units, member, what = _units(loaded)
     if len(units) < 3:
-        what = "distinct images" if patients is None else "patients"
         raise DataError(
             f"calibration needs at least 3 {what}, got {len(units)}: give more, or fit with "
             "calibration none (no p-values)"
         )
     count = min(max(1, round(share * len(units))), len(units) - 2)
-    held = np.isin(groups, np.random.default_rng(seed).permutation(units)[:count])
+    held = np.isin(units[member], np.random.default_rng(seed).permutation(units)[:count])
     return take(loaded, ~held), replace(take(loaded, held), skipped=[])
+
+
+def folds(loaded: Loaded, count: int, seed: int) -> NDArray[np.int64]:
+    """Return the fold (n,) of each image, 0 to count - 1, by patient or group of near duplicates.
+
+    Args:
+        loaded: normal images.
+        count: of folds, at least 2.
+        seed: of the choice.
+
+    Raises:
+        DataError: if there are fewer patients or groups than folds.
+    """
+    units, member, what = _units(loaded)
+    if len(units) < count:
+        raise DataError(
+            f"cv+ in {count} folds needs at least {count} {what}, got {len(units)}: give more, ask "
+            "for fewer folds, or fit with calibration none (no p-values)"
+        )
+    order = np.random.default_rng(seed).permutation(len(units))
+    return np.asarray((order % count)[member])
+
+
+def _units(loaded: Loaded) -> tuple[NDArray[Any], NDArray[np.intp], str]:
+    """Return what is held out whole: names, the number of each image's, and what they are."""
+    patients = patients_of(loaded)
+    groups = likeness_groups(loaded.pixels) if patients is None else np.array(patients)
+    units, member = np.unique(groups, return_inverse=True)
+    return units, member, "distinct images" if patients is None else "patients"

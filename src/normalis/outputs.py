@@ -46,6 +46,7 @@ MANY = 1000
 
 _PROGRESS = "progress.csv"
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score")
+_BY_FOLD = "by_fold"  # of progress.csv: the scores that a p-value of CV+ is made from
 _STATISTICS = ("mean intensity", "contrast")
 #: Side of a picture in the report, in pixels.
 THUMBNAIL = 160
@@ -169,7 +170,7 @@ class _Writer:
                     f"{self.folder}: must be a new or empty folder, holds {foreign[0]}; choose "
                     "another --out"
                 )
-            write_csv(file, (*_COLUMNS, *_STATISTICS, self._identity(samples)), [])
+            write_csv(file, (*_COLUMNS, *_STATISTICS, _BY_FOLD, self._identity(samples)), [])
             return list(samples)
         done = {row[0] for row in self._rows(samples)}
         return [s for s in samples if _key(s) not in done]
@@ -213,7 +214,9 @@ class _Writer:
             key = _key(row.sample)
             end = ["end"] if last[key] == i else []
             seen = [repr(float(part.statistics[name][i])) for name in _STATISTICS]
-            lines.append([key, *_cells(row), repr(float(value)), *seen, *end])
+            each = [] if part.by_fold is None else part.by_fold[:, i].tolist()
+            folds = " ".join(map(repr, each))
+            lines.append([key, *_cells(row), repr(float(value)), *seen, folds, *end])
         self._note(lines)
 
     def _note(self, lines: Sequence[Sequence[str]]) -> None:
@@ -271,8 +274,9 @@ class _Writer:
         rows = sorted(self._rows(samples), key=lambda row: order[row[0]])
         paths = {_key(s): s for s in samples}
         scores = np.array([float(row[3]) for row in rows])
-        p_values, flagged = self._judge(scores)
-        drift = self._drift(rows, scores)
+        judged = _by_fold(rows) if rows and rows[0][6] else scores
+        p_values, flagged = self._judge(judged)
+        drift = self._drift(rows, judged)
         table = [
             {
                 "path": str(paths[row[0]].path),
@@ -302,7 +306,7 @@ class _Writer:
         )
 
     def _drift(self, rows: Sequence[Sequence[str]], scores: NDArray[np.float64]) -> list[str]:
-        """Return why the new images do not look like the calibration's, empty if they do."""
+        """Return why the new images may not be of the calibration's kind, empty if they look it."""
         calibration = self.detector.calibration_
         if calibration is None or not len(rows):
             return []
@@ -315,19 +319,25 @@ class _Writer:
                 for i, name in enumerate(_STATISTICS)
             },
         )
-        return list(found.reasons)
+        if found.reasons or not found.least_anomalous:
+            return list(found.reasons)
+        return [
+            f"at least {found.least_anomalous:.0%} of the new {calibration.level}s must be "
+            "anomalous; if fewer are, the images differ from those held out for calibration, and "
+            "the false-positive rate does not hold"
+        ]
 
     def _judge(self, scores: NDArray[np.float64]) -> tuple[list[Any], list[Any]]:
         """Return p-values and flags, empty cells where the detector has no calibration."""
-        calibration = self.detector.calibration_
-        if calibration is None or not len(scores):
-            return [""] * len(scores), [""] * len(scores)
+        calibration, count = self.detector.calibration_, scores.shape[-1]
+        if calibration is None or not count:
+            return [""] * count, [""] * count
         p_values = calibration.p_values(scores)
         try:
-            threshold = calibration.threshold(self.options.fpr)
+            calibration.check_rate(self.options.fpr)
         except SettingsError:  # too few normals to certify the level: nothing can be flagged
-            return list(p_values), [""] * len(scores)
-        return list(p_values), [int(s > threshold) for s in scores]
+            return list(p_values), [""] * count
+        return list(p_values), [int(f) for f in calibration.flags(p_values, self.options.fpr)]
 
     def _write_details(
         self, table: Sequence[dict[str, Any]], samples: Sequence[Sample], drift: list[str]
@@ -404,6 +414,11 @@ def _key(sample: Sample) -> str:
     """Return what names a sample within one scoring."""
     place = "" if sample.index is None else f"#{sample.array}[{sample.index}]"
     return f"{sample.path}{place}"
+
+
+def _by_fold(rows: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """Return the scores (F, N) by each model of a cross-fitted detector."""
+    return np.array([[float(value) for value in row[6].split()] for row in rows]).T
 
 
 def _cells(row: Row) -> list[str]:

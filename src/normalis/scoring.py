@@ -27,13 +27,19 @@ from normalis.scorers.base import Scorer
 __all__ = [
     "BATCH_SIZE",
     "Explained",
+    "Reader",
     "Scored",
     "explain",
     "from_model_range",
     "image_statistics",
+    "joined_scores",
     "score",
+    "score_by_all",
     "score_pixels",
 ]
+
+#: A fitted model and how its residual is read.
+Reader = tuple[AnomalyModel, Scorer]
 
 #: Images scored at once: large enough for full speed, small enough for any machine.
 BATCH_SIZE = 64
@@ -50,6 +56,8 @@ class Scored:
         reconstruction: (B, C, S, S) float32 in the model's range, None if not asked for or if the
             method has none.
         statistics: name -> (B,) of the images themselves, to notice that new data have drifted.
+        by_fold: (F, B) scores by each model of a cross-fitted detector, whose mean is
+            ``anomaly_score``; None for one model.
     """
 
     rows: list[Row]
@@ -57,6 +65,7 @@ class Scored:
     anomaly_map: NDArray[np.float32] | None = None
     reconstruction: NDArray[np.float32] | None = None
     statistics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    by_fold: NDArray[np.float64] | None = None
 
 
 def image_statistics(pixels: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
@@ -98,9 +107,34 @@ def score_pixels(
     return scores, shown, None if rebuilt is None else rebuilt.float().cpu().numpy()
 
 
+def score_by_all(
+    readers: Sequence[Reader], pixels: NDArray[Any], **settings: Any
+) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """Score one batch by every model of a detector.
+
+    Args:
+        readers: models with their scorers, usually one.
+        pixels: (B, C, S, S) ``uint8`` or float with nominal range [0, 1].
+        **settings: of `score_pixels`.
+
+    Returns:
+        scores (F, B) by each model; maps (B, S, S) and reconstructions (B, C, S, S), averaged over
+        the models, each None where `score_pixels` gives none.
+    """
+    parts = [score_pixels(model, scorer, pixels, **settings) for model, scorer in readers]
+    scores, maps, rebuilt = zip(*parts, strict=True)
+    return np.stack(scores), _mean(maps), _mean(rebuilt)
+
+
+def _mean(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    there = [part for part in parts if part is not None]
+    if len(there) < 2:
+        return there[0] if there else None
+    return np.mean(there, axis=0, dtype=np.float32)
+
+
 def score(
-    model: AnomalyModel,
-    scorer: Scorer,
+    readers: Sequence[Reader],
     batches: Iterable[Loaded],
     *,
     device: torch.device,
@@ -108,13 +142,12 @@ def score(
     maps: bool = True,
     reconstructions: bool = False,
 ) -> Iterator[Scored]:
-    """Score batch after batch; see `score_pixels` for the arguments."""
+    """Score batch after batch; see `score_by_all` and `score_pixels` for the arguments."""
     for batch in batches:
         if not batch.rows:
             continue
-        scores, shown, rebuilt = score_pixels(
-            model,
-            scorer,
+        scores, shown, rebuilt = score_by_all(
+            readers,
             batch.pixels,
             device=device,
             standardize=standardize,
@@ -123,11 +156,18 @@ def score(
         )
         yield Scored(
             rows=list(batch.rows),
-            anomaly_score=scores,
+            anomaly_score=scores.mean(axis=0),
             anomaly_map=shown,
             reconstruction=rebuilt,
             statistics=image_statistics(batch.pixels),
+            by_fold=scores if len(readers) > 1 else None,
         )
+
+
+def joined_scores(parts: Sequence[Scored]) -> NDArray[np.float64]:
+    """Return what `Calibration.p_values` reads: scores (N,), of a cross-fitted detector (F, N)."""
+    by_fold = [part.by_fold for part in parts if part.by_fold is not None]
+    return np.concatenate(by_fold or [part.anomaly_score for part in parts], axis=-1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -150,8 +190,7 @@ class Explained:
 
 
 def explain(
-    model: AnomalyModel,
-    scorer: Scorer,
+    readers: Sequence[Reader],
     samples: Sequence[Sample],
     *,
     settings: ImageSettings,
@@ -162,8 +201,7 @@ def explain(
     """Score files and yield each image at full size with its map and reconstruction.
 
     Args:
-        model: fitted.
-        scorer: how its residual is read.
+        readers: fitted models with their scorers, usually one.
         samples: the files; unreadable ones are left out.
         settings: how images are read.
         rule: the fitted intensity rule.
@@ -179,9 +217,8 @@ def explain(
         originals = _originals(loaded.rows, settings, rule)
         for first in range(0, len(loaded.rows), BATCH_SIZE):
             some = slice(first, first + BATCH_SIZE)
-            part = score_pixels(
-                model,
-                scorer,
+            part = score_by_all(
+                readers,
                 loaded.pixels[some],
                 device=device,
                 standardize=standardize,
@@ -206,7 +243,7 @@ def _explained(
         yield Explained(
             row=row,
             original=unit[i] if original is None else original,
-            anomaly_score=float(scores[i]),
+            anomaly_score=float(scores[:, i].mean()),
             anomaly_map=np.zeros(unit.shape[2:], np.float32) if maps is None else maps[i],
             reconstruction=None if rebuilt is None else rebuilt[i],
         )

@@ -142,11 +142,15 @@ def batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]
 
 @dataclass
 class _Member:
-    """One model of the stack, with its optimisers and its own source of randomness."""
+    """One model of the stack, with its optimisers and its own source of randomness.
+
+    ``rows`` are the images that it is trained on; None for all.
+    """
 
     model: Autoencoder
     seed: int
     settings: TrainingSettings
+    rows: Tensor | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -190,6 +194,8 @@ class Training:
         device: where to train.
         stacked: whether models that allow it are computed as one (`normalis.stack`); None does so
             on a GPU. The numbers are those of models trained one by one, up to rounding.
+        rows: for each model the indices of the images that it is trained on, as for folds; None
+            for all images. Such models are trained one after the other.
     """
 
     def __init__(
@@ -201,10 +207,12 @@ class Training:
         seeds: Sequence[int],
         device: str | torch.device = "auto",
         stacked: bool | None = None,
+        rows: Sequence[Tensor] | None = None,
     ) -> None:
-        if len(pixels) < 2:
+        fewest = min([len(pixels), *map(len, rows or [])])
+        if fewest < 2:
             raise DataError(
-                f"training needs at least 2 normal images, got {len(pixels)}: "
+                f"training needs at least 2 normal images, got {fewest}: "
                 "batch normalisation has no variance with one"
             )
         self.device = pick_device(device) if isinstance(device, str) else device
@@ -215,8 +223,13 @@ class Training:
         # Channels-last convolutions are a third faster on CPUs (docs/performance.md).
         for model in models:
             model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.members = [_Member(m, s, settings) for m, s in zip(models, seeds, strict=True)]
-        self.stacked = self.device.type == "cuda" if stacked is None else stacked
+        parts: Sequence[Tensor | None] = [None] * len(models) if rows is None else rows
+        self.members = [
+            _Member(model, seed, settings, part)
+            for model, seed, part in zip(models, seeds, parts, strict=True)
+        ]
+        wanted = self.device.type == "cuda" if stacked is None else stacked
+        self.stacked = wanted and rows is None
         self._stacks: list[tuple[Stack, list[_Member]]] = []
 
     def run(self, callback: Callable[[Progress], None] | None = None) -> None:
@@ -296,17 +309,19 @@ class Training:
             member.history.append(means)
 
     def _train_epoch(self, member: _Member) -> None:
-        parts = batches(len(self.pixels), self.settings.batch_size, member.generator)
+        n = len(self.pixels) if member.rows is None else len(member.rows)
+        parts = batches(n, self.settings.batch_size, member.generator)
         totals: dict[str, Tensor] = {}
         for i, index in enumerate(parts):
             if self.settings.recipe == "fast":
                 done = self.epoch + i / len(parts)
                 member.set_rate(_one_cycle(done / self.settings.epochs))
+            chosen = index if member.rows is None else member.rows[index]
             x = to_model_input(
-                self.pixels[index.to(self.device)], standardize=self.settings.standardize
+                self.pixels[chosen.to(self.device)], standardize=self.settings.standardize
             ).contiguous(memory_format=torch.channels_last)
             for name, value in member.step(x).items():
-                share = value * (len(index) / len(self.pixels))
+                share = value * (len(index) / n)
                 totals[name] = totals[name] + share if name in totals else share
         means = {name: float(value) for name, value in totals.items()}
         _check_finite(means, self.epoch + 1, self.settings)
@@ -323,6 +338,11 @@ class Training:
                 for index, slots in optimiser.state_dict()["state"].items():
                     state |= {f"{i}.optimiser.{j}.{index}.{k}": v for k, v in slots.items()}
         return state
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The losses by epoch, averaged over the models."""
+        return [_average(epoch) for epoch in zip(*(m.history for m in self.members), strict=True)]
 
     def progress(self) -> dict[str, Any]:
         """Return the plain part of the state: the epoch and the losses so far."""
@@ -395,10 +415,11 @@ def train(
     settings: TrainingSettings,
     seeds: Sequence[int],
     device: str | torch.device = "auto",
+    rows: Sequence[Tensor] | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Training:
     """Train a stack of models on normal images; see `Training` for the arguments."""
-    training = Training(models, pixels, settings=settings, seeds=seeds, device=device)
+    training = Training(models, pixels, settings=settings, seeds=seeds, device=device, rows=rows)
     training.run(callback)
     return training
 

@@ -80,6 +80,7 @@ def _source_page(source: Source) -> str:
         "calibration": sections.calibration_table(source),
         "facts": sections.fact_tables(source),
         "findings": sections.findings(source.audit),
+        "drift": source.details.get("drift") or [],
         "audit_tables": sections.audit_tables(source.audit),
         "evaluations": [sections.evaluation_part(body) for body in source.evaluations],
         "skipped": source.skipped,

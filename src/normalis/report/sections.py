@@ -421,7 +421,16 @@ def evaluation_part(evaluation: Mapping[str, Any]) -> Evaluation:
     return Evaluation(
         title=_text(evaluation.get("data") or ""),
         verdict=evaluation.get("beats_baselines"),
-        tables=[t for t in (_figures(subsets, *s) for s in _SECTIONS) if t.rows] + baselines[:1],
+        tables=[
+            t
+            for t in (
+                *(_figures(subsets, *s) for s in _SECTIONS),
+                _group_table(evaluation),
+                _lesion_table(evaluation),
+                *baselines[:1],
+            )
+            if t.rows
+        ],
         more=baselines[1:],
         findings=findings(evaluation),
         notes=[_text(note) for note in evaluation.get("notes") or []],
@@ -436,6 +445,40 @@ def _figures(subsets: Sequence[Mapping[str, Any]], section: str, title: str, not
     ]
     columns = ["figure", "images", "value", "95 % interval", "normal + anomalous"]
     return Table(title=title, columns=columns, rows=rows, note=note, numeric=(2, 3, 4))
+
+
+def _group_table(evaluation: Mapping[str, Any]) -> Table:
+    sizes = evaluation.get("group_sizes") or {}
+    rows = [
+        [_text(column), _text(value), *_figure(one), _text((sizes.get(column) or {}).get(value))]
+        for column, values in (evaluation.get("groups") or {}).items()
+        for value, one in values.items()
+    ]
+    return Table(
+        title="False-positive rate by group",
+        columns=["column", "group", "rate", "95 % interval", "normal images"],
+        rows=rows,
+        note="Share of normal images flagged at the threshold fixed on normal images. Groups that "
+        "differ are not served equally.",
+        numeric=(2, 3, 4),
+    )
+
+
+def _lesion_table(evaluation: Mapping[str, Any]) -> Table:
+    rows = []
+    for lesion in evaluation.get("lesions") or []:
+        low, high = lesion["min_size"], lesion.get("max_size")
+        sizes = f"{low:.0f} or more" if high is None else f"{low:.0f} to {high - 1:.0f}"
+        found = _figure({**lesion, "value": lesion.get("sensitivity")})
+        rows.append([sizes, *found, f"{lesion['n']:.0f}"])
+    return Table(
+        title="Lesions found, by size",
+        columns=["pixels at the model's size", "sensitivity", "95 % interval", "lesions"],
+        rows=rows,
+        note="A lesion is found if the map exceeds, anywhere in it, the level that the stated "
+        "share of normal images exceed somewhere.",
+        numeric=(1, 2, 3),
+    )
 
 
 def _figure(one: Mapping[str, Any]) -> list[str]:
