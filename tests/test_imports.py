@@ -20,6 +20,7 @@ LAYERS = [
     {"training", "loading"},
     {"scoring", "overlays", "checkpoints", "normals", "experiments"},
     {"selection", "evaluation", "calibration", "audit", "experiment_data"},
+    {"fitting"},
     {"detector", "jobs", "reproduce", "report"},
     {"outputs", "assessment", "sweep", "tables", "export"},
     {"ray_engine"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
@@ -23,10 +23,9 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from normalis import models, scorers
-from normalis.calibration import Calibration, calibrate
-from normalis.checkpoints import train_resumably
-from normalis.duplicates import likeness_groups
+from normalis.calibration import Calibration
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
+from normalis.fitting import Place, judge, score_loaded, train_models
 from normalis.images import IntensityRule
 from normalis.loading import ImageSettings, Loaded, from_array, stream
 from normalis.models.base import AnomalyModel, Autoencoder
@@ -39,24 +38,13 @@ from normalis.normals import (
     folds,
     is_array,
     normal_images,
-    patients_of,
     samples_to_score,
     split,
-    take,
 )
 from normalis.overlays import ColourScale
 from normalis.records import RunFolder, content_hash, versions, write_csv
-from normalis.scoring import (
-    BATCH_SIZE,
-    Explained,
-    Reader,
-    Scored,
-    explain,
-    image_statistics,
-    joined_scores,
-    score,
-)
-from normalis.training import Progress, Training, TrainingSettings, fit, pick_device
+from normalis.scoring import BATCH_SIZE, Explained, Reader, Scored, explain, joined_scores, score
+from normalis.training import Progress, TrainingSettings, pick_device
 
 if TYPE_CHECKING:
     from normalis.datasets import Sample
@@ -312,8 +300,18 @@ class AnomalyDetector(BaseEstimator):
         fold = self._folds_of(train)
         self.models_ = [self._build() for _ in range(self._n_models)]
         self.latent_dim_ = self.models_[0].settings.latent_dim
-        self._train(torch.from_numpy(train.pixels), fold, folder, progress)
-        self._calibrate(train, held, fold)
+        self.device_ = pick_device(self.device)
+        self.history_ = train_models(
+            self.models_,
+            torch.from_numpy(train.pixels),
+            settings=self._training_settings(),
+            place=self._place,
+            fold=fold,
+            folder=folder,
+            identity=self._identity(),
+            progress=progress,
+        )
+        self._judge(normals, fold)
         self.info_ |= {
             "fit_s": time.perf_counter() - started,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -331,6 +329,10 @@ class AnomalyDetector(BaseEstimator):
             hold_out=self.calibration_share if self.calibration == "split" else None,
             seed=self.random_state,
         )
+
+    @property
+    def _place(self) -> Place:
+        return Place(device=self.device_, standardize=self.standardize, seed=self.random_state)
 
     @property
     def _n_models(self) -> int:
@@ -362,40 +364,6 @@ class AnomalyDetector(BaseEstimator):
         self.info_["selection"] = chosen.to_dict()
         self.latent_dim_ = int(chosen.latent_dim or 16)
 
-    def _train(
-        self,
-        pixels: Tensor,
-        fold: NDArray[np.int64] | None,
-        folder: RunFolder | None,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        """Train each model on the images outside its fold; the one of no folds on all."""
-        self.device_ = pick_device(self.device)
-        settings, count = self._training_settings(), self._n_models
-        rows = None
-        if fold is not None:
-            rows = [torch.from_numpy(np.flatnonzero(fold != k)) for k in range(count)]
-        networks = [model for model in self.models_ if isinstance(model, Autoencoder)]
-        if not networks:
-            for k, model in enumerate(self.models_):
-                seen = pixels if rows is None else pixels[rows[k]]
-                fit(model, seen, settings=settings, seed=self.random_state, device=self.device_)
-            self.history_: list[dict[str, float]] = []
-            return
-        shared: dict[str, Any] = {
-            "settings": settings,
-            "seeds": [self.random_state + k for k in range(count)],
-            "device": self.device_,
-            "rows": rows,
-        }
-        if folder is None:
-            training = Training(networks, pixels, **shared)
-            training.run(progress)
-        else:
-            shared |= {"folder": folder, "identity": self._identity(), "callback": progress}
-            training = train_resumably(networks, pixels, **shared)
-        self.history_ = training.history
-
     def _identity(self) -> str:
         """Return what a resumed run must have in common with the one that was interrupted."""
         params = {k: v for k, v in self._plain_params().items() if k != "device"}
@@ -406,77 +374,20 @@ class AnomalyDetector(BaseEstimator):
         params["method"] = models.method_name(self.method)
         return {k: _plain(v) for k, v in params.items()}
 
-    def _calibrate(
-        self, train: Loaded, held: Loaded | None, fold: NDArray[np.int64] | None
-    ) -> None:
-        """Score normal images that the model has not seen; fix thresholds and colours."""
-        self.scorers_ = [self._build_scorer() for _ in self.models_]
-        for model, scorer in zip(self.models_, self.scorers_, strict=True):
-            scorer.check_supports(model)
-        if self.scorers_[0].needs_fit:
-            held = self._fit_scorers(train, held, fold)
-        normals = held or train
-        scores, maps = self._score_unseen(normals, fold)
-        self.decision_scores_ = scores
-        unseen = held is not None or fold is not None
-        self.colour_scale_ = ColourScale.from_maps(maps, held_out=unseen)
-        self.calibration_ = None
-        if unseen:
-            self.calibration_ = self._calibration_of(normals, scores, maps, fold)
-
-    def _score_unseen(
-        self, normals: Loaded, fold: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Return scores (n,) and maps (n, S, S), with folds each by the model without its own."""
-        number = np.zeros(len(normals.rows), np.int64) if fold is None else fold
-        scores = np.empty(len(number))
-        maps = np.empty((len(number), *normals.pixels.shape[2:]), np.float32)
-        for k, reader in enumerate(self._readers()):
-            mine = number == k
-            parts = list(self._score_loaded(take(normals, mine), [reader], maps=True))
-            scores[mine] = np.concatenate([p.anomaly_score for p in parts])
-            maps[mine] = np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
-        return scores, maps
-
-    def _calibration_of(
-        self,
-        normals: Loaded,
-        scores: NDArray[np.float64],
-        maps: NDArray[np.float32],
-        fold: NDArray[np.int64] | None,
-    ) -> Calibration:
-        patients = patients_of(normals)
-        calibration = calibrate(
-            scores,
-            patients=likeness_groups(normals.pixels) if patients is None else patients,
-            kind="split" if fold is None else "cv+",
+    def _judge(self, normals: Normals, fold: NDArray[np.int64] | None) -> None:
+        """Score normal images that the models have not seen; fix thresholds and colours."""
+        found = judge(
+            self.models_,
+            self._build_scorer,
+            normals.train,
+            normals.held,
+            place=self._place,
             fold=fold,
-            map_maxima=maps.max((1, 2)),
-            statistics=image_statistics(normals.pixels),
         )
-        if patients is not None:
-            return calibration
-        alone = calibration.n_units == calibration.n_images
-        return replace(calibration, level="image" if alone else "group")
-
-    def _fit_scorers(
-        self, train: Loaded, held: Loaded | None, fold: NDArray[np.int64] | None
-    ) -> Loaded | None:
-        """Fit the scorers; return what is left to calibrate on.
-
-        What a scorer was fitted on scores too low to calibrate it. Of held-out images one half is
-        for each; with folds a scorer sees what its model has seen.
-        """
-        seen, left = [train] * len(self.models_), held
-        if fold is not None:
-            seen = [take(train, fold != k) for k in range(len(self.models_))]
-        elif held is not None:
-            half, left = split(held, 0.5, self.random_state)
-            seen = [half]
-        for model, scorer, normals in zip(self.models_, self.scorers_, seen, strict=True):
-            x = to_model_input(torch.from_numpy(normals.pixels), standardize=self.standardize)
-            scorer.fit(model, x.to(self.device_))
-        return left
+        self.scorers_ = found.scorers
+        self.decision_scores_ = found.scores
+        self.calibration_ = found.calibration
+        self.colour_scale_ = found.colour_scale
 
     # --- score ---
 
@@ -498,26 +409,6 @@ class AnomalyDetector(BaseEstimator):
 
     def _readers(self) -> list[Reader]:
         return list(zip(self.models_, self.scorers_, strict=True))
-
-    def _score_loaded(
-        self, loaded: Loaded, readers: Sequence[Reader] | None = None, **options: bool
-    ) -> Iterator[Scored]:
-        batches = (
-            Loaded(
-                pixels=loaded.pixels[i : i + BATCH_SIZE],
-                rows=loaded.rows[i : i + BATCH_SIZE],
-                skipped=[],
-                rule=loaded.rule,
-            )
-            for i in range(0, len(loaded.rows), BATCH_SIZE)
-        )
-        yield from score(
-            readers or self._readers(),
-            batches,
-            device=self.device_,
-            standardize=self.standardize,
-            **options,
-        )
 
     def stream(
         self,
@@ -582,7 +473,7 @@ class AnomalyDetector(BaseEstimator):
         settings = self.image_settings
         if is_array(x):
             loaded = from_array(x, settings, rule=self.rule_, fit_rule=False)
-            return list(self._score_loaded(loaded, maps=maps))
+            return list(score_loaded(self._readers(), loaded, self._place, maps=maps))
         skipped: list[tuple[Path, str]] = []
         samples = samples_to_score(as_dataset(x))
         parts = list(self.stream(samples, maps=maps, skipped=skipped))
@@ -676,7 +567,7 @@ class AnomalyDetector(BaseEstimator):
                 "the normal images must be those that the detector was fitted on, for the ones "
                 f"held out then; got others ({found.name}, fitted on {self.info_['data']['name']})"
             )
-        other._calibrate(found.train, found.held, other._folds_of(found.train))
+        other._judge(found, other._folds_of(found.train))
         return other
 
     # --- save and load ---
