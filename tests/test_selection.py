@@ -22,6 +22,7 @@ from normalis.selection import (
     select_capacity,
 )
 from normalis.selection.evidence import normal_geometry
+from normalis.selection.prior import lesion_prior
 
 DIMS = (2.0, 4.0, 8.0, 16.0, 32.0)
 
@@ -321,3 +322,39 @@ def test_a_selection_survives_json():
         again = Selection.from_dict(json.loads(json.dumps(chosen.to_dict())))
         assert str(again) == str(chosen)
         assert again.to_dict() == chosen.to_dict()
+
+
+# -- grids ----------------------------------------------------------------------------------------
+
+
+def test_part_of_the_candidates_is_evidence_too():
+    prior = {
+        "lesion of 4 px": np.linspace(0.5, 0.9, 5),
+        "lesion of 32 px": np.linspace(0.9, 0.5, 5),
+    }
+    errors = np.array([5.0, 4.0, 3.0, 2.0, 1.0])
+    whole = evidence(OPPOSED, lesion_prior=prior, validation_errors=errors)
+    part = whole.only(["d=16", "d=32"])
+    assert part.latent_dims == (16.0, 32.0)
+    np.testing.assert_allclose(family_auroc(part), family_auroc(whole)[:, 3:])
+    assert part.validation_errors.tolist() == [2.0, 1.0]
+    assert select_capacity(part, "lesion-scale-prior").choice == "d=16"
+    with pytest.raises(DataError, match="d=9"):
+        whole.only(["d=9"])
+
+
+def test_a_kept_lesion_prior_chooses_as_the_spectrum_does(listing):
+    images = np.stack([image for image, _, _ in listing])
+    geometry = normal_geometry(images[:90].astype(np.float64), images[90:130])
+    of_spectrum = Evidence(candidates=("1", "4", "16"), latent_dims=(1, 4, 16), **geometry)
+    kept = lesion_prior(
+        geometry["normal"],
+        geometry["normal_energies"],
+        geometry["normal_outside"],
+        latent_dims=(1, 4, 16),
+    )
+    of_prior = Evidence(candidates=("1", "4", "16"), latent_dims=(1, 4, 16), lesion_prior=kept)
+    first, second = (select_capacity(e, "lesion-scale-prior") for e in (of_spectrum, of_prior))
+    assert first.to_dict() == second.to_dict()
+    with pytest.raises(DataError, match="lesion_prior"):
+        Evidence(candidates=("1", "4"), lesion_prior=kept)

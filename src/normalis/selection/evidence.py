@@ -35,6 +35,8 @@ class Evidence:
         normal: spectrum of normal images, directions from training, variances held out.
         normal_energies: (N, K) squared projections of held-out normals on those directions.
         normal_outside: (N,) their energy outside the K directions.
+        lesion_prior: lesion size -> (C,) AUROC of the closed form, from `lesion_prior`, where it
+            is kept instead of the three above.
         intrinsic_dimension: of the distinct training normals.
         groups: (N,) patient or duplicate group of each held-out image, for the stability.
     """
@@ -48,6 +50,7 @@ class Evidence:
     normal: Spectrum | None = None
     normal_energies: NDArray[np.float64] | None = None
     normal_outside: NDArray[np.float64] | None = None
+    lesion_prior: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     intrinsic_dimension: float | None = None
     groups: NDArray[Any] | None = None
 
@@ -60,6 +63,9 @@ class Evidence:
             value = getattr(self, name)
             if value is not None and np.shape(value) != (count,):
                 raise DataError(f"{name} must be ({count},), got {np.shape(value)}")
+        for name, row in self.lesion_prior.items():
+            if np.shape(row) != (count,):
+                raise DataError(f"lesion_prior of {name} must be ({count},), got {np.shape(row)}")
         shapes = {f: np.shape(s) for f, s in self.synthetic_scores.items()}
         if self.validation_scores is not None:
             shapes["validation"] = np.shape(self.validation_scores)
@@ -77,6 +83,30 @@ class Evidence:
         synthetic = {f: s[:, rows] for f, s in self.synthetic_scores.items()}
         groups = None if self.groups is None else np.asarray(self.groups)[rows]
         return replace(self, validation_scores=scores, synthetic_scores=synthetic, groups=groups)
+
+    def only(self, names: Sequence[str]) -> Evidence:
+        """Return the evidence on some of the candidates, for instance on another grid.
+
+        Raises:
+            DataError: if one of them is no candidate.
+        """
+        if unknown := sorted(set(names) - set(self.candidates)):
+            raise DataError(f"{', '.join(unknown)}: not among {', '.join(self.candidates)}")
+        at = [self.candidates.index(name) for name in names]
+
+        def rows(value: Any) -> Any:
+            return None if value is None else np.asarray(value)[at]
+
+        return replace(
+            self,
+            candidates=tuple(names),
+            latent_dims=None if self.latent_dims is None else tuple(rows(self.latent_dims)),
+            validation_scores=rows(self.validation_scores),
+            synthetic_scores={f: rows(s) for f, s in self.synthetic_scores.items()},
+            validation_errors=rows(self.validation_errors),
+            training_errors=rows(self.training_errors),
+            lesion_prior={s: rows(a) for s, a in self.lesion_prior.items()},
+        )
 
 
 def gather_evidence(

@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.errors import DataError, SettingsError
-from normalis.selection.evidence import CONTRAST, Evidence, family_auroc
+from normalis.selection.evidence import Evidence, family_auroc
 from normalis.selection.outcome import Combiner, Selection
+from normalis.selection.prior import lesion_prior
 
 __all__ = ["READS_SCORES", "RULES"]
 
 _T = TypeVar("_T")
-
-_PRIOR_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)  # lesion sizes of the prior, of the image's side
 
 
 def _always(latent_dim: float) -> Callable[[Evidence], Selection]:
@@ -60,22 +59,13 @@ def _mean_auroc(evidence: Evidence) -> Selection:
 
 def _lesion_scale_prior(evidence: Evidence) -> Selection:
     """Minimise the largest regret of the closed form over lesion sizes, at rank = latent_dim."""
-    from normalis.entropy.water_filling import blob_spectrum, predicted_auroc_from
-
-    normal = _needed(evidence.normal, "normal")
-    energies = _needed(evidence.normal_energies, "normal_energies")
-    outside = _needed(evidence.normal_outside, "normal_outside")
-    size, known = round(len(normal.mean) ** 0.5), len(normal.directions)
-    ranks = np.minimum(np.rint(_dims(evidence)).astype(int), known)
-    table = {}
-    for share in _PRIOR_SHARES:
-        unit = blob_spectrum(normal, scale_px=share * size, contrast=1.0)
-        height = CONTRAST * (normal.total / unit.total) ** 0.5
-        lesion = unit.scaled(height)
-        auroc = predicted_auroc_from(
-            energies, lesion, outside=outside, pixels=len(normal.mean), ranks=ranks
-        )
-        table[f"lesion of {share * size:.0f} px"] = tuple(100 * (auroc.max() - auroc))
+    auroc = evidence.lesion_prior or lesion_prior(
+        _needed(evidence.normal, "normal"),
+        _needed(evidence.normal_energies, "normal_energies"),
+        _needed(evidence.normal_outside, "normal_outside"),
+        latent_dims=_dims(evidence),
+    )
+    table = {name: tuple(100 * (row.max() - row)) for name, row in auroc.items()}
     worst = np.max([*table.values()], axis=0)
     table["worst regret"] = tuple(worst)
     chosen = int(np.argmin(worst))

@@ -1,0 +1,189 @@
+"""The study of selection rules: labels reach no choice, regret on a worked example, end to end."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from normalis.experiment_data import Store
+from normalis.experiments import plan
+from normalis.selection import RULES
+from normalis.sweep import run_plan
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+study = importlib.import_module("selection_study")
+evidence = importlib.import_module("selection_evidence")
+
+DIMS = (2.0, 8.0, 16.0, 32.0)
+
+
+def made(*, seeds=(0, 1), images=60, rng_seed=0):
+    """Evidence and outcomes in which capacity 8 separates real anomalies best."""
+    rng = np.random.default_rng(rng_seed)
+    normals, outcomes = [], []
+    labels = np.arange(images) % 2 == 1
+    for seed in seeds:
+        for i, d in enumerate(DIMS):
+            head = {
+                "identity": f"{seed}-{d}",
+                "dataset": "made",
+                "method": "ae",
+                "capacity": d,
+                "standardize": False,
+                "seed": seed,
+            }
+            normals.append(
+                head
+                | {
+                    "validation_scores": np.exp(rng.normal(size=40)).tolist(),
+                    "synthetic": {
+                        "small": np.exp(rng.normal(size=40) + i).tolist(),
+                        "large": np.exp(rng.normal(size=40) + 3 - i).tolist(),
+                    },
+                    "groups": list(range(40)),
+                    "validation_error": 1.0 / d,
+                    "training_error": 0.5 / d,
+                    "intrinsic_dimension": 7.0,
+                    "lesion_prior": {"lesion of 4 px": 0.5 + 0.1 * i, "large": 0.9 - 0.1 * i},
+                }
+            )
+            shift = 3.0 if d == 8 else 0.3
+            outcomes.append(
+                head
+                | {
+                    "scores": np.exp(rng.normal(size=images) + shift * labels).tolist(),
+                    "is_anomalous": labels.tolist(),
+                    "groups": (np.arange(images) // 2).tolist(),
+                    "pixel_average_precision": d / 100,
+                }
+            )
+    return normals, outcomes
+
+
+def choices(normals, outcomes):
+    (setting,) = study.settings_of(normals, outcomes, study.WHOLE)
+    return {rule: [s.to_dict() for s in chosen] for rule, chosen in study.choose(setting).items()}
+
+
+# -- labels ---------------------------------------------------------------------------------------
+
+
+def test_no_choice_changes_when_labels_are_shuffled_or_removed():
+    normals, outcomes = made()
+    chosen = choices(normals, outcomes)
+    assert set(chosen) == set(RULES)
+    shuffled = [o | {"is_anomalous": o["is_anomalous"][::-1]} for o in outcomes]
+    removed = [
+        {k: v for k, v in o.items() if k not in ("is_anomalous", "scores")} for o in outcomes
+    ]
+    assert choices(normals, shuffled) == chosen
+    assert choices(normals, removed) == chosen
+
+
+def test_regret_does_change_with_the_labels():
+    normals, outcomes = made()
+    flipped = [o | {"is_anomalous": [not a for a in o["is_anomalous"]]} for o in outcomes]
+    key = (study.WHOLE, "made")
+    first, other = (study.study(normals, o, repeats=5)[key][1] for o in (outcomes, flipped))
+    assert first["always-16"].regret[0] > 10 > other["always-16"].regret[0]
+
+
+# -- regret ---------------------------------------------------------------------------------------
+
+
+def test_regret_of_a_worked_example():
+    # Two candidates, two seeds. Candidate 0 ranks all right (AUROC 1) in both seeds, candidate 1
+    # ranks all wrong in seed 0 (AUROC 0) and ties everything in seed 1 (AUROC 0.5).
+    labels = np.array([False, True] * 4)
+    groups = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    right = labels.astype(float)
+    scores = np.array([[right, 1 - right], [right, np.ones(8)]])
+    always_0, always_1 = scores[:, :1], scores[:, 1:]
+    found = study.cross_fitted(
+        scores, np.concatenate([always_0, always_1], axis=1), labels, groups, repeats=20
+    )
+    assert found[0] == (0.0, 0.0, 0.0)
+    assert found[1] == pytest.approx((75.0, 75.0, 75.0))  # (100 + 50) / 2 points
+
+
+def test_the_best_is_named_on_other_images_and_so_may_lose():
+    # One seed; candidate 0 is right on patients 0-1 and wrong on 2-3, candidate 1 the reverse. In
+    # each halving into these, the best of one half is the worst of the other: regret -100 or +100.
+    labels = np.array([False, True] * 4)
+    first = np.where(np.arange(8) < 4, labels, ~labels).astype(float)
+    scores = np.array([[first, 1 - first]])
+    halves = [np.arange(4), np.arange(4, 8)]
+    found = [study.aurocs(scores[..., h], labels[h]) for h in halves]
+    both = [np.concatenate([f, f], axis=1) for f in found]
+    np.testing.assert_allclose(study._regret(both, 2), [-0.5, -0.5])
+
+
+def test_auroc_of_many_rows_is_that_of_the_metrics():
+    from normalis.metrics import auroc
+
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 5, (3, 50)).astype(float), rng.random(50) < 0.4
+    expected = [auroc(row, labels) for row in scores]
+    np.testing.assert_allclose(study.aurocs(scores, labels), expected)
+
+
+def test_differences_are_from_the_baseline():
+    normals, outcomes = made()
+    fared = study.study(normals, outcomes, repeats=20)[study.WHOLE, "made"][1]
+    assert fared["always-16"].over_16 == (0.0, 0.0, 0.0)
+    assert fared["always-16"].choices == ("16", "16")
+    assert fared["always-8"].over_16[1] > 0
+    assert fared["always-8"].pixel_ap_over_16 == pytest.approx(-8.0)
+    assert fared["ensemble-mean"].choices == ("all", "all")
+
+
+# -- what is there --------------------------------------------------------------------------------
+
+
+def test_seeds_and_candidates_that_are_not_there_are_left_out():
+    normals, outcomes = made(seeds=(0, 1, 2))
+    some = [n for n in normals if n["seed"] == 0 or (n["seed"] == 1 and n["capacity"] != 32)]
+    some += [n for n in normals if n["seed"] == 2 and n["capacity"] == 2]
+    (setting,) = study.settings_of(some, outcomes, study.WHOLE)
+    assert (setting.seeds, setting.capacities) == ((0, 1), (2.0, 8.0, 16.0))
+    assert study.settings_of(some[:2], outcomes, study.WHOLE) == []
+    assert len(study.page(some, outcomes, repeats=3)) > 10
+    assert "0 of" in study.page([], [])[0]
+
+
+def test_from_trainings_to_the_page(tmp_path):
+    study.write_phantoms(tmp_path / "data", size=16, train=40, test=12)
+    table = {
+        "datasets": ["phantom_focal", "phantom_diffuse"],
+        "latent_dims": [1, 2, 8],
+        "epochs": 2,
+        "options": {"hidden_dim": 8},
+        "images": {"image_size": 16},
+        "subset": {"validation_share": 0.4},
+        "include": [
+            {"methods": ["rate-ae"], "latent_dims": [16], "options": {"rate": r, "hidden_dim": 8}}
+            for r in (4.0, 8.0, 16.0)
+        ],
+    }
+    results, kept = tmp_path / "results", tmp_path / "evidence"
+    experiments = plan(table, Store(results, tmp_path / "data").fingerprints)
+    assert run_plan(experiments, results, jobs=1, device="cpu") == {}
+    assert evidence.gather(results, kept, None) == []
+    normals, outcomes = evidence.read(kept / "normals"), evidence.read(kept / "outcomes")
+    assert len(normals) == len(outcomes) == 12
+    assert not any("is_anomalous" in row for row in normals)
+    text = "\n".join(study.page(normals, outcomes, repeats=5))
+    for expected in ("phantom_focal, d 1-128", "phantom_diffuse, rate 4-64", "| minimax-regret |"):
+        assert expected in text
+    # The two sets share their normal images, so a rule must choose the same on both.
+    both = [choices_of(normals, outcomes, name) for name in ("phantom_focal", "phantom_diffuse")]
+    assert both[0] == both[1]
+    assert evidence.gather(results, kept, None) == []
+    assert sum(f.stat().st_size for f in kept.rglob("*.parquet")) < 500_000
+
+
+def choices_of(normals, outcomes, dataset):
+    (setting,) = (s for s in study.settings_of(normals, outcomes, study.WHOLE) if s.name == dataset)
+    return {rule: [s.choice for s in chosen] for rule, chosen in study.choose(setting).items()}
