@@ -320,6 +320,10 @@ def test_sweep_and_results_from_the_command_line(tmp_path):
     assert "1 records" in text
     assert file.read_text().splitlines()[0] == "dataset,auroc"
     assert len(Records(out).identities()) == 2
+    text = run("results", out)
+    assert re.search(r"2 records; all of dataset tiny, method ae, latent_dim 2, seed 0", text)
+    for identity in Records(out).identities():
+        assert re.search(rf"(native|l1) .*{identity[:12]} ", text)  # one line, no cell broken
 
 
 def test_prepare_lists_the_data_sets():

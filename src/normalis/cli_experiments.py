@@ -176,14 +176,27 @@ def results(
     sort: Annotated[str | None, typer.Option(help="Column to sort by, descending.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table here.")] = None,
 ) -> None:
-    """List the records of RESULTS."""
+    """List the records of RESULTS; columns that are the same in all are named above the table."""
     from normalis.records import listing, write_csv
 
     shown = columns.split(",") if columns else None
     head, rows = listing(folder, where=_pairs(where), columns=shown, sort=sort)
-    console.print(_table(f"{len(rows)} records", head, rows))
     if csv is not None:
         write_csv(csv, head, rows)
+    same = [i for i, values in enumerate(zip(*rows, strict=True)) if len(set(values)) == 1]
+    same = [] if shown or len(rows) < 2 else same
+    varying = [i for i in range(len(head)) if i not in same]
+    equal = ", ".join(f"{head[i]} {_text(rows[0][i])}" for i in same)
+    title = f"{len(rows)} records" + (f"; all of {equal}" if equal else "")
+    body = [[_brief(head[i], row[i]) for i in varying] for row in rows]
+    # Piped output has no width of its own, and a line broken in cells is of no use to a reader.
+    out = console if console.is_terminal else Console(width=max(console.width, 160))
+    out.print(_table(title, [head[i] for i in varying], body))
+
+
+def _brief(column: str, value: Any) -> Any:
+    """Shorten a hash to what tells it from others."""
+    return str(value)[:12] if column in ("id", "data", "training_key") else value
 
 
 def _pairs(given: list[str] | None, flag: str = "--where") -> dict[str, str]:
