@@ -191,7 +191,8 @@ def results(
     body = [[_brief(head[i], row[i]) for i in varying] for row in rows]
     # Piped output has no width of its own, and a line broken in cells is of no use to a reader.
     out = console if console.is_terminal else Console(width=max(console.width, 160))
-    out.print(_table(title, [head[i] for i in varying], body))
+    out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+    out.print(_table("", [head[i] for i in varying], body))
 
 
 def _brief(column: str, value: Any) -> Any:
