@@ -118,3 +118,14 @@ def test_rows_of_arrays_are_evaluated(fitted, tmp_path):
     )
     result, *_ = assess(fitted, open_dataset(tmp_path / "x.npz"), fpr=0.2)
     assert rows_of(result, "ranking")["auroc"].n_images == 12
+
+
+def test_a_file_that_vanishes_on_the_way_is_named(fitted, tmp_path):
+    root = write_mvtec(tmp_path, train=20, test=4)
+
+    def vanish(stage, _):
+        if stage == "metrics":  # scored and audited, not yet read for the trivial scores
+            (root / "test/good/002.png").unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match=r"002\.png: could be read when it was scored and not for"):
+        assess(fitted, open_dataset(root), progress=vanish)

@@ -134,6 +134,13 @@ def _baselines(
     given: dict[str, Any] = {"rule": detector.rule_, "fit_rule": False, "cache": True}
     test = load([row.sample for row in _one_per_file(rows)], settings, **given)
     place = {image_key(row.sample, row.slice_index): i for i, row in enumerate(test.rows)}
+    lost = [row.path for row, key in zip(rows, keys, strict=True) if key not in place]
+    if lost:
+        raise DataError(
+            f"{lost[0]}: could be read when it was scored and not for the trivial scores "
+            f"({len(lost)} such files); leave the files alone while they are evaluated, and run "
+            "the same command again"
+        )
     pixels = test.pixels[[place[key] for key in keys]]
     known = {fact.key: fact.properties for fact in found.facts}
     properties = [known.get(key, {}) for key in keys]
