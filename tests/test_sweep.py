@@ -23,7 +23,7 @@ from normalis.experiments import (
     read_plan,
     write_plan,
 )
-from normalis.jobs import estimate, fitted, jobs_of, run_job
+from normalis.jobs import estimate, fitted, jobs_of, run_job, stacks_of, train_together
 from normalis.metrics import auroc
 from normalis.records import Records
 from normalis.sweep import run_plan
@@ -323,6 +323,65 @@ def test_scorers_share_one_training(root, out):
 def test_models_are_dropped_if_asked(root, out):
     run_plan(planned(root, out), out, jobs=1, keep_models=False)
     assert list((out / "models").iterdir()) == []
+
+
+def test_trainings_computed_as_one_give_the_records_of_trainings_alone(root, tmp_path):
+    factors = {"latent_dims": [2, 3], "seeds": [0, 1], "scorers": ["native", "l1"]}
+    found = {}
+    for name, stack in (("alone", 1), ("together", 3)):
+        out = tmp_path / name
+        experiments = planned(root, out, **factors)
+        events = []
+        assert run_plan(experiments, out, jobs=1, stack=stack, callback=events.append) == {}
+        assert events[-1].done == events[-1].total == 4
+        found[name] = {e.identity: Records(out).read(e.identity) for e in experiments}
+        assert len(list((out / "models").iterdir())) == 4  # no checkpoint of a stack stays
+    devices = {"alone": set(), "together": set()}
+    for identity, alone in found["alone"].items():
+        together = found["together"][identity]
+        np.testing.assert_allclose(together["anomaly_score"], alone["anomaly_score"], rtol=2e-2)
+        assert together["seed"] == alone["seed"]
+        for name, records in found.items():
+            devices[name].add("one of 3 computed together" in records[identity]["device"])
+    assert devices == {"alone": {False}, "together": {True, False}}  # four: three, and one alone
+
+
+def test_what_can_be_trained_as_one(root, out):
+    experiments = planned(
+        root, out, methods=["ae", "vae", "memae"], latent_dims=[2, 3], seeds=[0, 1]
+    )
+    jobs = jobs_of(experiments)
+    sizes = {}
+    for stack in stacks_of(jobs, 8):
+        sizes.setdefault(stack[0].experiments[0].method, []).append(len(stack))
+    assert sizes == {"ae": [4], "vae": [2, 2], "memae": [1, 1, 1, 1]}
+    assert [len(s) for s in stacks_of(jobs[:4], 3)] == [3, 1]
+    assert all(len(s) == 1 for s in stacks_of(jobs, 1))
+
+
+def test_a_killed_stack_goes_on_from_its_checkpoint(root, out, monkeypatch):
+    jobs = jobs_of(planned(root, out, latent_dims=[2, 3], epochs=4))
+    monkeypatch.setattr("normalis.checkpoints.EVERY_S", 0.0)
+
+    def stop(epoch, epochs):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_together(jobs, out, device="cpu", callback=stop)
+    epochs = []
+    trained = train_together(jobs, out, device="cpu", callback=lambda e, n: epochs.append(e))
+    assert (trained, epochs) == (2, [3, 4])
+    assert train_together(jobs, out, device="cpu") == 0  # both are there
+    assert sorted(p.name for p in (out / "models").iterdir()) == sorted(j.key for j in jobs)
+
+
+def test_a_stack_leaves_a_claimed_training_alone(root, out):
+    jobs = jobs_of(planned(root, out, latent_dims=[2, 3, 4]))
+    with Records(out).claim(jobs[1].key):
+        assert train_together(jobs, out, device="cpu") == 2
+    kept = {p.name for p in (out / "models").iterdir()}
+    assert kept == {jobs[0].key, jobs[2].key}
 
 
 def test_interrupted_training_goes_on_exactly(root, out, monkeypatch):

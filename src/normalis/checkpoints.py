@@ -29,6 +29,7 @@ def train_resumably(
     folder: RunFolder,
     identity: str,
     rows: Sequence[Tensor] | None = None,
+    stacked: bool | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Training:
     """Train as `normalis.training.train` does, from the folder's checkpoint if there is one.
@@ -42,12 +43,15 @@ def train_resumably(
         folder: where checkpoints go; the caller holds its lock.
         identity: what an interrupted training must have in common with this one.
         rows: for each model the indices of the images that it is trained on; None for all.
+        stacked: as of `Training`.
         callback: called after each epoch.
 
     Raises:
         RunError: if the folder holds the checkpoint of another training.
     """
-    training = Training(models, pixels, settings=settings, seeds=seeds, device=device, rows=rows)
+    training = Training(
+        models, pixels, settings=settings, seeds=seeds, device=device, rows=rows, stacked=stacked
+    )
     found = folder.read_checkpoint()
     if found is not None:
         arrays, progress = found

@@ -37,6 +37,14 @@ Address = Annotated[
 ]
 Gpus = Annotated[float, typer.Option(help="Share of a GPU that one training gets (ray).")]
 Keep = Annotated[bool, typer.Option(help="Keep fitted models in RESULTS/models.")]
+Stacked = Annotated[
+    int | None,
+    typer.Option(
+        "--stack",
+        min=1,
+        help="Trainings computed as one (local engine); by default 24 on a GPU, 1 on a CPU.",
+    ),
+]
 
 
 @app.command()
@@ -105,11 +113,12 @@ def sweep(
     address: Address = "local",
     gpus_per_job: Gpus = 0.0,
     keep_models: Keep = True,
+    stack: Stacked = None,
 ) -> None:
     """Run every experiment of PLAN that has no record in RESULTS yet; interrupt at will."""
     from normalis.experiments import read_plan
 
-    engine_options = _engine(engine, jobs, device, address, gpus_per_job, keep_models)
+    engine_options = _engine(engine, jobs, device, address, gpus_per_job, keep_models, stack)
     _run([read_plan(plan)], out, data, dry_run, engine_options)
 
 
@@ -132,11 +141,12 @@ def reproduce(
     address: Address = "local",
     gpus_per_job: Gpus = 0.0,
     keep_models: Keep = True,
+    stack: Stacked = None,
 ) -> None:
     """Train what a table or figure of the paper needs; print it beside the paper's numbers."""
     from normalis.reproduce import datasets_under, plan_of
 
-    engine_options = _engine(engine, jobs, device, address, gpus_per_job, keep_models)
+    engine_options = _engine(engine, jobs, device, address, gpus_per_job, keep_models, stack)
     if not only_draw:
         if data is None:
             raise SettingsError("--data is needed to train (--only-draw draws what there is)")
@@ -233,11 +243,12 @@ def _engine(
     address: str,
     gpus_per_job: float,
     keep_models: bool,
+    stack: int | None,
 ) -> tuple[str, dict[str, Any]]:
     """Return the engine and its options; fail before anything is read."""
     common = {"device": device, "keep_models": keep_models}
     if name == "local":
-        return name, {"jobs": jobs, **common}
+        return name, {"jobs": jobs, "stack": stack, **common}
     if name == "ray":
         return name, {"address": address, "gpus_per_job": gpus_per_job, **common}
     raise SettingsError(f"--engine must be local or ray, got {name!r}")

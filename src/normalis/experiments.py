@@ -149,7 +149,7 @@ class Experiment:
 
         ``images`` and ``subset`` act through the arrays, which the fingerprint covers.
         """
-        body = self._training_body() | {"dataset": self.dataset, "data": self.data}
+        body = self.training_body() | {"dataset": self.dataset, "data": self.data}
         return body | {
             name: value
             for name, value, default in (
@@ -168,9 +168,10 @@ class Experiment:
     @property
     def training_key(self) -> str:
         """Return the name of the training that the experiment shares with others."""
-        return content_hash(self._training_body())
+        return content_hash(self.training_body())
 
-    def _training_body(self) -> dict[str, Any]:
+    def training_body(self) -> dict[str, Any]:
+        """Return what the training's key is the hash of."""
         defaults = asdict(TrainingSettings())
         changed = {k: v for k, v in self.training.to_dict().items() if v != defaults[k]}
         return {

@@ -1,5 +1,8 @@
 """One training with the experiments that read it: fit it, resumably; score; append the records.
 
+Trainings that differ in latent dimension or seed alone can be done together beforehand, by
+`train_together`, which a GPU is fast at (`normalis.stack`); each job then finds its model.
+
 A fitted model stays in ``RESULTS/models/<training key>`` unless that is declined, so that other
 scorers, pictures and studies need no training. An unfinished training leaves a checkpoint there,
 from which it goes on exactly as if it had not been interrupted.
@@ -11,6 +14,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -36,9 +40,10 @@ from normalis.records import (
     git_revision,
     versions,
 )
+from normalis.stack import STACKABLE
 from normalis.training import Training, fit, pick_device
 
-__all__ = ["Job", "estimate", "fitted", "jobs_of", "run_job"]
+__all__ = ["Job", "estimate", "fitted", "jobs_of", "run_job", "stacks_of", "train_together"]
 
 _BATCH = 256
 # Seconds of a training step of 64 images of 64 x 64 with one thread (docs/performance.md).
@@ -70,6 +75,99 @@ def jobs_of(experiments: Sequence[Experiment]) -> list[Job]:
     for experiment in experiments:
         groups.setdefault(experiment.training_key, []).append(experiment)
     return [Job(key=key, experiments=tuple(group)) for key, group in groups.items()]
+
+
+def stacks_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Group jobs whose trainings can be one computation, in their order.
+
+    Args:
+        jobs: what is to be done.
+        size: most jobs in a group; 1 leaves each alone.
+    """
+    stacks: list[list[Job]] = []
+    last: dict[str, list[Job]] = {}
+    for job in jobs:
+        key = _stack_key(job.experiments[0])
+        if key in last and len(last[key]) < size:
+            last[key].append(job)
+        else:
+            last[key] = [job]
+            stacks.append(last[key])
+    return stacks
+
+
+def _stack_key(experiment: Experiment) -> str:
+    """Return what trainings of one stack have in common; of a method that cannot, all."""
+    body = experiment.training_body()
+    if experiment.method in STACKABLE:
+        body.pop("seed")
+        if STACKABLE[experiment.method]:
+            body["model"].pop("latent_dim")
+    return content_hash(body)
+
+
+def train_together(
+    jobs: Sequence[Job],
+    results: str | Path,
+    *,
+    device: str = "auto",
+    callback: Callable[[int, int], None] | None = None,
+) -> int:
+    """Train the models of several jobs as one computation and keep them where `run_job` looks.
+
+    Jobs that are done, that another process is working on, or that have a model or a checkpoint of
+    their own are left alone.
+
+    Args:
+        jobs: of one of `stacks_of`.
+        results: the results folder; `Store` must hold the arrays.
+        device: where to train.
+        callback: called with (epochs finished, epochs).
+
+    Returns:
+        Models trained.
+    """
+    records, place = Records(results), pick_device(device)
+    with ExitStack() as claims:
+        mine = [job.experiments[0] for job in jobs if _claimed(job, records, claims)]
+        if len(mine) < 2:
+            return 0
+        arrays = _arrays(str(records.path), mine[0].data)
+        pixels = as_tensor(arrays.of("train"))
+        built = [_build(experiment) for experiment in mine]
+        name = content_hash([experiment.training_key for experiment in mine])
+        folder = _model_folder(results, name)
+        training = train_resumably(
+            [model for model in built if isinstance(model, Autoencoder)],
+            pixels,
+            settings=mine[0].training,
+            seeds=[experiment.seed for experiment in mine],
+            device=place,
+            folder=folder,
+            identity=name,
+            stacked=True,
+            callback=(lambda step: callback(step.epoch, step.epochs)) if callback else None,
+        )
+        for experiment, model, member in zip(mine, built, training.members, strict=True):
+            info = {"fit_s": training.seconds / len(mine)}
+            _keep(
+                experiment, model, records.path, member.history, info, place, len(pixels),
+                together=len(mine),
+            )  # fmt: skip
+        shutil.rmtree(folder.path, ignore_errors=True)
+    return len(mine)
+
+
+def _claimed(job: Job, records: Records, claims: ExitStack) -> bool:
+    """Claim a job for as long as `claims` is open, if its training is still to be begun."""
+    folder = _model_folder(records.path, job.key)
+    if all(e.identity in records for e in job.experiments) or folder.finished or folder.unfinished:
+        return False
+    try:
+        claims.enter_context(records.claim(job.key))
+    except ClaimedError:
+        return False
+    return not folder.finished
 
 
 def estimate(job: Job, *, n_train: int, known: Sequence[Mapping[str, Any]] = ()) -> float:
@@ -187,8 +285,7 @@ def fitted(
     """
     place = pick_device(device)
     folder = _model_folder(results, experiment.training_key)
-    options = {**experiment.model_options, **experiment.options}
-    model = models.build(experiment.method, seed=experiment.seed, **options)
+    model = _build(experiment)
     if folder.finished:
         known: dict[str, Any] = folder.read_settings()["info"]
         model.load_state({k: torch.from_numpy(v) for k, v in folder.read_arrays().items()})
@@ -206,11 +303,33 @@ def fitted(
             model, pixels, settings=experiment.training, seed=experiment.seed, device=place
         )
         info["fit_s"] = time.perf_counter() - started
-    info |= _circumstances(model, place, len(pixels)) | {"history": _columns(history)}
+    info = _keep(experiment, model, results, history, info, place, len(pixels))
+    return _evaluating(model), info
+
+
+def _build(experiment: Experiment) -> AnomalyModel:
+    options = {**experiment.model_options, **experiment.options}
+    return models.build(experiment.method, seed=experiment.seed, **options)
+
+
+def _keep(
+    experiment: Experiment,
+    model: AnomalyModel,
+    results: str | Path,
+    history: list[dict[str, float]],
+    info: dict[str, Any],
+    place: torch.device,
+    n_train: int,
+    together: int = 1,
+) -> dict[str, Any]:
+    """Write a fitted model; return what is known of its training."""
+    info = info | _circumstances(model, place, n_train) | {"history": _columns(history)}
+    if together > 1:  # said here, since a new column would part old records from new ones
+        info["device"] += f", one of {together} computed together"
     state = {k: v.detach().cpu().contiguous().numpy() for k, v in model.state().items()}
     body = {"settings": experiment.settings(), "training_key": experiment.training_key}
-    folder.write(state, {**body, "info": info})
-    return _evaluating(model), info
+    _model_folder(results, experiment.training_key).write(state, {**body, "info": info})
+    return info
 
 
 def _evaluating(model: AnomalyModel) -> AnomalyModel:

@@ -22,6 +22,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -31,11 +32,14 @@ import torch
 
 from normalis.errors import NormalisError, RunError
 from normalis.experiments import Experiment, write_plan
-from normalis.jobs import Job, jobs_of, run_job
+from normalis.jobs import Job, jobs_of, run_job, stacks_of, train_together
 from normalis.records import Records
 from normalis.training import pick_device
 
-__all__ = ["Event", "Monitor", "run_plan"]
+__all__ = ["STACK", "Event", "Monitor", "run_plan"]
+
+#: Trainings computed as one on a GPU: a column of Table 1 with three seeds.
+STACK = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,7 @@ def run_plan(
     jobs: int | None = None,
     device: str = "auto",
     keep_models: bool = True,
+    stack: int | None = None,
     callback: Callable[[Event], None] | None = None,
 ) -> dict[str, str]:
     """Run every experiment that has no record yet.
@@ -83,6 +88,8 @@ def run_plan(
             in this process.
         device: where to train.
         keep_models: whether fitted models stay in ``RESULTS/models``.
+        stack: most trainings that are computed as one (`normalis.stack`); by default `STACK` on a
+            GPU and 1, none, on a CPU, where nothing is gained.
         callback: called with an `Event` whenever something happened.
 
     Returns:
@@ -100,12 +107,25 @@ def run_plan(
     monitor = Monitor(todo, Records(results), callback, max(1, count))
     if not monitor.left:
         return {}
-    work: dict[str, Any] = {"results": str(results), "device": device, "keep_models": keep_models}
+    size = stack or (STACK if pick_device(device).type == "cuda" else 1)
+    work: dict[str, Any] = {
+        "results": str(results),
+        "device": device,
+        "keep_models": keep_models,
+        "stacks": _positions(todo, size),
+    }
     if count <= 1:
         _work(todo, bytearray(len(todo)), monitor.hear, **work)
         return monitor.failures
     _run_workers(todo, count, max(1, cores // count), monitor, work)
     return monitor.failures
+
+
+def _positions(todo: Sequence[Job], size: int) -> dict[int, list[int]]:
+    """Return for each job the positions of those that it can be trained with."""
+    place = {job.key: i for i, job in enumerate(todo)}
+    stacks = [[place[job.key] for job in stack] for stack in stacks_of(todo, size)]
+    return {i: stack for stack in stacks for i in stack}
 
 
 class Monitor:
@@ -193,7 +213,7 @@ Tell = Callable[..., None]
 
 
 def _work(todo: Sequence[Job], state: Any, tell: Tell, *, results: str, device: str,
-          keep_models: bool) -> None:  # fmt: skip
+          keep_models: bool, stacks: dict[int, list[int]]) -> None:  # fmt: skip
     """Take one open job after the other until all are done or failed here.
 
     ``state`` holds a byte per job, shared by the workers of one command: 1 done, 2 failed.
@@ -203,10 +223,26 @@ def _work(todo: Sequence[Job], state: Any, tell: Tell, *, results: str, device: 
         for i, job in enumerate(todo):
             if state[i]:
                 continue
+            together = [j for j in stacks[i] if not state[j]]
+            if len(together) > 1:
+                _train_together(together, todo, tell, results, device)
             waiting |= not _take(i, job, state, tell, results, device, keep_models)
         if not waiting:
             return
         time.sleep(1.0)
+
+
+def _train_together(
+    chosen: Sequence[int], todo: Sequence[Job], tell: Tell, results: str, device: str
+) -> None:
+    """Train what can be trained as one; what fails here is tried, and reported, alone."""
+
+    def after_epoch(epoch: int, epochs: int) -> None:
+        for i in chosen:
+            tell(i, "epoch" if epoch else "start", epoch)
+
+    with suppress(NormalisError, RuntimeError, ValueError, MemoryError):
+        train_together([todo[i] for i in chosen], results, device=device, callback=after_epoch)
 
 
 def _take(
