@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,8 @@ from normalis.datasets import open_dataset
 from normalis.errors import DataError, RunError
 from normalis.outputs import ScoreOptions, score_to_folder
 from normalis.records import exclusive
+from normalis.report.pictures import find_pictures
+from normalis.report.sources import read_scores
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
 from test_images_dicom import make as make_dicom
 from test_images_dicom import write as write_dicom
@@ -179,13 +182,26 @@ def test_a_volume_has_a_row_per_slice_and_one_map_in_its_own_voxels(deep, tmp_pa
     rows = read_table(tmp_path / "out/scores.csv")
     assert [r["slice"] for r in rows] == list("01234")
     assert summary.images == 5
-    made = nib.load(tmp_path / "out/maps/brain.nii.gz")
+    made = nib.load(tmp_path / "out/maps/brain.nii.nii.gz")
     assert made.shape == volume.shape
     assert made.get_data_dtype() == np.float32
     np.testing.assert_allclose(made.affine, affine)
     means = np.asarray(made.dataobj).mean((0, 1))
     np.testing.assert_allclose(means, [float(r["anomaly_score"]) for r in rows], rtol=0.1)
     assert files(tmp_path / "out/overlays") == [f"brain.nii_{i:04d}.png" for i in range(5)]
+
+
+def test_volumes_of_one_name_in_two_formats_do_not_share_a_map(deep, tmp_path, rng):
+    (tmp_path / "in").mkdir()
+    for name in ("a.nii", "a.nii.gz"):
+        write_nifti(tmp_path / "in" / name, rng.integers(0, 999, (9, 9, 2)).astype(np.int16))
+    score(deep, tmp_path / "in", tmp_path / "out")
+    rows = read_table(tmp_path / "out/scores.csv")
+    assert len(rows) == 4
+    assert files(tmp_path / "out/maps") == ["a.nii.gz", "a.nii.nii.gz"]
+    for name, part in (("a.nii.nii.gz", rows[:2]), ("a.nii.gz", rows[2:])):
+        means = np.asarray(nib.load(tmp_path / "out/maps" / name).dataobj).mean((0, 1))
+        np.testing.assert_allclose(means, [float(r["anomaly_score"]) for r in part], rtol=0.1)
 
 
 def test_frames_of_dicom_have_rows_maps_and_their_patient(deep, tmp_path, rng):
@@ -230,6 +246,22 @@ def test_rows_of_an_array_file(fitted, tmp_path):
     assert files(tmp_path / "out/overlays") == [f"x.npy_{i:04d}.png" for i in range(3)]
 
 
+def test_arrays_of_one_file_do_not_share_names(fitted, tmp_path):
+    np.savez(tmp_path / "x.npz", train=phantoms(2), validation=anomalies(2))
+    score(fitted, tmp_path / "x.npz", tmp_path / "out")
+    rows = read_table(tmp_path / "out/scores.csv")
+    places = [f"{part}_{i}" for part in ("train", "validation") for i in range(2)]
+    assert [r["slice"] for r in rows] == places
+    names = [f"x.npz_{part}_{i:04d}" for part in ("train", "validation") for i in range(2)]
+    assert files(tmp_path / "out/maps") == [f"{name}.npy" for name in names]
+    assert files(tmp_path / "out/overlays") == [f"{name}.png" for name in names]
+    for name, row in zip(names, rows, strict=True):
+        mean = np.load(tmp_path / f"out/maps/{name}.npy").mean()
+        assert mean == pytest.approx(float(row["anomaly_score"]), rel=0.1)
+    found = find_pictures(tmp_path / "out", read_scores(tmp_path / "out").cases, range(4))
+    assert [found[i].name for i in range(4)] == [f"{name}.png" for name in names]
+
+
 def test_files_outside_the_root_do_not_share_a_map(fitted, tmp_path):
     for folder in ("p1", "p2"):
         write_pngs(tmp_path / "scans" / folder, anomalies(1, seed=len(folder)))
@@ -248,6 +280,36 @@ def test_links_keep_the_name_that_the_user_gave(fitted, tmp_path):
         (tmp_path / "in" / name).symlink_to(path)
     score(fitted, tmp_path / "in", tmp_path / "out", overlays=False)
     assert files(tmp_path / "out/maps") == ["patient1.png.npy", "patient2.png.npy"]
+
+
+# --- many images ------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("normalis.detector.BATCH_SIZE", 8)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    fitted = detector(image_size=64).fit(phantoms(20, size=64))
+    path = write_pngs(tmp_path, phantoms(1, size=64))[0]
+    peaks = []
+    for count in (100, 100, 400):  # the first fills caches
+        folder = tmp_path / f"in{len(peaks)}"
+        folder.mkdir()
+        for i in range(count):
+            os.link(path, folder / f"{i:03d}.png")
+        samples = open_dataset(folder).samples
+        tracemalloc.start()
+        score_to_folder(
+            fitted,
+            samples,
+            tmp_path / f"out{len(peaks)}",
+            root=folder,
+            options=ScoreOptions(overlays=False),
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert len(read_table(tmp_path / "out2/scores.csv")) == 400
+    # A map takes 16 kB, so that keeping those of 300 images more would take 4.9 MB.
+    assert peaks[2] - peaks[1] < 1e6
 
 
 # --- images that cannot be read ---------------------------------------------------------------

@@ -363,6 +363,9 @@ def score(
     ] = None,
     patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="torch, or onnx (CPUs; for tens of thousands of images).")
+    ] = "torch",
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
     from normalis.detector import AnomalyDetector
@@ -383,7 +386,9 @@ def score(
     _describe(dataset)
     samples = samples_to_score(dataset)
     root = dataset.root if dataset.root.is_dir() else dataset.root.parent
-    options = ScoreOptions(maps=maps, overlays=overlays, all_overlays=all_overlays, fpr=fpr)
+    options = ScoreOptions(
+        maps=maps, overlays=overlays, all_overlays=all_overlays, fpr=fpr, engine=engine
+    )
     with _bar("score") as (bar, task):
         summary = score_to_folder(
             detector,

@@ -15,8 +15,11 @@ Reference: `torch.onnx.export <https://docs.pytorch.org/docs/stable/onnx_export.
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from normalis.detector import AnomalyDetector
     from normalis.models.base import AnomalyModel
 
-__all__ = ["OUTPUTS", "export_onnx"]
+__all__ = ["OUTPUTS", "export_onnx", "trace"]
 
 #: Names of the outputs, in order.
 OUTPUTS = ("anomaly_map", "reconstruction")
@@ -75,7 +78,7 @@ def export_onnx(
     if path.exists() and not overwrite:
         raise RunError(f"{path}: exists; choose another file, or allow it to be replaced")
     model, metadata = _model_of(source)
-    program = _trace(model)
+    program = trace(_Both(model).eval(), model, OUTPUTS)
     program.model.metadata_props.update(metadata)
     _write(program, path)
     return path
@@ -109,21 +112,40 @@ def _model_of(source: AnomalyDetector | AnomalyModel) -> tuple[Autoencoder, dict
     return copy.deepcopy(model).to("cpu", torch.float32).eval(), metadata
 
 
-def _trace(model: Autoencoder) -> Any:
+def trace(module: nn.Module, model: AnomalyModel, outputs: Sequence[str]) -> Any:
+    """Return what a module computes of a batch of a model's images as an ONNX program.
+
+    Args:
+        module: in evaluation mode, on the CPU; takes x (B, C, S, S).
+        model: whose image size and channels count.
+        outputs: names of what the module returns.
+    """
     size = model.settings.image_size
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, model.settings.channels, size, size)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _quiet():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         return torch.onnx.export(
-            _Both(model).eval(),
+            module,
             (example,),
             dynamo=True,
             verbose=False,
             input_names=["x"],
-            output_names=list(OUTPUTS),
+            output_names=list(outputs),
             dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}},
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from telling of operators of packages that nobody asked for."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _write(program: Any, path: Path) -> None:

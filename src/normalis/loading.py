@@ -188,7 +188,7 @@ def load(
         DataError: if there is no sample, or none of them is readable.
     """
     rule = rule or settings.fixed_rule()
-    sources = _sources(samples)
+    sources = list(map(_source, _some(samples)))
     store = ArrayCache() if cache else None
 
     def decoded(voi: bool) -> list[Decoded]:
@@ -236,9 +236,8 @@ def stream(
         DataError: if no sample is readable and ``need_one``.
     """
     rule = rule or settings.fixed_rule()
-    files = decode(
-        _sources(samples), settings.recipe(voi=rule is None or rule.voi), workers=workers
-    )
+    recipe = settings.recipe(voi=rule is None or rule.voi)
+    files = decode(map(_source, _some(samples)), recipe, workers=workers)
     waiting: list[tuple[Sample, Decoded]] = []
     count, anything = 0, False
     for done, (sample, file) in enumerate(zip(samples, files, strict=True), 1):
@@ -343,10 +342,14 @@ def _masks_of(
     return chosen, read_masks(path, slices, plane=str(first.header.get("plane", "axial")))
 
 
-def _sources(samples: Sequence[Sample]) -> list[Source]:
+def _some(samples: Sequence[Sample]) -> Sequence[Sample]:
     if not samples:
         raise DataError("there must be at least one image to load, got an empty list")
-    return [Source(s.path, s.index, s.array) for s in samples]
+    return samples
+
+
+def _source(sample: Sample) -> Source:
+    return Source(sample.path, sample.index, sample.array)
 
 
 def _none_readable(samples: Sequence[Sample], files: Sequence[Decoded]) -> DataError:

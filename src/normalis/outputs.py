@@ -9,6 +9,10 @@
     score.json      settings, calibration and training history of the run that scored
     thumbnails/     small pictures for the report
 
+Maps and pictures keep the tree and the whole names of the files: ``a.png.npy``, ``a.dcm_0003.npy``
+of a frame, ``x.npz_validation_0003.npy`` of an array other than ``test``, ``a.nii.nii.gz``. An
+ending that a name has already is not repeated.
+
 Rows are appended to ``progress.csv`` once their maps are on disk; ``scores.csv`` appears when all
 are done. A killed scoring therefore goes on where it stopped, and a finished one is never
 overwritten.
@@ -17,9 +21,12 @@ overwritten.
 from __future__ import annotations
 
 import csv
-import io
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from array import array
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +37,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from normalis.errors import RunError, SettingsError
-from normalis.overlays import ColourScale, grey, render, resize_map
+from normalis.images.decoding import map_ahead
+from normalis.overlays import ColourScale, grey, numbered, render, resize_map
 from normalis.records import content_hash, exclusive, write_atomically, write_csv, write_json
 
 if TYPE_CHECKING:
@@ -61,12 +69,14 @@ class ScoreOptions:
         overlays: whether to write pictures.
         all_overlays: pictures of every image even beyond `MANY`.
         fpr: share of normal patients that may be flagged.
+        engine: what computes the scores, a name from `normalis.onnx_engine.ENGINES`.
     """
 
     maps: bool = True
     overlays: bool = True
     all_overlays: bool = False
     fpr: float = 0.05
+    engine: str = "torch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +122,15 @@ def score_to_folder(
 
     Raises:
         RunError: if the folder holds something else or cannot be written.
+        MissingExtraError: if the engine is not installed.
+        SettingsError: if the engine cannot compute what the detector does.
     """
     options = options or ScoreOptions()
     folder = Path(out)
+    if options.engine != "torch":
+        from normalis.onnx_engine import on_engine
+
+        detector = on_engine(detector, options.engine)
     with exclusive(folder / ".lock", what=f"{folder}: the output"):
         writer = _Writer(detector, folder, root, options)
         todo = writer.resume(samples)
@@ -172,35 +188,57 @@ class _Writer:
                 )
             write_csv(file, (*_COLUMNS, *_STATISTICS, _BY_FOLD, self._identity(samples)), [])
             return list(samples)
-        done = {row[0] for row in self._rows(samples)}
+        done = self._complete(samples)
         return [s for s in samples if _key(s) not in done]
 
     def _identity(self, samples: Sequence[Sample]) -> str:
         """Return what a resumed scoring must have in common with the one interrupted."""
+        files = hashlib.sha256()
+        for sample in samples:
+            files.update(f"{_key(sample)}\n".encode(errors="surrogateescape"))
         return content_hash(
             {
                 "data": self.detector.info_["data"],
                 "params": self.detector._plain_params(),
                 "maps": self.options.maps,
-                "files": [_key(s) for s in samples],
+                "engine": self.options.engine,
+                "files": files.hexdigest(),
             }
         )
 
-    def _rows(self, samples: Sequence[Sample]) -> list[list[str]]:
-        """Return the complete rows of an interrupted scoring."""
-        text = (self.folder / _PROGRESS).read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        header, *rows = csv.reader(io.StringIO(whole, newline=""))
-        if header[-1] != self._identity(samples):
-            raise RunError(
-                f"{self.folder}: holds an interrupted scoring of other images or another model; "
-                "choose another --out"
-            )
-        complete = {row[0] for row in rows if row[-1:] == ["end"]}
-        kept = [row for row in rows if row[0] in complete]
-        if len(kept) != len(rows) or whole != text:
-            write_csv(self.folder / _PROGRESS, header, kept)
-        return kept
+    def _complete(self, samples: Sequence[Sample]) -> set[str]:
+        """Return the files that an interrupted scoring was done with; leave only their rows."""
+        with closing(self._noted()) as rows:
+            header = next(rows)
+            if header[-1] != self._identity(samples):
+                raise RunError(
+                    f"{self.folder}: holds an interrupted scoring of other images or another "
+                    "model; choose another --out"
+                )
+            complete, last = set(), "end"
+            for row in rows:
+                last = row[-1]
+                if last == "end":
+                    complete.add(row[0])
+        if last != "end" or self._is_cut():
+            with closing(self._noted()) as rows:
+                next(rows)
+                kept = (row for row in rows if row[0] in complete)
+                write_csv(self.folder / _PROGRESS, header, kept)
+        return complete
+
+    def _is_cut(self) -> bool:
+        """Return whether the last line of progress.csv was cut off."""
+        with (self.folder / _PROGRESS).open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read() != b"\n"
+
+    def _noted(self) -> Generator[list[str], None, None]:
+        """Yield the head and the rows of progress.csv, without a line that was cut off."""
+        with (self.folder / _PROGRESS).open(
+            newline="", encoding="utf-8", errors="replace"
+        ) as stream:
+            yield from csv.reader(line for line in stream if line.endswith("\n"))
 
     # --- a part ---
 
@@ -233,91 +271,110 @@ class _Writer:
             ) from error
 
     def _write_maps(self, rows: Sequence[Row], maps: NDArray[np.float32]) -> None:
+        """Write the maps of some images; side by side, since each waits for the disk."""
+        writes: list[Callable[[], None]] = []
         volumes: dict[Path, list[int]] = {}
         for i, row in enumerate(rows):
             if row.header.get("format") == "NIfTI":
                 volumes.setdefault(row.path, []).append(i)
-                continue
-            whole = resize_map(maps[i], row.original_shape)
-            path = self._name("maps", row.path, row.slice_index, row.sample.index, ".npy")
-            write_atomically(path, partial(_save_npy, array=whole))
-        for path, chosen in volumes.items():
-            slices = np.stack([resize_map(maps[i], rows[i].original_shape) for i in chosen])
-            self._write_volume(path, slices, [rows[i] for i in chosen])
+            else:
+                writes.append(partial(self._write_map, row, maps[i]))
+        for chosen in volumes.values():
+            of_volume = [rows[i] for i in chosen]
+            writes.append(partial(self._write_volume, of_volume, maps[chosen]))
+        _do_all(writes)
 
-    def _write_volume(self, path: Path, slices: NDArray[np.float32], rows: Sequence[Row]) -> None:
+    def _write_map(self, row: Row, small: NDArray[np.float32]) -> None:
+        whole = resize_map(small, row.original_shape)
+        write_atomically(self._name("maps", row, ".npy"), partial(_save_npy, array=whole))
+
+    def _write_volume(self, rows: Sequence[Row], small: NDArray[np.float32]) -> None:
         from normalis.images import save_map_volume
 
-        name = path.name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz"
-        target = self._name("maps", path.with_name(name), None, None, "")
+        slices = np.stack(
+            [resize_map(m, r.original_shape) for m, r in zip(small, rows, strict=True)]
+        )
+        target = self._name("maps", rows[0], ".nii.gz", whole=True)
         places = [row.slice_index or 0 for row in rows]
         header = rows[0].header
         write_atomically(target, lambda p: save_map_volume(p, slices, header, slices=places))
 
-    def _name(
-        self, kind: str, path: Path, slice_index: int | None, index: int | None, suffix: str
-    ) -> Path:
-        """Return where an image's map or picture goes; keeps the tree and the whole file name."""
+    def _name(self, kind: str, row: Row, suffix: str, *, whole: bool = False) -> Path:
+        """Return where a map or picture goes; ``whole`` means that of a file, not of a slice."""
         # Not resolved: links may lead many names to one file, or to a name that means nothing.
-        whole, root = (Path(os.path.abspath(p)) for p in (path, self.root))  # noqa: PTH100
+        path, root = (Path(os.path.abspath(p)) for p in (row.path, self.root))  # noqa: PTH100
         # Files of a manifest may lie elsewhere, with one name in several folders: keep them apart.
-        inside = whole.relative_to(root if whole.is_relative_to(root) else whole.anchor)
-        numbers = "".join(f"_{n:04d}" for n in (index, slice_index) if n is not None)
-        ending = "" if inside.suffix == suffix and not numbers else f"{numbers}{suffix}"
-        return self.folder / kind / inside.with_name(inside.name + ending)
+        inside = path.relative_to(root if path.is_relative_to(root) else path.anchor)
+        name = inside.name + ("" if whole else numbered(_place(row.sample, row.slice_index)))
+        ending = "" if name.endswith(suffix) else suffix
+        return self.folder / kind / inside.with_name(name + ending)
 
     # --- the end ---
 
     def finish(self, samples: Sequence[Sample]) -> ScoreSummary:
         """Write pictures and the final tables; return what was done."""
-        order = {_key(s): i for i, s in enumerate(samples)}
-        rows = sorted(self._rows(samples), key=lambda row: order[row[0]])
-        paths = {_key(s): s for s in samples}
-        scores = np.array([float(row[3]) for row in rows])
-        judged = _by_fold(rows) if rows and rows[0][6] else scores
-        p_values, flagged = self._judge(judged)
-        drift = self._drift(rows, judged)
-        table = [
-            {
-                "path": str(paths[row[0]].path),
-                "slice": row[1] if paths[row[0]].index is None else str(paths[row[0]].index),
-                "patient_id": row[2],
-                "anomaly_score": float(row[3]),
-                "p_value": p,
-                "flagged": f,
+        rows = self._rows(samples)
+        p_values, flagged = self._judge(rows.scores)
+        drift = self._drift(rows)
+
+        def line(i: int) -> dict[str, Any]:
+            return {
+                "path": str(samples[rows.sample[i]].path),
+                "slice": _place(samples[rows.sample[i]], rows.slice_index[i]),
+                "patient_id": rows.patient[i],
+                "anomaly_score": float(rows.anomaly_score[i]),
+                "p_value": "" if p_values is None else float(p_values[i]),
+                "flagged": "" if flagged is None else int(flagged[i]),
             }
-            for row, p, f in zip(rows, p_values, flagged, strict=True)
-        ]
-        ranked = np.argsort(-scores, kind="stable")
+
+        ranked = np.argsort(-rows.anomaly_score, kind="stable")
         if self.options.overlays:
-            chosen = sorted(ranked if self.options.all_overlays else ranked[:MANY])
-            self._draw([table[i] for i in chosen], [paths[rows[i][0]] for i in chosen])
-        self._write_details(table, [paths[row[0]] for row in rows], drift)
+            chosen = np.sort(ranked if self.options.all_overlays else ranked[:MANY])
+            self._draw([line(i) for i in chosen], [samples[rows.sample[i]] for i in chosen])
+        self._write_details([samples[i] for i in rows.sample], drift)
         write_csv(self.folder / "skipped.csv", ("path", "reason"), self.skipped)
-        write_csv(self.folder / "scores.csv", list(table[0]) if table else _COLUMNS, _values(table))
+        table = (list(line(i).values()) for i in range(len(rows.sample)))
+        write_csv(self.folder / "scores.csv", (*_COLUMNS, "p_value", "flagged"), table)
         (self.folder / _PROGRESS).unlink()
         return ScoreSummary(
-            images=len(table),
+            images=len(rows.sample),
             skipped=len(self.skipped),
-            flagged=None if "" in flagged else sum(flagged),
-            top=[table[i] for i in ranked[:10]],
+            flagged=None if flagged is None else int(flagged.sum()),
+            top=[line(i) for i in ranked[:10]],
             drift=drift,
             folder=self.folder,
         )
 
-    def _drift(self, rows: Sequence[Sequence[str]], scores: NDArray[np.float64]) -> list[str]:
+    def _rows(self, samples: Sequence[Sample]) -> _Rows:
+        """Return all that was noted, in the order of the samples."""
+        order = {_key(s): i for i, s in enumerate(samples)}
+        where, numbers = array("q"), array("d")
+        slices: list[str] = []
+        patients: list[str] = []
+        with closing(self._noted()) as noted:
+            next(noted)
+            for key, slice_index, patient, *values, by_fold in (row[:7] for row in noted):
+                where.append(order[key])
+                slices.append(sys.intern(slice_index))
+                patients.append(sys.intern(patient))
+                numbers.extend(map(float, (*values, *by_fold.split())))
+        ranks = np.argsort(where, kind="stable")
+        return _Rows(
+            sample=np.asarray(where, np.int64)[ranks],
+            slice_index=[slices[i] for i in ranks],
+            patient=[patients[i] for i in ranks],
+            values=np.asarray(numbers).reshape(len(where), -1 if where else 3)[ranks],
+        )
+
+    def _drift(self, rows: _Rows) -> list[str]:
         """Return why the new images may not be of the calibration's kind, empty if they look it."""
         calibration = self.detector.calibration_
-        if calibration is None or not len(rows):
+        if calibration is None or not len(rows.sample):
             return []
-        known = all(row[2] for row in rows)
         found = calibration.drift(
-            scores,
-            patients=np.array([row[2] for row in rows]) if known else None,
-            statistics={
-                name: np.array([float(row[4 + i]) for row in rows])
-                for i, name in enumerate(_STATISTICS)
-            },
+            rows.scores,
+            patients=np.array(rows.patient) if all(rows.patient) else None,
+            statistics={name: rows.values[:, 1 + i] for i, name in enumerate(_STATISTICS)},
         )
         if found.reasons or not found.least_anomalous:
             return list(found.reasons)
@@ -327,21 +384,21 @@ class _Writer:
             "the false-positive rate does not hold"
         ]
 
-    def _judge(self, scores: NDArray[np.float64]) -> tuple[list[Any], list[Any]]:
-        """Return p-values and flags, empty cells where the detector has no calibration."""
-        calibration, count = self.detector.calibration_, scores.shape[-1]
-        if calibration is None or not count:
-            return [""] * count, [""] * count
+    def _judge(
+        self, scores: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]:
+        """Return p-values and flags (N,), None where the calibration gives none."""
+        calibration = self.detector.calibration_
+        if calibration is None or not scores.size:
+            return None, None
         p_values = calibration.p_values(scores)
         try:
             calibration.check_rate(self.options.fpr)
         except SettingsError:  # too few normals to certify the level: nothing can be flagged
-            return list(p_values), [""] * count
-        return list(p_values), [int(f) for f in calibration.flags(p_values, self.options.fpr)]
+            return p_values, None
+        return p_values, calibration.flags(p_values, self.options.fpr)
 
-    def _write_details(
-        self, table: Sequence[dict[str, Any]], samples: Sequence[Sample], drift: list[str]
-    ) -> None:
+    def _write_details(self, samples: Sequence[Sample], drift: list[str]) -> None:
         detector = self.detector
         calibration = detector.calibration_
         write_json(
@@ -354,6 +411,7 @@ class _Writer:
                 "calibration": calibration.to_dict() if calibration else None,
                 "decision_scores": detector.decision_scores_,
                 "fpr": self.options.fpr,
+                "engine": self.options.engine,
                 "drift": drift,
                 "is_anomalous": [s.is_anomalous for s in samples],
                 "kind": [s.kind for s in samples],
@@ -363,12 +421,15 @@ class _Writer:
     def _draw(self, table: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> None:
         """Draw pictures of some rows; their files are read once more, at full size."""
         rows = {(r["path"], r["slice"]): r for r in table}
-        for seen in self.detector.explain(list(dict.fromkeys(samples))):
-            number = seen.row.sample.index
-            place = seen.row.slice_index if number is None else number
-            row = rows.get((str(seen.row.path), "" if place is None else str(place)))
-            if row is not None:
-                self._picture(seen, row)
+
+        def drawings() -> Iterator[Callable[[], None]]:
+            for seen in self.detector.explain(list(dict.fromkeys(samples))):
+                place = _place(seen.row.sample, seen.row.slice_index)
+                row = rows.get((str(seen.row.path), place))
+                if row is not None:
+                    yield partial(self._picture, seen, row)
+
+        _do_all(drawings())
 
     def _picture(self, seen: Explained, row: dict[str, Any]) -> None:
         where, scale = seen.row, self.detector.colour_scale_
@@ -381,11 +442,10 @@ class _Writer:
             reconstruction=seen.reconstruction,
             title=f"{where.path.name}{place}   score {row['anomaly_score']:.4g}{p_value}",
         )
-        at = (where.path, where.slice_index, where.sample.index, ".png")
-        path = self._name("overlays", *at)
+        path = self._name("overlays", where, ".png")
         write_atomically(path, lambda p: picture.save(p, format="PNG", compress_level=1))
         strip = thumbnail(seen, scale)
-        path = self._name("thumbnails", *at)
+        path = self._name("thumbnails", where, ".png")
         write_atomically(path, lambda p: strip.save(p, format="PNG"))
 
 
@@ -416,14 +476,46 @@ def _key(sample: Sample) -> str:
     return f"{sample.path}{place}"
 
 
-def _by_fold(rows: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """Return the scores (F, N) by each model of a cross-fitted detector."""
-    return np.array([[float(value) for value in row[6].split()] for row in rows]).T
+def _place(sample: Sample, slice_index: int | str | None) -> str:
+    """Return which image of its file this is, as in the column ``slice``; empty if it is alone."""
+    if sample.index is None:
+        return "" if slice_index is None else str(slice_index)
+    array = "" if sample.array in (None, "test") else f"{sample.array}_"
+    return f"{array}{sample.index}"
 
 
 def _cells(row: Row) -> list[str]:
     return ["" if row.slice_index is None else str(row.slice_index), row.patient_id or ""]
 
 
-def _values(table: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    return [list(row.values()) for row in table]
+def _do_all(actions: Iterable[Callable[[], None]]) -> None:
+    """Carry out in threads, a few ahead."""
+    for _ in map_ahead(lambda action: action(), actions, ahead=2):
+        pass
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Rows:
+    """What was noted of N images, by column: lists of text would outgrow the model's memory.
+
+    Attributes:
+        sample: (N,) position of its file among the samples.
+        slice_index: N texts.
+        patient: N texts.
+        values: (N, 3 + F) score, statistics and, of a cross-fitted detector, scores by model.
+    """
+
+    sample: NDArray[np.int64]
+    slice_index: list[str]
+    patient: list[str]
+    values: NDArray[np.float64]
+
+    @property
+    def anomaly_score(self) -> NDArray[np.float64]:
+        return self.values[:, 0]
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """Return what a calibration reads: (N,), of a cross-fitted detector (F, N)."""
+        folds = self.values[:, 1 + len(_STATISTICS) :]
+        return folds.T if folds.shape[1] else self.values[:, 0]

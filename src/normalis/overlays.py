@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["ColourScale", "grey", "heat", "over", "render", "resize_map"]
+__all__ = ["ColourScale", "grey", "heat", "numbered", "over", "render", "resize_map"]
 
 SMOOTHING = 1 / 64  # one pixel of the paper's 64 x 64
 PANEL = 320  # side of a panel's longer edge, in pixels
@@ -126,6 +126,20 @@ def over(pixels: NDArray[Any], anomaly_map: NDArray[Any], scale: ColourScale) ->
     colours, opacity = heat(anomaly_map, scale)
     mixed = grey(pixels) * (1 - opacity[..., None]) + colours * opacity[..., None]
     return mixed.round().astype(np.uint8)
+
+
+def numbered(place: str) -> str:
+    """Return what the name of a map or picture says of a slice, frame or row of its file.
+
+    Args:
+        place: as in ``scores.csv``: empty, ``3``, or with the array it is of, ``validation_3``.
+
+    Example:
+        >>> numbered("3"), numbered("validation_3"), numbered("")
+        ('_0003', '_validation_0003', '')
+    """
+    array, _, number = place.rpartition("_")
+    return f"{'_' if array else ''}{array}_{int(number):04d}" if number.isdecimal() else ""
 
 
 def resize_map(anomaly_map: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:

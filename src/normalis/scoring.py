@@ -1,12 +1,13 @@
 """A fitted model and a stream of images to anomaly maps and scores, in constant memory.
 
 Images arrive in batches from `normalis.loading.stream`, whose workers decode the next ones while
-the model works on this one. Nothing is kept: memory does not grow with the number of images.
+the model works on these, on a CPU one batch per thread. Nothing is kept: memory does not grow with
+the number of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice, repeat
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from normalis.datasets import Sample
 from normalis.errors import DataError, UnreadableImageError
 from normalis.images import Frame, IntensityRule, read_frames
+from normalis.images.decoding import map_ahead
 from normalis.loading import ImageSettings, Loaded, Row, load, to_unit
 from normalis.models.base import AnomalyModel
 from normalis.models.inputs import FLAT, as_tensor, to_model_input
@@ -101,10 +103,13 @@ def score_pixels(
     """
     x = to_model_input(as_tensor(pixels).to(device), standardize=standardize)
     x = x.contiguous(memory_format=torch.channels_last)
-    scores = scorer.anomaly_score(model, x).double().cpu().numpy()
-    shown = scorer.anomaly_map(model, x).float().cpu().numpy() if maps else None
+    read, shown = scorer.read(model, x, maps=maps)
     rebuilt = model.reconstruct(x) if reconstructions else None
-    return scores, shown, None if rebuilt is None else rebuilt.float().cpu().numpy()
+    return (
+        read.double().cpu().numpy(),
+        None if shown is None else shown.float().cpu().numpy(),
+        None if rebuilt is None else rebuilt.float().cpu().numpy(),
+    )
 
 
 def score_by_all(
@@ -143,9 +148,8 @@ def score(
     reconstructions: bool = False,
 ) -> Iterator[Scored]:
     """Score batch after batch; see `score_by_all` and `score_pixels` for the arguments."""
-    for batch in batches:
-        if not batch.rows:
-            continue
+
+    def scored(batch: Loaded) -> Scored:
         scores, shown, rebuilt = score_by_all(
             readers,
             batch.pixels,
@@ -154,7 +158,7 @@ def score(
             maps=maps,
             reconstructions=reconstructions,
         )
-        yield Scored(
+        return Scored(
             rows=list(batch.rows),
             anomaly_score=scores.mean(axis=0),
             anomaly_map=shown,
@@ -162,6 +166,27 @@ def score(
             statistics=image_statistics(batch.pixels),
             by_fold=scores if len(readers) > 1 else None,
         )
+
+    filled = (batch for batch in batches if batch.rows)
+    yield from _in_threads(scored, filled) if device.type == "cpu" else map(scored, filled)
+
+
+def _in_threads(scored: Callable[[Loaded], Scored], batches: Iterable[Loaded]) -> Iterator[Scored]:
+    """Score a batch per thread, in order, each thread computing alone.
+
+    The threads of one operation wait for each other at its end. Beside decoders on the same cores
+    they mostly wait, which took six times the processor time (docs/performance.md, Scoring).
+    """
+    threads = torch.get_num_threads()
+
+    def alone(batch: Loaded) -> Scored:
+        torch.set_num_threads(1)  # of the thread that calls it
+        return scored(batch)
+
+    try:
+        yield from map_ahead(alone, batches, workers=min(16, threads), ahead=2)
+    finally:
+        torch.set_num_threads(threads)  # threads that others start later ask what was set last
 
 
 def joined_scores(parts: Sequence[Scored]) -> NDArray[np.float64]:

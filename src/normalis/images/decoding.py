@@ -84,7 +84,7 @@ class Decoded:
 
 
 def decode(
-    sources: Sequence[Source], recipe: Recipe, *, workers: int | None = None
+    sources: Iterable[Source], recipe: Recipe, *, workers: int | None = None
 ) -> Iterator[Decoded]:
     """Yield what became of each source, in order, a bounded number ahead of the consumer."""
     arrays = _OpenArrays()
@@ -123,7 +123,11 @@ def decode_all(
 
 
 def map_ahead(
-    function: Callable[[_T], _R], items: Iterable[_T], *, workers: int | None = None
+    function: Callable[[_T], _R],
+    items: Iterable[_T],
+    *,
+    workers: int | None = None,
+    ahead: int = 16,
 ) -> Iterator[_R]:
     """Map in threads, in order, a bounded number of items ahead of the consumer.
 
@@ -131,6 +135,7 @@ def map_ahead(
         function: what to do; threads overlap where it releases Python's lock, as decoders do.
         items: what to do it to.
         workers: threads; None means one per core, 16 at most.
+        ahead: items that may wait for the consumer, per worker.
     """
     workers = workers or _cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="normalis-read")
@@ -138,7 +143,7 @@ def map_ahead(
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= 16 * workers:
+            if len(waiting) >= ahead * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
+from normalis.overlays import numbered
 from normalis.report.sources import Cases
 
 __all__ = ["EMBEDDED", "Picture", "find_pictures", "read_picture"]
@@ -58,7 +59,7 @@ def find_pictures(folder: Path, cases: Cases, wanted: Sequence[int]) -> dict[int
     there = {p.relative_to(root).as_posix() for p in root.rglob("*.png")} if root.is_dir() else {}
     found = {}
     for i in wanted:
-        number = f"_{int(cases.place[i]):04d}" if cases.place[i].isdigit() else ""
+        number = numbered(cases.place[i])
         parts = PurePath(cases.path[i]).parts
         names = (_strip_name("/".join(parts[k:]), number) for k in range(len(parts)))
         name = next((n for n in names if n in there), None)

@@ -183,6 +183,21 @@ class Scorer(ABC):
         """Return how much x differs from normal: (B,), the reduced map."""
         return reduce_map(self.anomaly_map(model, x), self.settings.reduction)
 
+    def reduces(self, model: AnomalyModel) -> bool:
+        """Return whether the score is the reduced map, so that one pass gives both."""
+        return type(self).anomaly_score is Scorer.anomaly_score
+
+    def read(
+        self, model: AnomalyModel, x: Tensor, *, maps: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return scores (B,) and, if asked for, maps (B, H, W), in as few passes as it takes."""
+        if not maps:
+            return self.anomaly_score(model, x), None
+        anomaly_map = self.anomaly_map(model, x)
+        if self.reduces(model):
+            return reduce_map(anomaly_map, self.settings.reduction), anomaly_map
+        return self.anomaly_score(model, x), anomaly_map
+
     def state(self) -> dict[str, Tensor]:
         """Return the fitted arrays by name."""
         return self.arrays

@@ -22,6 +22,11 @@ class Native(Scorer):
         with evaluating(model):
             return model.anomaly_map(x)
 
+    def reduces(self, model: AnomalyModel) -> bool:
+        """Return whether the score is the reduced map; a method may have a score of its own."""
+        own = type(model).anomaly_score is not AnomalyModel.anomaly_score
+        return self.settings.reduction != "mean" or not own
+
     def anomaly_score(self, model: AnomalyModel, x: Tensor) -> Tensor:
         """Return the method's own score (B,), or its map reduced as asked."""
         if self.settings.reduction != "mean":
