@@ -1,8 +1,8 @@
 """What the study of selection rules keeps of each training: scores, and never an image.
 
-Two files for each experiment, so that a rule cannot meet a label: ``normals/ID.parquet`` holds the
-scores of held-out *normal* images, plain and with each synthetic anomaly; ``outcomes/ID.parquet``
-the scores of test images with their labels. Both are small, and committed.
+Two files for each data set, so that a rule cannot meet a label: ``normals/NAME.parquet`` holds the
+scores of held-out *normal* images, plain and with each synthetic anomaly; ``outcomes/NAME.parquet``
+the scores of test images with their labels. A row is an experiment; both are small and committed.
 """
 
 from functools import lru_cache
@@ -26,19 +26,21 @@ from normalis.selection.evidence import normal_geometry
 from normalis.selection.prior import lesion_prior
 
 METHODS = ("ae", "rate-ae")
+SIDES = ("outcomes", "normals")
 
 
 def gather(results: Path, evidence: Path, root: Path | None) -> list[str]:
     """Keep the evidence of every training with held-out normals; return what has no model."""
     store, gone = Store(results, root), []
+    known = {side: read(evidence / side) for side in SIDES}
+    done = {row["identity"] for row in known["normals"]}
     for row in Records(results).table():
         experiment = Experiment.from_settings(row["settings"])
         if not experiment.subset.validation_share or experiment.method not in METHODS:
             continue
         if (experiment.scorer, experiment.reduction) != ("native", "mean"):
             continue
-        key = experiment.identity
-        if (evidence / "normals" / f"{key}.parquet").is_file():
+        if experiment.identity in done:
             continue
         if not RunFolder(results / "models" / experiment.training_key).finished:
             gone.append(str(experiment))
@@ -48,14 +50,21 @@ def gather(results: Path, evidence: Path, root: Path | None) -> list[str]:
         arrays = store.get(experiment.data)
         record = Records(results).read(experiment.identity)
         model, _ = fitted(experiment, arrays, results, device="cpu")
-        keep(evidence / "outcomes" / f"{key}.parquet", outcome(experiment, record, arrays))
-        keep(evidence / "normals" / f"{key}.parquet", evidence_of(experiment, model, arrays))
+        known["outcomes"].append(outcome(experiment, record, arrays))
+        known["normals"].append(evidence_of(experiment, model, arrays))
+        for side in SIDES:  # after each, so that nothing is lost to an interruption
+            mine = [r for r in known[side] if r["dataset"] == experiment.dataset]
+            keep(evidence / side / f"{experiment.dataset}.parquet", mine)
     return gone
 
 
-def keep(file: Path, row: dict[str, Any]) -> None:
-    table = pa.Table.from_pylist([row])
-    write_atomically(file, lambda path: pq.write_table(table, path, compression="zstd"))
+def keep(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of one data set."""
+    rows = sorted(rows, key=lambda r: r["identity"])
+    table = pa.Table.from_pylist(rows)
+    write_atomically(
+        file, lambda path: pq.write_table(table, path, compression="zstd", write_statistics=False)
+    )
 
 
 def head(experiment: Experiment) -> dict[str, Any]:
@@ -163,5 +172,6 @@ def held_groups(arrays: Arrays) -> np.ndarray:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """Read what `gather` kept of one side."""
-    files = sorted(folder.glob("*.parquet"))
-    return [pq.read_table(file).to_pylist()[0] for file in files]
+    return [
+        row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()
+    ]

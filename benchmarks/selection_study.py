@@ -360,7 +360,7 @@ def setting_tables(found: dict) -> list[str]:
         ]
         rows = [
             [rule, ", ".join(f.choices), interval(f.regret), interval(f.over_16),
-             interval(f.over_8), number(f.pixel_ap_over_16)]
+             interval(f.over_8), number(f.pixel_ap_over_16).replace("NaN", "")]
             for rule, f in fared.items()
         ]  # fmt: skip
         head = ["rule", "choice by seed", "regret", "over always-16", "over always-8",
