@@ -120,6 +120,8 @@ def evidence_of(experiment: Experiment, model: AnomalyModel, arrays: Arrays) -> 
         "groups": held_groups(arrays).tolist(),
         "validation_error": float(found.validation_scores.mean()),
         "training_error": float(score(train).mean()),
+        "intrinsic_dimension": None,  # of a rate, neither it nor the prior says anything
+        "lesion_prior": None,
     }
     if experiment.method == "ae":
         geometry = _geometry(_Held(arrays, experiment.train_data, standardize))

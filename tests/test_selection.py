@@ -141,6 +141,15 @@ def test_minimax_regret_hedges_and_the_mean_follows_the_crowd():
     assert select_capacity(evidence(crowd), "mean-auroc").choice == "d=32"
 
 
+def test_a_family_that_no_candidate_detects_decides_only_where_chance_is_not_the_floor():
+    given = evidence({"small": OPPOSED["small"], "unseen": [-0.1, -1, -1.5, -1.8, -2]})
+    assert select_capacity(given, "minimax-regret").choice != "d=32"
+    chosen = select_capacity(given, "minimax-above-chance", repeats=5)
+    assert chosen.choice == "d=32"
+    assert max(chosen.table["unseen"]) < 1
+    assert sum(chosen.stability.values()) == pytest.approx(1)
+
+
 def test_regret_is_counted_from_the_best_candidate_of_each_family():
     chosen = select_capacity(evidence(OPPOSED), repeats=0)
     table = 100 * family_auroc(evidence(OPPOSED))

@@ -173,13 +173,17 @@ def test_from_trainings_to_the_page(tmp_path):
     assert evidence.gather(results, kept, None) == []
     normals, outcomes = evidence.read(kept / "normals"), evidence.read(kept / "outcomes")
     assert len(normals) == len(outcomes) == 12
-    assert not any("is_anomalous" in row for row in normals)
+    assert not any({"is_anomalous", "scores"} & set(row) for row in normals)
+    kept_priors = {row["method"]: row["lesion_prior"] for row in normals}
+    assert len(kept_priors["ae"]) == 4
+    assert kept_priors["rate-ae"] is None
     text = "\n".join(study.page(normals, outcomes, repeats=5))
     for expected in ("phantom_focal, d 1-128", "phantom_diffuse, rate 4-64", "| minimax-regret |"):
         assert expected in text
     # The two sets share their normal images, so a rule must choose the same on both.
     both = [choices_of(normals, outcomes, name) for name in ("phantom_focal", "phantom_diffuse")]
     assert both[0] == both[1]
+    assert set(both[0]) == set(RULES)
     assert evidence.gather(results, kept, None) == []
     assert sum(f.stat().st_size for f in kept.rglob("*.parquet")) < 500_000
 
