@@ -183,7 +183,8 @@ def test_from_trainings_to_the_page(tmp_path):
     # The two sets share their normal images, so a rule must choose the same on both.
     both = [choices_of(normals, outcomes, name) for name in ("phantom_focal", "phantom_diffuse")]
     assert both[0] == both[1]
-    assert set(both[0]) == set(RULES)
+    # 24 training images are too few for an intrinsic dimension, which the rule then refuses.
+    assert set(both[0]) == set(RULES) - {"intrinsic-dimension"}
     assert evidence.gather(results, kept, None) == []
     assert sum(f.stat().st_size for f in kept.rglob("*.parquet")) < 500_000
 
