@@ -13,7 +13,7 @@ from normalis import tables
 from normalis.cli import app
 from normalis.datasets.catalogue import named
 from normalis.errors import DataError, SettingsError
-from normalis.experiments import expand
+from normalis.experiments import expand, plan
 from normalis.records import Records
 from normalis.reproduce import (
     DIMS,
@@ -185,6 +185,34 @@ def test_methods_include_those_without_a_latent(tmp_path):
     rows = [record(d=16), record(method="knn", d=None, epochs=250, n_parameters=0)]
     found = compare("methods", store(tmp_path, *rows))
     assert {c.row for c in found.cells} == {"ae", "knn"}
+
+
+def test_methods_include_options_and_readings_and_no_other_table_does(tmp_path):
+    l1, dark = {"options": {"loss": "l1"}}, {"options": {"sign": "dark"}}
+    rows = [
+        record(d=16),
+        record(d=16, scorer="ssim"),
+        record(d=16, settings=l1),
+        record(d=16, settings=l1, scorer="gradient"),
+        record(method="intensity", d=None, epochs=250, n_parameters=0, settings=dark),
+        record(d=16, reduction="max"),
+    ]  # fmt: skip
+    out = store(tmp_path, *rows)
+    assert [c.row for c in compare("methods", out).cells if c.metric == "auroc"] == [
+        "ae", "ae, loss = l1", "ae, loss = l1, read by gradient", "ae, read by ssim",
+        "intensity, sign = dark",
+    ]  # fmt: skip
+    (cell,) = [c for c in compare("table1", out).cells if c.metric == "auroc"]
+    assert len(cell.values) == 1
+
+
+def test_readings_in_the_plan_of_methods_train_nothing_more():
+    table = plan_of("methods", ["tiny"], seeds=[0])
+    experiments = plan(table, lambda name, images, subset: ("a" * 64, "b" * 64))
+    of_ae = [e for e in experiments if e.method == "ae"]
+    assert {e.scorer for e in of_ae} >= {"native", "ssim", "gradient", "normalised"}
+    assert len({e.training_key for e in of_ae}) == 3  # one for each loss
+    assert any(dict(e.options) == {"sign": "dark"} for e in experiments)
 
 
 def test_table1_misses_what_has_no_record(tmp_path):

@@ -56,7 +56,7 @@ PARTS = {
     "table1": "AE by latent dimension (Table 1 of the paper)",
     "table2": "Methods at latent dimension 16 (Table 2 of the paper)",
     "figure3": "Reconstruction errors by latent dimension (Figure 3 of the paper)",
-    "methods": "Every method and baseline at latent dimension 16",
+    "methods": "Every method, baseline and reading at latent dimension 16",
 }
 _PAPER_TRAINING = {
     "batch_size": 64,
@@ -124,7 +124,8 @@ def plan_of(name: str, datasets: Sequence[str], *, seeds: Sequence[int]) -> dict
     if name == "methods":
         from normalis.models import MODELS
 
-        return {**table, "methods": [m for m in MODELS if m not in _NOT_BY_DEFAULT]}
+        methods = [m for m in MODELS if m not in _NOT_BY_DEFAULT]
+        return {**table, "methods": methods, "include": [dict(variant) for variant in _VARIANTS]}
     # The last row, AE at its best latent dimension, is the best of Table 1.
     best = {"methods": ["ae"], "latent_dims": list(DIMS)}
     return {**table, "methods": list(_TABLE2.values()), "include": [best]}
@@ -132,6 +133,14 @@ def plan_of(name: str, datasets: Sequence[str], *, seeds: Sequence[int]) -> dict
 
 # ae-perceptual needs a file of weights; dae takes a GPU at its paper's size.
 _NOT_BY_DEFAULT = ("ae-perceptual", "dae")
+
+#: What the table of methods has besides each method as it is. Readings share its training.
+_VARIANTS: tuple[dict[str, Any], ...] = (
+    {"methods": ["ae"], "options": {"loss": "ssim"}},
+    {"methods": ["ae"], "options": {"loss": "l1"}},
+    {"methods": ["intensity"], "options": {"sign": "dark"}},
+    {"methods": ["ae"], "scorers": ["l1", "ssim", "gradient", "normalised", "mahalanobis"]},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +233,8 @@ def compare(name: str, results: str | Path) -> Comparison:
         name: ``table1``, ``table2`` or ``methods``.
         results: the results folder.
     """
-    records = [r for r in Records(results).table() if _is_standard(r)]
+    variants = name == "methods"
+    records = [r for r in Records(results).table() if _is_standard(r, variants=variants)]
     groups = _grouped(name, records)
     cells = [
         _cell(dataset, row, metric, group, _paper(name, dataset, row, metric))
@@ -235,10 +245,17 @@ def compare(name: str, results: str | Path) -> Comparison:
     return Comparison(name=name, cells=tuple(cells), missing=tuple(_missing(name, groups)))
 
 
-def _is_standard(record: Mapping[str, Any]) -> bool:
-    """Whether a record was made as the paper says: all images, its training, its score."""
+def _is_standard(record: Mapping[str, Any], *, variants: bool = False) -> bool:
+    """Whether a record was made as the paper says: all images, its training, its score.
+
+    Args:
+        record: of an experiment.
+        variants: whether other options of the method, and other scorers, are let in.
+    """
     settings = record["settings"]
-    if record["scorer"] != "native" or record["reduction"] != "mean" or settings["options"]:
+    if record["reduction"] != "mean" or settings.get("scorer_options"):
+        return False
+    if not variants and (record["scorer"] != "native" or settings["options"]):
         return False
     if any(settings["subset"].values()) or settings["images"] or settings["image_size"] != 64:
         return False
@@ -269,7 +286,15 @@ def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
     methods = list(_TABLE2.values())
     method = record["method"]
     place = methods.index(method) if method in methods else len(methods)
-    return record["dataset"], place, method, record["latent_dim"] or 0, record["seed"]
+    latent_dim, seed = record["latent_dim"] or 0, record["seed"]
+    return record["dataset"], place, method, latent_dim, _variant(record), seed
+
+
+def _variant(record: Mapping[str, Any]) -> str:
+    """Return what sets a record apart from its method as it is, empty for none."""
+    options = ", ".join(f"{k} = {v}" for k, v in record["settings"]["options"].items())
+    reading = "" if record["scorer"] == "native" else f"read by {record['scorer']}"
+    return ", ".join(part for part in (options, reading) if part)
 
 
 def _rows_of(name: str, record: Mapping[str, Any]) -> list[str]:
@@ -279,7 +304,7 @@ def _rows_of(name: str, record: Mapping[str, Any]) -> list[str]:
         return [str(latent_dim)] if method == "ae" and latent_dim in dims else []
     rows = []
     if name == "methods" and latent_dim in (16, None):
-        rows.append(method)
+        rows.append(", ".join(part for part in (method, _variant(record)) if part))
     if name == "table2":
         titles = {v: k for k, v in _TABLE2.items()}
         if method in titles and latent_dim == 16:
