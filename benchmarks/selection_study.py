@@ -44,6 +44,13 @@ GRIDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "rate 4-64": ("rate-ae", lambda c: True),
 }
 WHOLE = "d 1-128"
+#: name, kind, radius as a share of the side, contrast; factors, noise and seed of the images
+PHANTOMS = (
+    ("focal", "bright", 1 / 32, 0.3, 8, 0.03, 7),
+    ("diffuse", "diffuse", 1 / 4, 0.08, 8, 0.03, 7),
+    ("dark", "dark", 1 / 16, 0.1, 12, 0.01, 19),
+    ("texture", "texture", 1 / 6, 0.12, 12, 0.01, 19),
+)
 LEAST = 3  # candidates that make a choice
 
 
@@ -388,21 +395,19 @@ def page(normals: Sequence[dict], outcomes: Sequence[dict], *, repeats: int = 20
 
 
 def write_phantoms(root: Path, *, size: int = 32, train: int = 300, test: int = 150) -> None:
-    """Write two data sets that share their normals' law: small focal and large diffuse lesions."""
-    settings = PhantomSettings(image_size=size, factors=8, noise=0.03, seed=7)
-    images = generate(train + 2 * test, settings).images
-    healthy, sick = images[train : train + test], images[train + test :]
-    kinds = (("focal", "bright", 1 / 32, 0.3), ("diffuse", "diffuse", 1 / 4, 0.08))
-    for name, kind, radius, contrast in kinds:
+    """Write two pairs of data sets; a pair shares its normal images and differs in lesions."""
+    for name, kind, radius, contrast, factors, noise, seed in PHANTOMS:
+        settings = PhantomSettings(image_size=size, factors=factors, noise=noise, seed=seed)
+        images = generate(train + 2 * test, settings).images
         drawn, masks = add_lesions(
-            sick, kind=kind, scale_px=radius * size, contrast=contrast, seed=11
+            images[train + test :], kind=kind, scale_px=radius * size, contrast=contrast, seed=11
         )
         folder = root / f"phantom_{name}"
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(
             folder / f"arrays_{size}.npz",
             train=_bytes(images[:train]),
-            test=_bytes(np.concatenate([healthy, drawn])),
+            test=_bytes(np.concatenate([images[train : train + test], drawn])),
             test_label=np.arange(2 * test) >= test,
             test_mask=np.concatenate([np.zeros_like(masks), masks]),
             train_patient=[f"a{i}" for i in range(train)],
