@@ -48,14 +48,25 @@ def cell(part: dict, keep: np.ndarray) -> str:
 
 def title(record: dict) -> str:
     latent = "" if record["latent_dim"] is None else f", d = {record['latent_dim']}"
-    return f"{record['method']}{latent}, seed {record['seed']}"
+    options = "".join(f", {k} = {v}" for k, v in settings_of(record)["options"].items())
+    reading = "" if record["scorer"] == "native" else f", read by {record['scorer']}"
+    return f"{record['method']}{latent}{options}{reading}, seed {record['seed']}"
+
+
+def settings_of(record: dict) -> dict:
+    settings = record["settings"]
+    return settings if isinstance(settings, dict) else json.loads(settings)
+
+
+def order(record: dict) -> tuple:
+    return record["method"], record["latent_dim"] or 0, title(record)
 
 
 def tables(records: list[dict], repeated: set[str]) -> str:
     """Return both tables as Markdown."""
     official, retrained = [], []
-    for record in sorted(records, key=lambda r: (r["method"], r["latent_dim"] or 0, r["seed"])):
-        settings = json.loads(record["settings"])
+    for record in sorted(records, key=order):
+        settings = settings_of(record)
         if settings["training"]["standardize"]:
             continue
         part = scored(record)
