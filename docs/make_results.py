@@ -10,6 +10,7 @@ from typing import Any
 
 from normalis.reproduce import figure3
 from normalis.tables import fill_in, write_figure
+from normalis.versus import versus
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
@@ -46,11 +47,39 @@ def fill_single_runs(text: str) -> str:
     return re.sub(r"<!-- runs -->.*<!-- end of runs -->", lambda _: table, text, flags=re.DOTALL)
 
 
+def comparisons(datasets: tuple[str, ...]) -> str:
+    """Return the paired comparisons of each data set as tables."""
+    lines: list[str] = []
+    for dataset in datasets:
+        reference, found = versus(RESULTS, dataset=dataset)
+        units = found[0].n_units if found else 0
+        lines += [f"**{dataset}**, against {reference}, {units} patients or images", ""]
+        lines += ["| method | seeds | AUROC | difference | 95 % | p, corrected | |"]
+        lines += ["| --- | ---: | ---: | ---: | --- | ---: | --- |"]
+        lines += [
+            f"| {one.row} | {one.n_seeds} | {100 * one.value:.1f} | {100 * one.difference:+.1f} "
+            f"| {100 * one.low:+.1f} to {100 * one.high:+.1f} | {one.adjusted_p:.1g} "
+            f"| {one.verdict} |"
+            for one in found
+            if "drop_train_twins" not in one.row
+        ]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def fill_comparisons(text: str) -> str:
+    """Return the page with the comparisons between their markers."""
+    tables = comparisons(("kermany_cxr", "lgg_flair", "brain_tumor"))
+    table = f"<!-- versus -->\n\n{tables}\n\n<!-- end of versus -->"
+    pattern = "<!-- versus -->.*<!-- end of versus -->"
+    return re.sub(pattern, lambda _: table, text, flags=re.DOTALL)
+
+
 def main() -> None:
     """Rewrite the page and the figure."""
     page = HERE / "results.md"
     text = fill_in(page.read_text(encoding="utf-8"), RESULTS)
-    page.write_text(fill_single_runs(text), encoding="utf-8")
+    page.write_text(fill_comparisons(fill_single_runs(text)), encoding="utf-8")
     curves = [c for c in figure3(RESULTS) if max(c.latent_dims) >= 512]
     if curves:
         write_figure(curves, HERE / "images")

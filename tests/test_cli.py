@@ -27,7 +27,7 @@ SMALL = [
     "--device",
     "cpu",
 ]
-COMMANDS = ["check", "demo", "evaluate", "fit", "methods", "prepare", "report", "reproduce"]
+COMMANDS = ["check", "compare", "demo", "evaluate", "fit", "methods", "prepare", "report", "reproduce"]
 COMMANDS += ["results", "score", "sweep"]
 
 

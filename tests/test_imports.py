@@ -22,7 +22,7 @@ LAYERS = [
     {"selection", "evaluation", "calibration", "audit", "experiment_data"},
     {"fitting"},
     {"detector", "jobs", "reproduce", "report", "onnx_engine"},
-    {"outputs", "assessment", "sweep", "tables"},
+    {"outputs", "assessment", "sweep", "tables", "versus"},
     {"ray_engine"},
     {"cli_experiments", "cli_export", "cli_theory"},
     {"cli"},

@@ -205,6 +205,36 @@ def results(
     out.print(_table("", [head[i] for i in varying], body))
 
 
+@app.command()
+def compare(
+    folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="Results folder.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set.")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="Row to compare with; by default the best method without a network."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="auroc or average_precision.")] = "auroc",
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table here.")] = None,
+) -> None:
+    """Compare records on the same test images, patient by patient."""
+    from normalis.records import write_csv
+    from normalis.versus import versus
+
+    reference, found = versus(folder, dataset=dataset, against=against, metric=metric)
+    rows = [
+        [one.row, one.n_seeds, f"{100 * one.value:.1f}", f"{100 * one.difference:+.1f}",
+         f"{100 * one.low:+.1f} to {100 * one.high:+.1f}", f"{one.adjusted_p:.2g}", one.verdict]
+        for one in found
+    ]  # fmt: skip
+    head = ["method", "seeds", metric, "difference", "95 %", "p, corrected", "verdict"]
+    out = console if console.is_terminal else Console(width=max(console.width, 140))
+    out.print(f"[bold]{escape(dataset)}: against {escape(reference)}[/]", soft_wrap=True)
+    out.print(_table("", head, rows))
+    if csv is not None and found:
+        bodies = [one.to_dict() for one in found]
+        write_csv(csv, list(bodies[0]), [list(body.values()) for body in bodies])
+
+
 def _brief(column: str, value: Any) -> Any:
     """Shorten a hash to what tells it from others."""
     return str(value)[:12] if column in ("id", "data", "training_key") else value
