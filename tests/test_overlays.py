@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normalis.overlays import PANEL, ColourScale, grey, heat, over, render, resize_map
+from normalis.overlays import PANEL, ColourScale, grey, heat, numbered, over, render, resize_map
 
 SCALE = ColourScale(quiet=0.2, full=0.8)
 
@@ -113,3 +113,17 @@ def test_a_quiet_picture_has_no_colour_outside_the_bar(rng):
     loud = render(rng.random((1, 32, 32)), np.full((16, 16), 0.9), scale=SCALE)
     panels = np.asarray(loud)[38:-30, : loud.width - 82].astype(int)
     assert (panels.max(2) - panels.min(2)).max() > 60
+
+
+@pytest.mark.parametrize(
+    ("place", "ending"),
+    [
+        ("", ""),
+        ("3", "_0003"),
+        ("12345", "_12345"),
+        ("validation_3", "_validation_0003"),
+        ("?", ""),
+    ],
+)
+def test_what_a_file_name_says_of_a_slice(place, ending):
+    assert numbered(place) == ending

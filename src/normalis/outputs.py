@@ -446,7 +446,7 @@ class _Writer:
         write_atomically(path, lambda p: picture.save(p, format="PNG", compress_level=1))
         strip = thumbnail(seen, scale)
         path = self._name("thumbnails", where, ".png")
-        write_atomically(path, lambda p: strip.save(p, format="PNG"))
+        write_atomically(path, lambda p: strip.save(p, format="PNG", compress_level=1))
 
 
 def thumbnail(seen: Explained, scale: ColourScale) -> Image.Image:
