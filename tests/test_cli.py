@@ -27,8 +27,8 @@ SMALL = [
     "--device",
     "cpu",
 ]
-COMMANDS = ["check", "compare", "demo", "evaluate", "fit", "methods", "prepare", "report", "reproduce"]
-COMMANDS += ["results", "score", "sweep"]
+COMMANDS = ["check", "compare", "demo", "evaluate", "fit", "methods", "prepare", "report"]
+COMMANDS += ["reproduce", "results", "score", "sweep"]
 
 
 @pytest.fixture
