@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from normalis import errors, models, onnx_engine, scorers
 from normalis.cli import app
+from normalis.datasets import open_dataset
 from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError
 from normalis.onnx_engine import OnnxScorer, on_engine
+from normalis.outputs import ScoreOptions, score_to_folder
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
 
 SMALL = {"image_size": 16, "latent_dim": 2, "hidden_dim": 8}
@@ -140,10 +142,8 @@ def test_a_missing_extra_is_named_with_its_install_line(fitted, monkeypatch):
         on_engine(fitted)
 
 
-def test_an_interrupted_scoring_keeps_its_engine(fitted, on_onnx, tmp_path):
-    from normalis.datasets import open_dataset
-    from normalis.outputs import ScoreOptions, score_to_folder
-
+def test_an_interrupted_scoring_keeps_its_engine(fitted, on_onnx, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_engine, "on_engine", lambda given, engine: on_onnx)
     write_pngs(tmp_path / "in", phantoms(3))
     samples = open_dataset(tmp_path / "in").samples
 
