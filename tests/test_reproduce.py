@@ -14,6 +14,7 @@ from normalis.cli import app
 from normalis.datasets.catalogue import named
 from normalis.errors import DataError, SettingsError
 from normalis.experiments import expand, plan
+from normalis.metrics import auroc
 from normalis.records import Records
 from normalis.reproduce import (
     DIMS,
@@ -202,7 +203,8 @@ def test_methods_include_options_and_readings_and_no_other_table_does(tmp_path):
         "ae", "ae, loss = l1", "ae, loss = l1, read by gradient", "ae, read by ssim",
         "intensity, sign = dark",
     ]  # fmt: skip
-    (cell,) = [c for c in compare("table1", out).cells if c.metric == "auroc"]
+    cell, plain = [c for c in compare("table1", out).cells if c.metric == "auroc"]
+    assert plain.row == "intensity, sign = dark (no network)"
     assert len(cell.values) == 1
 
 
@@ -213,6 +215,41 @@ def test_readings_in_the_plan_of_methods_train_nothing_more():
     assert {e.scorer for e in of_ae} >= {"native", "ssim", "gradient", "normalised"}
     assert len({e.training_key for e in of_ae}) == 3  # one for each loss
     assert any(dict(e.options) == {"sign": "dark"} for e in experiments)
+
+
+def test_leaked_tests_have_a_column_of_their_own(tmp_path):
+    scores = np.linspace(0, 1, 40).astype(np.float32)
+    leaked = np.where(np.arange(40) % 4 == 0, 0.99, 0.5)
+    rows = [
+        record(d=16, anomaly_score=scores, nearest_ncc=leaked),
+        record(d=32, anomaly_score=scores, nearest_ncc=np.full(40, 0.94)),
+    ]
+    out = store(tmp_path, *rows)
+    cells = {(c.row, c.metric): c for c in compare("methods", out).cells}
+    kept = (np.arange(40) >= 10) & (leaked < 0.95)
+    is_anomalous = (np.arange(40) % 2 == 1) & (np.arange(40) >= 10)
+    expected = 100 * auroc(scores[kept], is_anomalous[kept])
+    cell = cells["ae", "auroc_without_twins"]
+    assert cell.mean == pytest.approx(expected)
+    assert cell.low <= cell.mean <= cell.high
+    assert cell.paper is None
+    alone = compare("table1", store(tmp_path / "b", rows[1]))
+    assert {c.metric for c in alone.cells} == {"auroc", "average_precision"}
+    assert "few and unusual normal ones remain" in " ".join(tables.notes(compare("methods", out)))
+
+
+def test_the_best_method_without_a_network_stands_below(tmp_path):
+    plain = {"d": None, "epochs": 250, "n_parameters": 0}
+    rows = [
+        record(d=16),
+        record(method="knn", value=0.7, **plain),
+        record(method="intensity", value=0.8, settings={"options": {"sign": "dark"}}, **plain),
+    ]
+    found = compare("table1", store(tmp_path, *rows))
+    auroc = [c for c in found.cells if c.metric == "auroc"]
+    assert [c.row for c in auroc] == ["16", "intensity, sign = dark (no network)"]
+    assert auroc[1].paper is None
+    assert "the best of the baselines" in " ".join(tables.notes(found))
 
 
 def test_table1_misses_what_has_no_record(tmp_path):

@@ -169,7 +169,8 @@ def _show(part: str, out: Path) -> None:
     else:
         comparison = compare(part, out)
         for name in comparison.datasets:
-            console.print(_table(f"{comparison.title}: {name}", *tables.wide(comparison, name)))
+            table = _table(f"{comparison.title}: {name}", *tables.wide(comparison, name))
+            _wide().print(table)
         for note in tables.notes(comparison):
             console.print(escape(note), soft_wrap=True)
         written = tables.write_all(comparison, out / "tables")
@@ -199,8 +200,7 @@ def results(
     equal = ", ".join(f"{head[i]} {_text(rows[0][i])}" for i in same)
     title = f"{len(rows)} records" + (f"; all of {equal}" if equal else "")
     body = [[_brief(head[i], row[i]) for i in varying] for row in rows]
-    # Piped output has no width of its own, and a line broken in cells is of no use to a reader.
-    out = console if console.is_terminal else Console(width=max(console.width, 160))
+    out = _wide()
     out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
     out.print(_table("", [head[i] for i in varying], body))
 
@@ -227,12 +227,17 @@ def compare(
         for one in found
     ]  # fmt: skip
     head = ["method", "seeds", metric, "difference", "95 %", "p, corrected", "verdict"]
-    out = console if console.is_terminal else Console(width=max(console.width, 140))
+    out = _wide()
     out.print(f"[bold]{escape(dataset)}: against {escape(reference)}[/]", soft_wrap=True)
     out.print(_table("", head, rows))
     if csv is not None and found:
         bodies = [one.to_dict() for one in found]
         write_csv(csv, list(bodies[0]), [list(body.values()) for body in bodies])
+
+
+def _wide() -> Console:
+    """Return where wide tables go: piped output has no width to break cells for."""
+    return console if console.is_terminal else Console(width=max(console.width, 160))
 
 
 def _brief(column: str, value: Any) -> Any:

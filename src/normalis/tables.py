@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normalis.records import write_atomically, write_csv
-from normalis.reproduce import PARTS, TITLES, Cell, Comparison, Curve, compare, figure3
+from normalis.reproduce import PARTS, TITLES, TWIN, Cell, Comparison, Curve, compare, figure3
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,6 +122,13 @@ def notes(comparison: Comparison) -> list[str]:
             "as three runs), outside the bootstrap interval with one; ? cannot be asked of one "
             "seed without an interval."
         )
+    if any(c.metric == "auroc_without_twins" for c in cells):
+        found.append(
+            "AUROC without twins: the same models, without the test images that correlate by "
+            f"{TWIN} or more with a training image; few and unusual normal ones remain."
+        )
+    if any(c.row.endswith("(no network)") for c in cells):
+        found.append("(no network): the best of the baselines by AUROC, for comparison.")
     if any(c.metric == "best_dice" for c in cells):
         found.append("Best Dice chooses its threshold with the labels it is scored on.")
     if comparison.missing:
