@@ -189,7 +189,7 @@ def test_fit_score_evaluate_report(run, root, fitted, tmp_path):
     assert status == 0, err
     metrics = json.loads((fitted / "evaluation_head scans.json").read_text())
     assert metrics["data"] == "head scans"
-    assert metrics["method"] == "ae"
+    assert metrics["method"] == "ae-u"
     assert "trivial baseline" in out
 
     status, out, err = run("report", tmp_path / "out", "--out", tmp_path / "page.html")

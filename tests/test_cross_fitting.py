@@ -59,7 +59,8 @@ def test_a_fold_of_a_network_is_the_network_trained_without_it():
 
 def test_scores_are_means_and_p_values_compare_each_model_with_its_fold(fitted):
     new = np.concatenate([phantoms(5, seed=8), anomalies(5)])
-    each = np.stack([m.anomaly_score(_input(new)).double().numpy() for m in fitted.models_])
+    readers = zip(fitted.models_, fitted.scorers_, strict=True)
+    each = np.stack([s.anomaly_score(m, _input(new)).double().numpy() for m, s in readers])
     np.testing.assert_allclose(fitted.anomaly_score(new), each.mean(0), rtol=1e-5)
     scores, number = fitted.decision_scores_, fitted.calibration_.fold
     above = sum((scores[number == k][:, None] >= each[k]).sum(0) for k in range(3))

@@ -62,7 +62,7 @@ def test_export_of_a_run_from_the_command_line(tmp_path):
     with torch.no_grad():
         assert relative(maps, fitted.model_.anomaly_map(x).numpy()) < 1e-5
     known = meta.custom_metadata_map
-    assert (known["method"], known["image_size"]) == ("ae", "16")
+    assert (known["method"], known["image_size"]) == ("ae-u", "16")
     assert "mean" in known["standardize"]
     with pytest.raises(RunError, match="exists"):
         CliRunner().invoke(app, call, catch_exceptions=False)

@@ -51,7 +51,7 @@ def test_scores_maps_and_p_values_are_those_of_pytorch(fitted, on_onnx):
 
 
 def test_the_detector_given_is_left_as_it_is(fitted, on_onnx, tmp_path):
-    assert type(fitted.scorer_).__name__ == "Native"
+    assert type(fitted.scorer_).__name__ == "Median"
     assert on_engine(fitted, "torch") is fitted
     x = phantoms(3, seed=5)
     again = type(fitted).load(on_onnx.save(tmp_path / "run"), device="cpu")
@@ -107,13 +107,13 @@ def test_other_readings(method, scorer):
 @pytest.mark.usefixtures("installed")
 def test_what_cannot_be_traced_is_refused(fitted):
     by_gradient = detector(scorer="gradient").fit(phantoms())
-    with pytest.raises(SettingsError, match=r"AE read by Gradient.*use engine torch"):
+    with pytest.raises(SettingsError, match=r"AEU read by Gradient.*use engine torch"):
         on_engine(by_gradient)
 
 
 def test_an_engine_that_disagrees_is_refused(fitted, on_onnx, monkeypatch):
     monkeypatch.setattr(onnx_engine, "TOLERANCE", -1.0)
-    with pytest.raises(SettingsError, match=r"must agree with PyTorch.*AE read by Native"):
+    with pytest.raises(SettingsError, match=r"must agree with PyTorch.*AEU read by Median"):
         on_onnx.scorer_._check()
 
 

@@ -6,12 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from scipy import ndimage
 from torch import nn
 
 from normalis import models, scorers
 from normalis.errors import DataError, NotFittedError, SettingsError
 from normalis.models.ssim import dissimilarity
 from normalis.scorers.base import reduce_map
+from normalis.scorers.median import median_filter
 
 METHODS = ("ae", "vae", "ae-u", "dae", "ganomaly", "pca", "knn", "intensity")
 
@@ -106,6 +108,8 @@ def test_classes_and_names_outside_the_package_are_found():
         ("native", {"reduction": "top"}, "got 'top'"),
         ("native", {"reduction": "mean:0.5"}, "got 'mean:0.5'"),
         ("native", {"reducton": "max"}, "did you mean 'reduction'"),
+        ("median", {"share": 0.3}, r"share must be in \(0, 0.2\], got 0.3"),
+        ("median", {"part": "median"}, "part must be a scorer with a map of its own"),
         ("gradient", {"form": "l2"}, "form must be one of loss, rec, kl, elbo, combi"),
         ("normalised", {"floor": 0}, "floor must be at least 1e-06"),
         ("combination", {"parts": "l2"}, "at least two different scorers"),
@@ -254,3 +258,61 @@ def test_combination_reads_commas():
     assert scorer.settings.weights == (0.25, 0.75)
     again = scorers.build("combination", **scorer.settings.to_dict())
     assert again.settings == scorer.settings
+
+
+@settings(max_examples=30)
+@given(
+    height=st.integers(2, 9),
+    width=st.integers(2, 9),
+    half=st.integers(0, 3),
+    seed=st.integers(0, 9),
+)
+def test_the_median_filter_equals_scipys(height, width, half, seed):
+    half = min(half, height - 1, width - 1)
+    # Few values make many ties.
+    maps = np.random.default_rng(seed).integers(0, 4, (3, height, width)).astype(np.float32)
+    window = 2 * half + 1
+    expected = ndimage.median_filter(maps, size=(1, window, window), mode="mirror")
+    np.testing.assert_array_equal(median_filter(torch.from_numpy(maps), window), expected)
+
+
+class Given(nn.Module):
+    """A method whose map is the image."""
+
+    has_latent = False
+
+    def anomaly_map(self, x):
+        return x[:, 0]
+
+
+@pytest.mark.parametrize("side", [32, 64, 96, 256])
+def test_median_keeps_areas_and_drops_lines(side):
+    x = torch.zeros(2, 1, side, side)
+    x[0, 0, :, side // 2] = 1
+    quarter = side // 4
+    x[1, 0, quarter : 2 * quarter, quarter : 2 * quarter] = 1
+    scorer = scorers.build("median")
+    found = scorer.anomaly_map(Given(), x)
+    assert found.shape == (2, side, side)
+    assert found[0].max() < 0.01
+    assert found[1].mean() == pytest.approx(1 / 16, rel=0.1)
+    assert scorer.anomaly_score(Given(), x)[1] == pytest.approx(1, abs=0.02)
+
+
+def test_median_of_another_part_and_its_settings(fitted):
+    model, x = fitted("ae"), inputs(3)
+    scorer = scorers.build("median", part="l1", share=0.1, reduction="mean")
+    window = median_filter(scorers.build("l1").anomaly_map(model, x), 3)
+    assert torch.equal(scorer.anomaly_map(model, x), window)
+    torch.testing.assert_close(scorer.anomaly_score(model, x), window.mean((1, 2)))
+    normalised = scorers.build("median", part="normalised")
+    with pytest.raises(NotFittedError):
+        normalised.anomaly_map(model, x)
+    assert set(normalised.fit(model, x).state()) == {"mean"}
+
+
+def test_the_usual_reading_leaves_scores_of_their_own_alone():
+    usual = {m: scorers.usual_scorer(models.model_class(m)) for m in models.MODELS}
+    assert {m for m, name in usual.items() if name == "native"} == {"ganomaly", "intensity"}
+    for name in scorers.SCORERS:
+        assert scorers.scorer_class(name).Settings().reduction == scorers.usual_reduction(name)

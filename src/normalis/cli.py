@@ -186,7 +186,7 @@ def _print_audit(found: Any) -> None:
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
-    method: Annotated[str, typer.Option(help="Method; see `normalis methods`.")] = "ae",
+    method: Annotated[str, typer.Option(help="Method; see `normalis methods`.")] = "ae-u",
     latent_dim: Annotated[
         str, typer.Option(help="Size of the bottleneck, the paper's d; auto chooses (unconfirmed).")
     ] = "16",
@@ -200,10 +200,19 @@ def fit(
     standardize: Annotated[
         bool, typer.Option("--standardize", help="Remove each image's brightness and contrast.")
     ] = False,
-    scorer: Annotated[str, typer.Option(help="How the residual is read.")] = "native",
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="How the residual is read; auto: median, or native where a method has a score "
+            "of its own. The paper's is native."
+        ),
+    ] = "auto",
     reduction: Annotated[
-        str, typer.Option(help="Map to number: mean, max, top:0.01, quantile:0.95.")
-    ] = "mean",
+        str | None,
+        typer.Option(
+            help="Map to number: mean, max, top:0.01, quantile:0.95; by default the scorer's own."
+        ),
+    ] = None,
     calibration: Annotated[
         str,
         typer.Option(
@@ -353,8 +362,8 @@ def score(
         str | None, typer.Option(help="Read the model another way; needs --normals.")
     ] = None,
     reduction: Annotated[
-        str, typer.Option(help="With --scorer: mean, max, top:0.01, quantile:0.95.")
-    ] = "mean",
+        str | None, typer.Option(help="With --scorer: mean, max, top:0.01, quantile:0.95.")
+    ] = None,
     scorer_option: Annotated[
         list[str] | None, typer.Option(help="Setting of the scorer, NAME=VALUE; repeatable.")
     ] = None,

@@ -68,9 +68,12 @@ class AnomalyDetector(BaseEstimator):
         recipe: ``paper`` or ``fast``; see `normalis.training.TrainingSettings`.
         precision: ``auto``, ``float32`` or ``bfloat16``.
         standardize: whether each image's own brightness and contrast are removed.
-        scorer: how the model's residual is read, a name from `normalis.scorers.SCORERS`.
+        scorer: how the model's residual is read, a name from `normalis.scorers.SCORERS`; ``auto``
+            is ``median`` for methods whose score is the mean of their map, else ``native``. The
+            paper's reading is ``native``.
         reduction: how a map becomes one number: ``mean`` (the paper's), ``max``, ``top:0.01``,
-            ``quantile:0.95``.
+            ``quantile:0.95``; None for the scorer's own, which is ``top:0.02`` for ``median`` and
+            ``mean`` for the others.
         calibration: ``split`` holds out normal images, by patient where patients are known and by
             group of near duplicates elsewhere, so that p-values and thresholds are exact; ``cv+``,
             for few images, trains one model per fold on the others and holds nothing back, at the
@@ -111,7 +114,7 @@ class AnomalyDetector(BaseEstimator):
     def __init__(
         self,
         *,
-        method: str | type[AnomalyModel] = "ae",
+        method: str | type[AnomalyModel] = "ae-u",
         latent_dim: int | str = 16,
         image_size: int = 64,
         channels: int = 1,
@@ -121,8 +124,8 @@ class AnomalyDetector(BaseEstimator):
         recipe: str = "paper",
         precision: str = "auto",
         standardize: bool = False,
-        scorer: str = "native",
-        reduction: str = "mean",
+        scorer: str = "auto",
+        reduction: str | None = None,
         calibration: str = "split",
         calibration_share: float = 0.2,
         folds: int = 5,
@@ -201,8 +204,16 @@ class AnomalyDetector(BaseEstimator):
         )
 
     def _build_scorer(self) -> scorers.Scorer:
-        options = self.scorer_options or {}
-        return scorers.build(self.scorer, reduction=self.reduction, **options)
+        options = dict(self.scorer_options or {})
+        if self.reduction is not None:
+            options["reduction"] = self.reduction
+        return scorers.build(self._scorer_name, **options)
+
+    @property
+    def _scorer_name(self) -> str:
+        if self.scorer != "auto":
+            return self.scorer
+        return scorers.usual_scorer(models.model_class(self.method))
 
     def _check(self) -> None:
         """Fail before any image is read if a setting is out of its range."""
@@ -372,6 +383,9 @@ class AnomalyDetector(BaseEstimator):
     def _plain_params(self) -> dict[str, Any]:
         params = self.get_params(deep=False)
         params["method"] = models.method_name(self.method)
+        # What was left to the defaults is kept as it was then: these may change.
+        params["scorer"] = self._scorer_name
+        params["reduction"] = self._build_scorer().settings.reduction
         return {k: _plain(v) for k, v in params.items()}
 
     def _judge(self, normals: Normals, fold: NDArray[np.int64] | None) -> None:
@@ -542,7 +556,7 @@ class AnomalyDetector(BaseEstimator):
         scorer: str,
         normals: Images,
         *,
-        reduction: str = "mean",
+        reduction: str | None = None,
         scorer_options: dict[str, Any] | None = None,
     ) -> Self:
         """Return a detector with the same fitted model, read by another scorer.
@@ -551,7 +565,7 @@ class AnomalyDetector(BaseEstimator):
             scorer: a name from `normalis.scorers.SCORERS`.
             normals: the images that the detector was fitted on. Those held out then are found
                 again, and give the new scores their p-values and pictures their colours.
-            reduction: how a map becomes one number.
+            reduction: how a map becomes one number; None for the scorer's own.
             scorer_options: further settings of the scorer.
 
         Raises:

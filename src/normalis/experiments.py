@@ -37,6 +37,7 @@ from typing import Any
 from normalis.errors import SettingsError
 from normalis.models import model_class
 from normalis.records import content_hash, write_json
+from normalis.scorers import usual_reduction
 from normalis.training import TrainingSettings
 
 __all__ = ["Experiment", "Subset", "default_epochs", "expand", "plan", "read_plan", "write_plan"]
@@ -205,7 +206,7 @@ class Experiment:
         extra += " standardize" if self.training.standardize else ""
         read = (
             ""
-            if (self.scorer, self.reduction) == ("native", "mean")
+            if (self.scorer, self.reduction) == ("native", usual_reduction("native"))
             else (f" [{self.scorer}, {self.reduction}]")
         )
         epochs = f" epochs={self.training.epochs}"
@@ -231,7 +232,7 @@ _DEFAULTS: dict[str, Any] = {
     "latent_dims": [16],
     "seeds": [0],
     "scorers": ["native"],
-    "reductions": ["mean"],
+    "reductions": [None],
     "standardize": [False],
 }
 
@@ -321,9 +322,10 @@ def _experiment(cell: dict[str, Any], fingerprints: Fingerprints) -> Experiment:
     names = ("batch_size", "learning_rate", "precision", "recipe", "standardize")
     training = {k: cell[k] for k in names if k in cell}
     epochs = cell.get("epochs", default_epochs(cell["dataset"]))
-    rest = ("dataset", "method", "latent_dim", "seed", "scorer", "reduction")
+    rest = ("dataset", "method", "latent_dim", "seed", "scorer")
     return Experiment(
         **{k: cell[k] for k in rest},
+        reduction=cell["reduction"] or usual_reduction(cell["scorer"]),
         data=data,
         train_data=train_data,
         options=cell.get("options", {}),

@@ -30,6 +30,7 @@ import numpy as np
 
 from normalis.errors import DataError, SettingsError
 from normalis.records import Records
+from normalis.scorers import usual_reduction
 
 __all__ = [
     "PARTS",
@@ -135,10 +136,18 @@ def plan_of(name: str, datasets: Sequence[str], *, seeds: Sequence[int]) -> dict
         from normalis.models import MODELS
 
         methods = [m for m in MODELS if m not in _NOT_BY_DEFAULT]
-        return {**table, "methods": methods, "include": [dict(variant) for variant in _VARIANTS]}
+        default = {"methods": _networks(methods), "scorers": ["median"]}
+        return {**table, "methods": methods, "include": [*map(dict, _VARIANTS), default]}
     # The last row, AE at its best latent dimension, is the best of Table 1.
     best = {"methods": ["ae"], "latent_dims": list(DIMS)}
     return {**table, "methods": list(_TABLE2.values()), "include": [best]}
+
+
+def _networks(methods: Iterable[str]) -> list[str]:
+    from normalis.models import model_class
+    from normalis.models.base import Autoencoder
+
+    return [m for m in methods if issubclass(model_class(m), Autoencoder)]
 
 
 # ae-perceptual needs a file of weights; dae takes a GPU at its paper's size.
@@ -267,7 +276,9 @@ def _is_standard(record: Mapping[str, Any], *, variants: bool = False) -> bool:
         variants: whether other options of the method, and other scorers, are let in.
     """
     settings = record["settings"]
-    if record["reduction"] != "mean" or settings.get("scorer_options"):
+    if record["reduction"] != usual_reduction(record["scorer"]):
+        return False
+    if settings.get("scorer_options"):
         return False
     if not variants and (record["scorer"] != "native" or settings["options"]):
         return False

@@ -26,6 +26,7 @@ from normalis.metrics.comparison import compare_draws
 from normalis.metrics.intervals import Draws, Metric, draw_statistics
 from normalis.records import Records
 from normalis.reproduce import reference
+from normalis.scorers import usual_reduction
 
 __all__ = ["METRICS", "Versus", "row_of", "versus"]
 
@@ -85,12 +86,15 @@ def row_of(record: Mapping[str, Any]) -> str:
     options = {**settings["options"], **(settings.get("scorer_options") or {})}
     changed = [f"{k} = {v}" for k, v in options.items()]
     changed += [f"{k} = {v}" for k, v in settings["subset"].items() if v]
-    epochs, recipe = settings["training"]["epochs"], settings["training"]["recipe"]
+    training = settings["training"]
+    epochs, recipe, precision = training["epochs"], training["recipe"], training["precision"]
     changed += [f"{epochs} epochs"] if epochs != usual_epochs and record["n_parameters"] else []
     changed += [f"recipe {recipe}"] if recipe != "paper" else []
-    changed += ["standardize"] if settings["training"]["standardize"] else []
+    changed += [f"precision {precision}"] if precision != "auto" else []
+    changed += ["standardize"] if training["standardize"] else []
     reading = [f"read by {record['scorer']}"] if record["scorer"] != "native" else []
-    reduction = [f"{record['reduction']} of the map"] if record["reduction"] != "mean" else []
+    usual = record["reduction"] == usual_reduction(record["scorer"])
+    reduction = [] if usual else [f"{record['reduction']} of the map"]
     parts = [record["method"], latent, *changed, *reading, *reduction]
     return ", ".join(part for part in parts if part)
 

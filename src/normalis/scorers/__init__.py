@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from normalis.errors import SettingsError
 
 if TYPE_CHECKING:
+    from normalis.models.base import AnomalyModel
     from normalis.scorers.base import Scorer
 
-__all__ = ["SCORERS", "build", "scorer_class", "scorer_names"]
+__all__ = [
+    "SCORERS", "build", "scorer_class", "scorer_names", "usual_reduction", "usual_scorer",
+]  # fmt: skip
 
 #: scorer -> "module:Class"
 SCORERS: dict[str, str] = {
@@ -26,8 +29,12 @@ SCORERS: dict[str, str] = {
     "gradient": "normalis.scorers.gradient:Gradient",
     "normalised": "normalis.scorers.normalised:Normalised",
     "mahalanobis": "normalis.scorers.mahalanobis:Mahalanobis",
+    "median": "normalis.scorers.median:Median",
     "combination": "normalis.scorers.combination:Combination",
 }
+
+#: Reductions of scorers other than the mean, for those who read records and load no scorer.
+_REDUCTIONS = {"median": "top:0.02"}
 
 
 def scorer_names() -> list[str]:
@@ -67,3 +74,19 @@ def build(scorer: str | type[Scorer] = "native", **options: Any) -> Scorer:
     """
     cls = scorer_class(scorer)
     return cls(cls.Settings.from_mapping(options))
+
+
+def usual_reduction(scorer: str) -> str:
+    """Return the reduction that a scorer of `SCORERS` has where none is asked for."""
+    return _REDUCTIONS.get(scorer, "mean")
+
+
+def usual_scorer(method: type[AnomalyModel]) -> str:
+    """Return the scorer that is used where none is named.
+
+    ``median`` where a method's score is the mean of its map (docs/selection.md says why), and
+    ``native`` where a method has a score of its own, such as a distance of latents.
+    """
+    from normalis.models.base import AnomalyModel
+
+    return "median" if method.anomaly_score is AnomalyModel.anomaly_score else "native"
