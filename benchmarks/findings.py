@@ -21,6 +21,7 @@ from normalis.audit import audit
 from normalis.datasets import open_dataset
 from normalis.metrics import auroc, average_precision, bootstrap
 from normalis.records import Records
+from normalis.versus import row_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "findings.md"
@@ -47,10 +48,8 @@ def cell(part: dict, keep: np.ndarray) -> str:
 
 
 def title(record: dict) -> str:
-    latent = "" if record["latent_dim"] is None else f", d = {record['latent_dim']}"
-    options = "".join(f", {k} = {v}" for k, v in settings_of(record)["options"].items())
-    reading = "" if record["scorer"] == "native" else f", read by {record['scorer']}"
-    return f"{record['method']}{latent}{options}{reading}, seed {record['seed']}"
+    everything = settings_of(record) | {"subset": {}}  # the table says which images took part
+    return f"{row_of({**record, 'settings': everything})}, seed {record['seed']}"
 
 
 def settings_of(record: dict) -> dict:
@@ -67,8 +66,6 @@ def tables(records: list[dict], repeated: set[str]) -> str:
     official, retrained = [], []
     for record in sorted(records, key=order):
         settings = settings_of(record)
-        if settings["training"]["standardize"]:
-            continue
         part = scored(record)
         everything = np.ones(len(part["score"]), bool)
         if settings["subset"]["drop_train_twins"] is None:

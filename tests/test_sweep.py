@@ -23,7 +23,15 @@ from normalis.experiments import (
     read_plan,
     write_plan,
 )
-from normalis.jobs import estimate, fitted, jobs_of, run_job, stacks_of, train_together
+from normalis.jobs import (
+    estimate,
+    fitted,
+    is_trained,
+    jobs_of,
+    run_job,
+    stacks_of,
+    train_together,
+)
 from normalis.metrics import auroc
 from normalis.records import Records
 from normalis.sweep import run_plan
@@ -431,6 +439,18 @@ def test_estimate_learns_from_records(root, out):
     run_plan(experiments, out, jobs=1)
     (record,) = Records(out).table()
     assert estimate(job, n_train=24, known=[record]) == pytest.approx(record["fit_s"])
+
+
+def test_a_kept_model_is_only_read_again(root, out):
+    (job,) = jobs_of(planned(root, out, latent_dims=[2]))
+    (reading,) = jobs_of(planned(root, out, latent_dims=[2], scorers=["median"]))
+    assert not is_trained(reading, out)
+    run_job(job, out)
+    assert is_trained(reading, out)
+    assert run_job(reading, out)
+    native, median = sorted(Records(out).table(), key=lambda r: r["scorer"] == "median")
+    assert (median["scorer"], median["reduction"]) == ("median", "top:0.02")
+    assert median["fit_s"] == native["fit_s"]
 
 
 @pytest.mark.slow

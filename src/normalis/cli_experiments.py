@@ -327,7 +327,7 @@ def _engine_function(name: str) -> Run:
 
 
 def _print_plan(experiments: list[Experiment], out: Path, store: Any) -> None:
-    from normalis.jobs import estimate, jobs_of
+    from normalis.jobs import estimate, is_trained, jobs_of
     from normalis.records import Records
 
     records = Records(out)
@@ -336,7 +336,10 @@ def _print_plan(experiments: list[Experiment], out: Path, store: Any) -> None:
     for job in jobs_of(experiments):
         is_done = all(e.identity in records for e in job.experiments)
         n_train = int((store.get(job.experiments[0].data).split == "train").sum())
-        seconds = 0.0 if is_done else estimate(job, n_train=n_train, known=known)
+        seconds = estimate(job, n_train=n_train, known=known)
+        if is_trained(job, out):
+            seconds = 5.0 * len(job.experiments)  # reading it
+        seconds *= not is_done
         total += seconds
         for experiment in job.experiments:
             state = "done" if experiment.identity in records else _span(seconds)

@@ -170,6 +170,11 @@ def _claimed(job: Job, records: Records, claims: ExitStack) -> bool:
     return not folder.finished
 
 
+def is_trained(job: Job, results: str | Path) -> bool:
+    """Return whether the fitted model of a job is kept, so that only its reading is left."""
+    return _model_folder(results, job.experiments[0].training_key).finished
+
+
 def estimate(job: Job, *, n_train: int, known: Sequence[Mapping[str, Any]] = ()) -> float:
     """Return the seconds that a training is expected to take in one worker.
 

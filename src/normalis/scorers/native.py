@@ -1,4 +1,4 @@
-"""The method's own map and score, as its paper reads it; the default."""
+"""The method's own map and score, as its paper reads it."""
 
 from __future__ import annotations
 

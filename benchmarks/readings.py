@@ -1,0 +1,217 @@
+"""What a fitted network says depends on how its map is read; rewrite the tables of that section.
+
+    python benchmarks/readings.py [--data ROOT] [--results results] [--draw-only]
+
+For each leak-free set: the default of ``fit`` (ae-u, d = 16, read by median) against the paper's
+autoencoder at the latent dimension that is best in hindsight and against the best method without a
+network, paired by patient, and the AUROC by latent dimension, all from records. With data, also
+every combination of map filter and reduction that was tried before ``median`` was chosen, from the
+fitted models in the results folder, into ``results/readings.csv``; ``--draw-only`` takes that file.
+"""
+
+import argparse
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter, median_filter
+
+from normalis.experiment_data import Store
+from normalis.experiments import Experiment
+from normalis.jobs import fitted
+from normalis.metrics import auroc, average_precision
+from normalis.models.inputs import as_tensor, to_model_input
+from normalis.records import Records, write_csv
+from normalis.versus import row_of, versus
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "selection.md"
+OUT = ROOT / "results" / "readings.csv"
+LEAK_FREE = ", drop_train_twins = 0.95"
+SETS = {"kermany_cxr": "", "lgg_flair": "", "brain_tumor": LEAK_FREE}
+DEFAULT = "ae-u, d = 16{}, read by median"
+DIMS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda m: m,
+    "square root": np.sqrt,
+    "Gaussian, 1 pixel": lambda m: gaussian_filter(m, (0, 1, 1)),
+    "Gaussian, 2 pixels": lambda m: gaussian_filter(m, (0, 2, 2)),
+    "median, 3 x 3": lambda m: median_filter(m, (1, 3, 3)),
+    "median, 5 x 5": lambda m: median_filter(m, (1, 5, 5)),
+    "median, 7 x 7": lambda m: median_filter(m, (1, 7, 7)),
+    "median, 9 x 9": lambda m: median_filter(m, (1, 9, 9)),
+}
+
+
+def top(share: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda m: np.sort(m, 1)[:, -max(1, round(share * m.shape[1])) :].mean(1)
+
+
+REDUCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda m: m.mean(1),
+    "top 20 %": top(0.2),
+    "top 5 %": top(0.05),
+    "top 2 %": top(0.02),
+    "top 1 %": top(0.01),
+    "maximum": lambda m: m.max(1),
+    "95 % quantile": lambda m: np.quantile(m, 0.95, axis=1),
+    "98 % quantile": lambda m: np.quantile(m, 0.98, axis=1),
+}
+
+
+def measure(data: Path, results: Path) -> list[tuple]:
+    """Return AUROC and pixel AP of every filter and reduction."""
+    store, rows = Store(results, data), []
+    for record in Records(results).table():
+        method, d, seed = record["method"], record["latent_dim"], record["seed"]
+        row = row_of(record).replace(SETS.get(record["dataset"], "?") or "?", "")
+        if row not in ("ae-u, d = 16", "ae, d = 16") or seed != 0:
+            continue
+        if SETS[record["dataset"]] and SETS[record["dataset"]] not in row_of(record):
+            continue
+        experiment = Experiment.from_settings(record["settings"])
+        arrays = store.get(experiment.data)
+        model, _ = fitted(experiment, arrays, results, device="cpu")
+        chosen = arrays.split == "test"
+        label, mask = arrays.is_anomalous[chosen], arrays.masks
+        x = to_model_input(as_tensor(arrays.of("test")))
+        with torch.no_grad():
+            maps = torch.cat([model.anomaly_map(part) for part in x.split(128)]).numpy()
+        for name, change in FILTERS.items():
+            found = change(maps)
+            flat = found.reshape(len(found), -1)
+            pixels = ""
+            if len(mask):
+                pixels = round(average_precision(found.ravel(), mask.ravel()), 4)
+            for reduction, reduce in REDUCTIONS.items():
+                value = round(auroc(reduce(flat), label), 4)
+                rows.append((record["dataset"], method, d, name, reduction, value, pixels))
+        print(record["dataset"], method, flush=True)
+    return sorted(rows, key=lambda row: row[:3])
+
+
+def against(results: Path) -> str:
+    """Return the table of the default against what it must beat."""
+    lines = [
+        "| set | against | AUROC of that | AUROC of the default | difference | 95 % |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for dataset, mark in SETS.items():
+        default = DEFAULT.format(mark)
+        values = values_of(results, dataset)
+        paper = [f"ae, d = {d}{mark}" for d in DIMS]
+        plain = [r for r, (_, network) in values.items() if not network and (mark in r)]
+        rows = {
+            "the paper's AE, best d in hindsight": best(paper, values),
+            "the same, read by median": best([f"{r}, read by median" for r in paper], values),
+            "ae-u as its paper reads it": f"ae-u, d = 16{mark}",
+            "best without a network": best(plain, values),
+        }
+        for title, row in rows.items():
+            if row is None or row not in values or default not in values:
+                continue
+            _, found = versus(results, dataset=dataset, against=row)
+            (one,) = [f for f in found if f.row == default]
+            compared = f"{title}: {row.replace(mark, '') if mark else row}"
+            lines.append(
+                f"| {named(dataset)} | {compared} | {100 * values[row][0]:.1f} "
+                f"| {100 * values[default][0]:.1f} | {100 * one.difference:+.1f} "
+                f"| {100 * one.low:+.1f} to {100 * one.high:+.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def values_of(results: Path, dataset: str) -> dict[str, tuple[float, bool]]:
+    """Return (AUROC, whether it is a network) of each row, means over seeds."""
+    rows: dict[str, list[dict]] = {}
+    for record in Records(results).table():
+        if record["dataset"] == dataset:
+            rows.setdefault(row_of(record), []).append(record)
+    return {
+        row: (float(np.mean([r["auroc"] for r in group])), bool(group[0]["n_parameters"]))
+        for row, group in rows.items()
+    }
+
+
+def best(rows: list[str], values: dict[str, tuple[float, bool]]) -> str | None:
+    return max((r for r in rows if r in values), key=lambda r: values[r][0], default=None)
+
+
+def by_dimension(results: Path) -> str:
+    """Return AUROC by latent dimension for both methods and readings."""
+    lines = [
+        f"| set | method | reading | {' | '.join(str(d) for d in DIMS)} | spread |",
+        f"| --- | --- | --- | {'---: | ' * len(DIMS)}---: |",
+    ]
+    for dataset, mark in SETS.items():
+        values = values_of(results, dataset)
+        for method in ("ae", "ae-u"):
+            for title, reading in (("its own", ""), ("median", ", read by median")):
+                rows = [f"{method}, d = {d}{mark}{reading}" for d in DIMS]
+                cells = [f"{100 * values[r][0]:.1f}" if r in values else "" for r in rows]
+                known = [
+                    values[rows[DIMS.index(d)]][0] for d in (8, 16, 64) if cells[DIMS.index(d)]
+                ]
+                spread = f"{100 * np.ptp(known):.1f}" if len(known) == 3 else ""
+                lines.append(
+                    f"| {named(dataset)} | {method} | {title} | {' | '.join(cells)} | {spread} |"
+                )
+    return "\n".join(lines)
+
+
+def named(dataset: str) -> str:
+    return dataset + (", no leak" if SETS[dataset] else "")
+
+
+def tried(rows: list[dict]) -> str:
+    """Return the AUROC of AE-U by filter and reduction, a table per set, and pixel AP."""
+    parts = []
+    for dataset in SETS:
+        part = [r for r in rows if (r["dataset"], r["method"]) == (dataset, "ae-u")]
+        if not part:
+            continue
+        found = {(r["filter"], r["reduction"]): r for r in part}
+        pixels = bool(part[0]["pixel_ap"])
+        lines = [
+            f"*{named(dataset)}*",
+            "",
+            f"| filter of the map | {' | '.join(REDUCTIONS)} |{' pixel AP |' if pixels else ''}",
+            f"| --- | {'---: | ' * (len(REDUCTIONS) + pixels)}",
+        ]
+        for name in FILTERS:
+            cells = [f"{100 * float(found[name, r]['auroc']):.1f}" for r in REDUCTIONS]
+            cells += [f"{100 * float(found[name, 'mean']['pixel_ap']):.1f}"] if pixels else []
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--draw-only", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.draw_only:
+        head = ("dataset", "method", "latent_dim", "filter", "reduction", "auroc", "pixel_ap")
+        write_csv(OUT, head, measure(arguments.data, arguments.results))
+    parts = {
+        "default": against(arguments.results),
+        "dimensions": by_dimension(arguments.results),
+        "filters": tried(list(csv.DictReader(OUT.open(encoding="utf-8")))),
+    }
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in parts.items():
+        print(text, end="\n\n")
+        block = f"<!-- {name} -->\n\n{text}\n\n<!-- end of {name} -->"
+        pattern = rf"<!-- {name} -->.*<!-- end of {name} -->"
+        page = re.sub(pattern, lambda _, block=block: block, page, flags=re.DOTALL)
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
