@@ -23,6 +23,8 @@ from normalis.experiment_data import Store
 from normalis.experiments import Experiment
 from normalis.jobs import fitted
 from normalis.metrics import auroc, average_precision
+from normalis.metrics.comparison import compare_draws
+from normalis.metrics.intervals import Draws, draw_statistics
 from normalis.models.inputs import as_tensor, to_model_input
 from normalis.records import Records, write_csv
 from normalis.versus import row_of, versus
@@ -125,6 +127,47 @@ def against(results: Path) -> str:
     return "\n".join(lines)
 
 
+def middle(results: Path) -> str:
+    """Return the table of the slices of the middle of the head, where position says little."""
+    paper = [f"ae, d = {d}" for d in DIMS]
+    rows = [DEFAULT.format(""), "intensity", *paper]
+    store, found = Records(results), {}
+    for record in store.table():
+        if record["dataset"] != "lgg_flair" or row_of(record) not in rows:
+            continue
+        part = store.read(record["id"])
+        position = np.array(part["position"], float)
+        keep = (np.array(part["split"]) == "test") & (position > 0.4) & (position < 0.85)
+        labels = np.array(part["is_anomalous"], bool)[keep]
+        patients = np.array(part["patient_id"])[keep]
+        found.setdefault(row_of(record), []).append(np.array(part["anomaly_score"], float)[keep])
+        found["slice position"] = [-np.abs(position[keep] - 0.6)]
+    units = Draws.of(patients, len(labels), n=2000)
+
+    def drawn(row: str) -> tuple[float, np.ndarray]:
+        each = [draw_statistics(auroc, scores, labels, units=units)[0] for scores in found[row]]
+        return float(np.mean([auroc(s, labels) for s in found[row]])), np.mean(each, 0)
+
+    default = drawn(rows[0])
+    best_paper = max((row for row in paper if row in found), key=lambda row: drawn(row)[0])
+    lines = [
+        "| against | AUROC of that | AUROC of the default | difference | 95 % |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for title, row in (
+        (f"the paper's AE, best d in hindsight: {best_paper}", best_paper),
+        ("intensity", "intensity"),
+        ("slice position, distance from 0.6", "slice position"),
+    ):
+        other = drawn(row)
+        one = compare_draws(default[0] - other[0], default[1] - other[1], units=units)
+        lines.append(
+            f"| {title} | {100 * other[0]:.1f} | {100 * default[0]:.1f} "
+            f"| {100 * one.difference:+.1f} | {100 * one.low:+.1f} to {100 * one.high:+.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def values_of(results: Path, dataset: str) -> dict[str, tuple[float, bool]]:
     """Return (AUROC, whether it is a network) of each row, means over seeds."""
     rows: dict[str, list[dict]] = {}
@@ -201,6 +244,7 @@ def main() -> None:
         write_csv(OUT, head, measure(arguments.data, arguments.results))
     parts = {
         "default": against(arguments.results),
+        "middle": middle(arguments.results),
         "dimensions": by_dimension(arguments.results),
         "filters": tried(list(csv.DictReader(OUT.open(encoding="utf-8")))),
     }

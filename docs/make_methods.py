@@ -1,12 +1,12 @@
 """Write docs/methods.md from `MODELS` and `SCORERS`, and its picture.
 
     python docs/make_methods.py                          # short trainings on generated slices
-    python docs/make_methods.py --models RUNS --arrays FILE.npz
+    python docs/make_methods.py --results RESULTS --data ROOT --dataset NAME
 
-With --models, RUNS/METHOD is what ``normalis fit --out`` wrote, for every method that is to be in
-the picture; --arrays then holds ``test`` (N, S, S) uint8 and ``test_label``, of which one normal
-and four anomalous images are shown. --no-cost keeps the costs that the page
-has, and measures those of methods new to it.
+With --results, the models are those that a sweep kept for the standard row of each method
+(`normalis reproduce methods`), and one normal and four anomalous test images of that data set are
+shown; half of the other normal test images fix the colours. --no-cost keeps the costs that the
+page has, and measures those of methods new to it.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from normalis import AnomalyDetector, models, scorers, training
-from normalis.models.base import Autoencoder, ModelSettings
+from normalis import AnomalyDetector, jobs, models, scorers, training
+from normalis.experiment_data import Store
+from normalis.experiments import Experiment
+from normalis.models.base import AnomalyModel, Autoencoder, ModelSettings
+from normalis.models.inputs import as_tensor, to_model_input
 from normalis.models.vgg19 import VGG19
-from normalis.overlays import grey, over
+from normalis.overlays import ColourScale, grey, over
+from normalis.records import Records
+from normalis.reproduce import is_standard
+from normalis.scorers.base import Scorer
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -125,19 +131,51 @@ def generated() -> tuple[NDArray[Any], NDArray[Any]]:
     return tuple((255 * x.clip(0, 1)).round().astype(np.uint8) for x in (drawn.images[:-5], shown))
 
 
-def chosen(path: Path) -> NDArray[Any]:
-    """Return one normal and four anomalous test images, evenly spread."""
-    data = np.load(path)
-    test, label = data["test"], data["test_label"].astype(bool)
-    sick = np.flatnonzero(label)
-    return test[[np.flatnonzero(~label)[0], *sick[:: len(sick) // 4][:4]]]
+@dataclass(frozen=True)
+class Trained:
+    """A kept model with the default reading, as much of a detector as the picture needs."""
+
+    model: AnomalyModel
+    scorer: Scorer
+    colour_scale_: ColourScale
+    epochs: int
+
+    def anomaly_map(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return maps (N, S, S) of images (N, S, S) uint8."""
+        return read(self.model, self.scorer, pixels)
 
 
-def detectors(runs: Path | None) -> dict[str, AnomalyDetector]:
-    """Load the methods of the picture, or train them shortly."""
-    if runs:
-        return {m: AnomalyDetector.load(runs / m) for m in models.MODELS if (runs / m).is_dir()}
-    normal, _ = generated()
+def read(model: AnomalyModel, scorer: Scorer, pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the scorer's maps (N, S, S)."""
+    x = to_model_input(as_tensor(pixels.reshape(-1, 1, *pixels.shape[-2:])))
+    return torch.cat([scorer.anomaly_map(model, part) for part in x.split(128)]).numpy()
+
+
+def kept(results: Path, data: Path, dataset: str) -> tuple[dict[str, Trained], NDArray[Any]]:
+    """Return the trained models by method, and one normal and four anomalous test images."""
+    store, found = Store(results, data), {}
+    for record in Records(results).table():
+        row = (record["method"], record["scorer"], record["reduction"], record["seed"])
+        usual = (record["method"], "native", "mean", 0)
+        if record["dataset"] != dataset or row != usual or not is_standard(record):
+            continue
+        if record["latent_dim"] not in (16, None):
+            continue
+        experiment = Experiment.from_settings(record["settings"])
+        arrays = store.get(experiment.data)
+        test, sick = arrays.of("test"), arrays.is_anomalous[arrays.split == "test"]
+        model, _ = jobs.fitted(experiment, arrays, results, device="cpu")
+        scorer = scorers.build(scorers.usual_scorer(type(model)))
+        normal = np.flatnonzero(~sick)
+        scale = ColourScale.from_maps(read(model, scorer, test[normal[1::2]]))
+        found[record["method"]] = Trained(model, scorer, scale, record["epochs"])
+    anomalous = np.flatnonzero(sick)
+    shown = test[[normal[0], *anomalous[len(anomalous) // 8 :: len(anomalous) // 4][:4]]]
+    return {m: found[m] for m in models.MODELS if m in found}, shown.reshape(5, *shown.shape[-2:])
+
+
+def trained_shortly(normal: NDArray[Any]) -> dict[str, AnomalyDetector]:
+    """Train every method for a moment on generated slices."""
     # Generated slices are each a case of their own, though they look alike.
     cases = [str(i) for i in range(len(normal))]
     return {
@@ -149,7 +187,7 @@ def detectors(runs: Path | None) -> dict[str, AnomalyDetector]:
     }
 
 
-def draw(fitted: dict[str, AnomalyDetector], shown: NDArray[Any]) -> None:
+def draw(fitted: dict[str, Any], shown: NDArray[Any]) -> None:
     """Draw images (rows) by methods (columns), each on its own scale."""
     columns = ["image", *fitted]
     figure, axes = plt.subplots(5, len(columns), figsize=(len(columns), 5.3))
@@ -210,23 +248,28 @@ def page(cost: dict[str, tuple[str, str]], caption: str) -> str:
 def main() -> None:
     """Write page and picture."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", type=Path, help="folder of run folders named by method")
-    parser.add_argument("--arrays", type=Path, help="file with test and test_label")
+    parser.add_argument("--results", type=Path, help="results folder with kept models")
+    parser.add_argument("--data", type=Path, help="folder of data sets")
+    parser.add_argument("--dataset", help="one of them")
     parser.add_argument("--no-cost", action="store_true", help="keep the page's costs")
     given = parser.parse_args()
-    if bool(given.models) != bool(given.arrays):
-        parser.error("--models and --arrays belong together: models of one data set, its images")
-    shown = chosen(given.arrays) if given.arrays else generated()[1]
-    fitted = detectors(given.models)
-    epochs = {d.epochs for d in fitted.values()}
-    what = given.arrays.parent.name if given.arrays else f"{TRAIN} generated head slices"
+    if len({bool(v) for v in (given.results, given.data, given.dataset)}) > 1:
+        parser.error("--results, --data and --dataset belong together")
+    fitted: dict[str, Any]
+    if given.results:
+        fitted, shown = kept(given.results, given.data, given.dataset)
+        what = f"all training normals of {given.dataset}"
+    else:
+        normal, shown = generated()
+        fitted, what = trained_shortly(normal), f"{TRAIN} generated head slices"
+    epochs = {d.epochs for m, d in fitted.items() if models.model_class(m).has_latent}
     draw(fitted, shown)
     caption = (
         f"One normal image (top) and four anomalous ones. Trained on {what}, "
         f"{' or '.join(map(str, sorted(epochs)))} epochs. Each column has its own scale: what is "
         "painted exceeds the highest value of 19 in 20 normal images."
     )
-    if not given.arrays:
+    if not given.results:
         caption += " Trainings this short show the maps' character, not what the methods reach."
     PAGE.write_text(page(costs(given.no_cost), caption), encoding="utf-8")
 

@@ -39,6 +39,7 @@ __all__ = [
     "compare",
     "datasets_under",
     "figure3",
+    "is_standard",
     "part",
     "plan_of",
     "reference",
@@ -253,8 +254,8 @@ def compare(name: str, results: str | Path) -> Comparison:
         results: the results folder.
     """
     store, variants = Records(results), name == "methods"
-    everything = [r for r in store.table() if _is_standard(r, variants=True)]
-    groups = _grouped(name, [r for r in everything if variants or _is_standard(r)])
+    everything = [r for r in store.table() if is_standard(r, variants=True)]
+    groups = _grouped(name, [r for r in everything if variants or is_standard(r)])
     if not variants:
         groups = _with_best_plain(groups, everything)
     for record in {id(r): r for group in groups.values() for r in group}.values():
@@ -268,7 +269,7 @@ def compare(name: str, results: str | Path) -> Comparison:
     return Comparison(name=name, cells=tuple(cells), missing=tuple(_missing(name, groups)))
 
 
-def _is_standard(record: Mapping[str, Any], *, variants: bool = False) -> bool:
+def is_standard(record: Mapping[str, Any], *, variants: bool = False) -> bool:
     """Whether a record was made as the paper says: all images, its training, its score.
 
     Args:
@@ -472,7 +473,7 @@ class Curve:
 def figure3(results: str | Path) -> list[Curve]:
     """Return the curves of Figure 3 for every data set that has AE records."""
     store = Records(results)
-    groups = _grouped("figure3", [r for r in store.table() if _is_standard(r)])
+    groups = _grouped("figure3", [r for r in store.table() if is_standard(r)])
     curves = []
     for dataset in dict.fromkeys(d for d, _ in groups):
         rows = {int(row): group for (d, row), group in groups.items() if d == dataset}
