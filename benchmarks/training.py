@@ -1,6 +1,7 @@
 """One fit of 250 epochs and the 24 fits of a Table 1 column: a plain PyTorch loop against ours.
 
     python benchmarks/training.py [--epochs 10] [--repeats 5] [--data FOLDER] [--keep-decoded]
+        [--full]
 
 The reference is the loop that the paper's authors publish, in its parts: a ``Dataset`` that opens,
 greys, resizes and normalises one image file at a time, a ``DataLoader`` without workers, float32,
@@ -12,7 +13,8 @@ kinder to it. Ours is `normalis.training` as `fit` runs it: ``precision="auto"``
 Each repeat times N epochs and one evaluation of each side, in turns, and extrapolates: a fit of the
 reference is 250 epochs and ten evaluations, one of ours is reading the files once, 250 epochs and
 one evaluation (and, in a row of its own, ten). Start-up of the processes is left out: a sweep pays
-it once. Images: those of FOLDER, else brain_tumor or kermany_cxr under NORMALIS_DATA or
+it once. ``--full`` then runs one fit of each side from start to end, without extrapolation.
+Images: those of FOLDER, else brain_tumor or kermany_cxr under NORMALIS_DATA or
 ../shared/data, else phantoms.
 """
 
@@ -192,6 +194,26 @@ def extrapolate(s: dict[str, float]) -> dict[str, float]:
     }
 
 
+def confirm(train: list[Sample], test: list[Sample], *, keep: bool) -> tuple[float, float]:
+    """Return the seconds of one whole fit: the reference's and ours, models and files anew."""
+
+    def theirs() -> None:
+        reference = Reference([s.path for s in train], [s.path for s in test], keep=keep)
+        for epoch in range(1, EPOCHS + 1):
+            reference.epoch()
+            if epoch % EVERY == 0:
+                reference.evaluate()
+
+    def mine() -> None:
+        settings = ImageSettings()
+        pixels = load(train + test, settings).pixels
+        training = ours(pixels[: len(train)], EPOCHS)
+        training.run()
+        evaluate(training.members[0].model, pixels[len(train) :])
+
+    return timed(theirs), timed(mine)
+
+
 def show(runs: list[dict[str, float]]) -> None:
     for name in runs[0]:
         print(f"  {name:<45}{spread([run[name] for run in runs])} s")
@@ -217,6 +239,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with one data set")
     parser.add_argument("--images", type=int, help="use so many of each part, spread evenly")
     parser.add_argument("--keep-decoded", action="store_true", help="spare the reference decoding")
+    parser.add_argument("--full", action="store_true", help="also one whole fit of each side")
     given = parser.parse_args()
     with images(given.data) as (name, train, test):
         if given.images:
@@ -239,6 +262,10 @@ def main() -> None:
                 took = ", ".join(f"{k} {v:.2f}" for k, v in runs[-1].items())
                 print(f"  repeat {i + 1}, seconds: {took}", flush=True)
         show([run | extrapolate(run) for run in runs])
+        if given.full:
+            theirs, mine = confirm(train, test, keep=given.keep_decoded)
+            both = f"reference {theirs:.0f} s, ours {mine:.0f} s"
+            print(f"  one whole fit: {both}, {theirs / mine:.2f} x")
         print(f"  load average at the end {os.getloadavg()[0]:.1f}")
 
 
