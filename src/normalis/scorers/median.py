@@ -34,6 +34,7 @@ from normalis.scorers.base import Scorer, ScorerSettings
 __all__ = ["Median", "MedianSettings", "median_filter"]
 
 _GRID = 64  # pixels of a side that the filter works on at most
+_CACHED = 8  # maps at a time on a CPU, whose cache they fit into: nearly twice as fast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,13 @@ def median_filter(maps: Tensor, window: int) -> Tensor:
         maps: at least ``window // 2 + 1`` pixels a side.
         window: odd number of pixels, at least 1.
     """
+    if maps.device.type == "cpu" and not torch.compiler.is_exporting():
+        return torch.cat([_filtered(part, window) for part in maps.split(_CACHED)])
+    return _filtered(maps, window)
+
+
+def _filtered(maps: Tensor, window: int) -> Tensor:
+    """Filter maps (B, H, W) together."""
     height, width = maps.shape[1:]
     padded = F.pad(maps[:, None], (window // 2,) * 4, mode="reflect")[:, 0]
     waiting = [
