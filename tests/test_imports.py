@@ -14,14 +14,15 @@ ROOT = Path(normalis.__file__).parent
 # From the bottom up, as drawn in docs/design.md. A module may import from the layers below its own.
 LAYERS = [
     {"errors"},
-    {"entropy", "metrics", "images", "trivial", "duplicates", "drift"},
+    {"entropy", "metrics", "images", "trivial", "duplicates", "drift", "ray_cluster"},
     {"models", "scorers", "datasets", "synthetic", "records"},
     {"stack"},
     {"training", "loading"},
     {"scoring", "overlays", "checkpoints", "normals", "experiments", "export"},
     {"selection", "evaluation", "calibration", "audit", "experiment_data"},
-    {"fitting"},
+    {"fitting", "image_files"},
     {"detector", "jobs", "reproduce", "report", "onnx_engine"},
+    {"ray_scoring"},
     {"outputs", "assessment", "sweep", "tables", "versus"},
     {"ray_engine"},
     {"cli_experiments", "cli_export", "cli_theory"},

@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from normalis.datasets import open_dataset
 from normalis.errors import MissingExtraError, RunError, SettingsError
+from normalis.outputs import ScoreOptions, score_to_folder
 from normalis.records import Records
+from small_runs import detector, phantoms, read_table, write_pngs
 from test_sweep import planned, write_tiny
 
 INSIDE = """
@@ -49,6 +54,48 @@ os._exit(0)  # the killed node's leftovers need not be waited for
 """
 
 
+SCORING = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import warnings
+warnings.simplefilter("ignore")
+from normalis import ray_scoring
+from normalis.datasets import open_dataset
+from normalis.detector import AnomalyDetector
+from normalis.outputs import ScoreOptions, score_to_folder
+
+run, images, out = map(Path, sys.argv[1:])
+os.environ["SCORED_FOR"] = str(out)
+ray_scoring.PART = 2
+
+def at_work():
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (process / "cmdline").read_bytes()
+            ours = f"SCORED_FOR={out}".encode() in (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"ray::score_part" in title and ours:
+            yield int(process.name)
+
+def kill_one():
+    while not killed:
+        for pid in at_work():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            return
+        time.sleep(0.005)
+
+killed = []
+threading.Thread(target=kill_one, daemon=True).start()
+score_to_folder(
+    AnomalyDetector.load(run, device="cpu"), open_dataset(images).samples, out, root=images,
+    options=ScoreOptions(overlays=False, fpr=0.2, engine="ray"),
+)
+print(len(killed), flush=True)
+"""
+
+
 def isolated(command):
     """Return the command in a network namespace with nothing but loopback, or skip."""
     for tool in ("unshare", "ip"):
@@ -62,17 +109,22 @@ def isolated(command):
     pytest.skip("Ray is not tested: unshare may not make a network namespace here")
 
 
-def run_inside(tmp_path, mode):
+def python(script, *arguments, cwd=None):
+    """Run a script in a network namespace; return the last line that it printed, from JSON."""
     pytest.importorskip("ray", reason="Ray is not installed")
-    root, out = write_tiny(tmp_path / "data"), tmp_path / "results"
-    command = isolated([sys.executable, "-c", INSIDE, str(root), str(out), mode])
+    command = isolated([sys.executable, "-c", script, *map(str, arguments)])
     environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
-        check=False,
+        check=False, cwd=cwd,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return root, out, json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run_inside(tmp_path, mode):
+    root, out = write_tiny(tmp_path / "data"), tmp_path / "results"
+    return root, out, python(INSIDE, root, out, mode)
 
 
 @pytest.mark.slow
@@ -85,7 +137,17 @@ def test_one_of_two_nodes_is_killed_in_the_middle(tmp_path):
     assert Records(out).identities() == sorted(e.identity for e in experiments)
 
 
+@pytest.fixture
+def one_thread():
+    """Ray's workers have one: with another number, sums are rounded in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_ray_on_this_machine_writes_the_same_records(tmp_path):
     from normalis.sweep import run_plan
 
@@ -100,6 +162,46 @@ def test_ray_on_this_machine_writes_the_same_records(tmp_path):
         mine, other = ours.read(identity), theirs.read(identity)
         assert list(mine) == list(other)
         assert mine["anomaly_score"] == pytest.approx(other["anomaly_score"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_scoring_loses_a_worker_and_writes_what_one_process_writes(tmp_path):
+    fitted = detector(epochs=1, reduction="mean").fit(phantoms(30))
+    fitted.save(tmp_path / "run")
+    write_pngs(tmp_path / "scans/a", phantoms(40, size=40, seed=7))
+    (tmp_path / "scans/a/020.png").write_bytes(b"not a picture")
+    # Relative paths: a worker's folder is another one.
+    assert python(SCORING, tmp_path / "run", "scans", "ray", cwd=tmp_path) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        samples = open_dataset(Path("scans")).samples
+        options = ScoreOptions(overlays=False, fpr=0.2)
+        score_to_folder(fitted, samples, "alone", root=Path("scans"), options=options)
+    ray, alone = tmp_path / "ray", tmp_path / "alone"
+    names = sorted(p.relative_to(alone).as_posix() for p in alone.rglob("*") if p.is_file())
+    assert sorted(p.relative_to(ray).as_posix() for p in ray.rglob("*") if p.is_file()) == names
+    assert len(names) == 39 + 3
+    assert (ray / "skipped.csv").read_bytes() == (alone / "skipped.csv").read_bytes()
+    ours, theirs = read_table(ray / "scores.csv"), read_table(alone / "scores.csv")
+    for row, other in zip(ours, theirs, strict=True):
+        assert float(row.pop("anomaly_score")) == pytest.approx(float(other.pop("anomaly_score")))
+        assert row == other
+    for name in names[:5]:
+        ours, theirs = (np.load(f / name) for f in (ray, alone))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_scoring_without_ray_answers_with_the_install_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    fitted = detector(epochs=1).fit(phantoms(20))
+    write_pngs(tmp_path / "scans", phantoms(2))
+    samples = open_dataset(tmp_path / "scans").samples
+    with pytest.raises(MissingExtraError, match=r"normalis\[ray\]"):
+        score_to_folder(
+            fitted, samples, tmp_path / "out", root=tmp_path, options=ScoreOptions(engine="ray")
+        )
+    # Nothing is lost: another engine takes the folder over.
+    assert score_to_folder(fitted, samples, tmp_path / "out", root=tmp_path).images == 2
 
 
 def test_missing_ray_answers_with_the_install_line(tmp_path, monkeypatch):

@@ -373,13 +373,20 @@ def score(
     patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     engine: Annotated[
-        str, typer.Option(help="torch, or onnx (CPUs; for tens of thousands of images).")
+        str, typer.Option(help="torch, onnx (CPUs; for tens of thousands) or ray (a cluster).")
     ] = "torch",
+    address: Annotated[
+        str,
+        typer.Option(help="Ray cluster; local starts one on this machine, auto finds one."),
+    ] = "local",
+    cpus_per_job: Annotated[float, typer.Option(help="Cores of one worker (ray).")] = 1.0,
+    gpus_per_job: Annotated[float, typer.Option(help="Share of a GPU of one worker (ray).")] = 0.0,
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
     from normalis.detector import AnomalyDetector
     from normalis.normals import samples_to_score
     from normalis.outputs import ScoreOptions, score_to_folder
+    from normalis.ray_cluster import Cluster
 
     if not 0 < fpr < 1:
         raise typer.BadParameter(f"--fpr must be in (0, 1), got {fpr}")
@@ -396,7 +403,12 @@ def score(
     samples = samples_to_score(dataset)
     root = dataset.root if dataset.root.is_dir() else dataset.root.parent
     options = ScoreOptions(
-        maps=maps, overlays=overlays, all_overlays=all_overlays, fpr=fpr, engine=engine
+        maps=maps,
+        overlays=overlays,
+        all_overlays=all_overlays,
+        fpr=fpr,
+        engine=engine,
+        cluster=Cluster(address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job),
     )
     with _bar("score") as (bar, task):
         summary = score_to_folder(

@@ -432,6 +432,7 @@ class AnomalyDetector(BaseEstimator):
         reconstructions: bool = False,
         skipped: list[tuple[Path, str]] | None = None,
         need_one: bool = True,
+        workers: int | None = None,
     ) -> Iterator[Scored]:
         """Score files batch after batch in constant memory; unreadable ones are skipped.
 
@@ -441,6 +442,7 @@ class AnomalyDetector(BaseEstimator):
             reconstructions: whether to return reconstructions.
             skipped: receives (path, reason) of what could not be read.
             need_one: whether it is an error if nothing can be read.
+            workers: threads that read files; None means one per core.
         """
         self._fitted()
         batches = stream(
@@ -449,6 +451,7 @@ class AnomalyDetector(BaseEstimator):
             rule=self.rule_,
             batch_size=BATCH_SIZE,
             need_one=need_one,
+            workers=workers,
         )
 
         def noting() -> Iterator[Loaded]:

@@ -9,9 +9,7 @@
     score.json      settings, calibration and training history of the run that scored
     thumbnails/     small pictures for the report
 
-Maps and pictures keep the tree and the whole names of the files: ``a.png.npy``, ``a.dcm_0003.npy``
-of a frame, ``x.npz_validation_0003.npy`` of an array other than ``test``, ``a.nii.nii.gz``. An
-ending that a name has already is not repeated.
+Maps and pictures keep the tree and the whole names of the files (`normalis.image_files`).
 
 Rows are appended to ``progress.csv`` once their maps are on disk; ``scores.csv`` appears when all
 are done. A killed scoring therefore goes on where it stopped, and a finished one is never
@@ -23,11 +21,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import shutil
 import sys
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +36,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from normalis.errors import RunError, SettingsError
-from normalis.images.decoding import map_ahead
-from normalis.overlays import ColourScale, grey, numbered, render, resize_map
+from normalis.image_files import ImageFiles, do_all, slice_label
+from normalis.overlays import ColourScale, grey, render
+from normalis.ray_cluster import Cluster
 from normalis.records import content_hash, exclusive, write_atomically, write_csv, write_json
 
 if TYPE_CHECKING:
@@ -47,10 +47,15 @@ if TYPE_CHECKING:
     from normalis.loading import Row
     from normalis.scoring import Explained, Scored
 
-__all__ = ["MANY", "ScoreOptions", "ScoreSummary", "score_to_folder"]
+__all__ = ["ENGINES", "MANY", "ScoreOptions", "ScoreSummary", "score_to_folder"]
 
 #: Beyond so many images only the most anomalous get a picture, unless all are asked for.
 MANY = 1000
+
+#: Where the model lies below the folder while other processes need it.
+MODEL = ".model"
+#: What computes scores; the first is the default.
+ENGINES = ("torch", "onnx", "ray")
 
 _PROGRESS = "progress.csv"
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score")
@@ -69,7 +74,9 @@ class ScoreOptions:
         overlays: whether to write pictures.
         all_overlays: pictures of every image even beyond `MANY`.
         fpr: share of normal patients that may be flagged.
-        engine: what computes the scores, a name from `normalis.onnx_engine.ENGINES`.
+        engine: what computes the scores: ``torch``, ``onnx`` (on CPUs) or ``ray`` (PyTorch on a
+            cluster, `normalis.ray_scoring`).
+        cluster: of the engine ``ray``.
     """
 
     maps: bool = True
@@ -77,6 +84,11 @@ class ScoreOptions:
     all_overlays: bool = False
     fpr: float = 0.05
     engine: str = "torch"
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise SettingsError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +139,7 @@ def score_to_folder(
     """
     options = options or ScoreOptions()
     folder = Path(out)
-    if options.engine != "torch":
+    if options.engine == "onnx":
         from normalis.onnx_engine import on_engine
 
         detector = on_engine(detector, options.engine)
@@ -141,6 +153,7 @@ def score_to_folder(
             if progress:
                 progress(min(done, len(samples)), len(samples))
         summary = writer.finish(samples)
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
     (folder / ".lock").unlink(missing_ok=True)
     return summary
 
@@ -154,10 +167,22 @@ def _scored(
     need_one: bool,
 ) -> Iterator[Scored]:
     """Yield scored batches; `normalis.loading.stream` never ends one in the middle of a file."""
-    if samples:  # none are left if it was interrupted after the last image, before the pictures
-        yield from detector.stream(
-            samples, maps=options.maps, skipped=writer.skipped, need_one=need_one
+    if not samples:  # it was interrupted after the last image, before the pictures
+        return
+    given: dict[str, Any] = {"maps": options.maps, "skipped": writer.skipped, "need_one": need_one}
+    if options.engine == "ray":
+        from normalis.ray_scoring import stream_on_ray
+
+        yield from stream_on_ray(
+            detector,
+            samples,
+            writer.files,
+            cluster=options.cluster,
+            model=writer.folder / MODEL,
+            **given,
         )
+    else:
+        yield from detector.stream(samples, **given)
 
 
 class _Writer:
@@ -167,6 +192,7 @@ class _Writer:
         self, detector: AnomalyDetector, folder: Path, root: Path, options: ScoreOptions
     ) -> None:
         self.detector, self.folder, self.root, self.options = detector, folder, root, options
+        self.files = ImageFiles(folder, root)
         self.skipped: list[tuple[Path, str]] = []
 
     # --- resuming ---
@@ -201,7 +227,7 @@ class _Writer:
                 "data": self.detector.info_["data"],
                 "params": self.detector._plain_params(),
                 "maps": self.options.maps,
-                "engine": self.options.engine,
+                "engine": "onnx" if self.options.engine == "onnx" else "torch",  # ray is torch
                 "files": files.hexdigest(),
             }
         )
@@ -245,7 +271,7 @@ class _Writer:
     def add(self, part: Scored) -> None:
         """Write the maps of some images, then note their rows."""
         if part.anomaly_map is not None:
-            self._write_maps(part.rows, part.anomaly_map)
+            self.files.write_maps(part.rows, part.anomaly_map)
         last = {_key(row.sample): i for i, row in enumerate(part.rows)}
         lines = []
         for i, (row, value) in enumerate(zip(part.rows, part.anomaly_score, strict=True)):
@@ -270,45 +296,6 @@ class _Writer:
                 "Free space and run the same command again"
             ) from error
 
-    def _write_maps(self, rows: Sequence[Row], maps: NDArray[np.float32]) -> None:
-        """Write the maps of some images; side by side, since each waits for the disk."""
-        writes: list[Callable[[], None]] = []
-        volumes: dict[Path, list[int]] = {}
-        for i, row in enumerate(rows):
-            if row.header.get("format") == "NIfTI":
-                volumes.setdefault(row.path, []).append(i)
-            else:
-                writes.append(partial(self._write_map, row, maps[i]))
-        for chosen in volumes.values():
-            of_volume = [rows[i] for i in chosen]
-            writes.append(partial(self._write_volume, of_volume, maps[chosen]))
-        _do_all(writes)
-
-    def _write_map(self, row: Row, small: NDArray[np.float32]) -> None:
-        whole = resize_map(small, row.original_shape)
-        write_atomically(self._name("maps", row, ".npy"), partial(_save_npy, array=whole))
-
-    def _write_volume(self, rows: Sequence[Row], small: NDArray[np.float32]) -> None:
-        from normalis.images import save_map_volume
-
-        slices = np.stack(
-            [resize_map(m, r.original_shape) for m, r in zip(small, rows, strict=True)]
-        )
-        target = self._name("maps", rows[0], ".nii.gz", whole=True)
-        places = [row.slice_index or 0 for row in rows]
-        header = rows[0].header
-        write_atomically(target, lambda p: save_map_volume(p, slices, header, slices=places))
-
-    def _name(self, kind: str, row: Row, suffix: str, *, whole: bool = False) -> Path:
-        """Return where a map or picture goes; ``whole`` means that of a file, not of a slice."""
-        # Not resolved: links may lead many names to one file, or to a name that means nothing.
-        path, root = (Path(os.path.abspath(p)) for p in (row.path, self.root))  # noqa: PTH100
-        # Files of a manifest may lie elsewhere, with one name in several folders: keep them apart.
-        inside = path.relative_to(root if path.is_relative_to(root) else path.anchor)
-        name = inside.name + ("" if whole else numbered(_place(row.sample, row.slice_index)))
-        ending = "" if name.endswith(suffix) else suffix
-        return self.folder / kind / inside.with_name(name + ending)
-
     # --- the end ---
 
     def finish(self, samples: Sequence[Sample]) -> ScoreSummary:
@@ -320,7 +307,7 @@ class _Writer:
         def line(i: int) -> dict[str, Any]:
             return {
                 "path": str(samples[rows.sample[i]].path),
-                "slice": _place(samples[rows.sample[i]], rows.slice_index[i]),
+                "slice": slice_label(samples[rows.sample[i]], rows.slice_index[i]),
                 "patient_id": rows.patient[i],
                 "anomaly_score": float(rows.anomaly_score[i]),
                 "p_value": "" if p_values is None else float(p_values[i]),
@@ -332,7 +319,9 @@ class _Writer:
             chosen = np.sort(ranked if self.options.all_overlays else ranked[:MANY])
             self._draw([line(i) for i in chosen], [samples[rows.sample[i]] for i in chosen])
         self._write_details([samples[i] for i in rows.sample], drift)
-        write_csv(self.folder / "skipped.csv", ("path", "reason"), self.skipped)
+        order = {sample.path: i for i, sample in enumerate(samples)}
+        skipped = sorted(self.skipped, key=lambda item: order[item[0]])
+        write_csv(self.folder / "skipped.csv", ("path", "reason"), skipped)
         table = (list(line(i).values()) for i in range(len(rows.sample)))
         write_csv(self.folder / "scores.csv", (*_COLUMNS, "p_value", "flagged"), table)
         (self.folder / _PROGRESS).unlink()
@@ -424,12 +413,12 @@ class _Writer:
 
         def drawings() -> Iterator[Callable[[], None]]:
             for seen in self.detector.explain(list(dict.fromkeys(samples))):
-                place = _place(seen.row.sample, seen.row.slice_index)
+                place = slice_label(seen.row.sample, seen.row.slice_index)
                 row = rows.get((str(seen.row.path), place))
                 if row is not None:
                     yield partial(self._picture, seen, row)
 
-        _do_all(drawings())
+        do_all(drawings())
 
     def _picture(self, seen: Explained, row: dict[str, Any]) -> None:
         where, scale = seen.row, self.detector.colour_scale_
@@ -442,10 +431,10 @@ class _Writer:
             reconstruction=seen.reconstruction,
             title=f"{where.path.name}{place}   score {row['anomaly_score']:.4g}{p_value}",
         )
-        path = self._name("overlays", where, ".png")
+        path = self.files.name("overlays", where, ".png")
         write_atomically(path, lambda p: picture.save(p, format="PNG", compress_level=1))
         strip = thumbnail(seen, scale)
-        path = self._name("thumbnails", where, ".png")
+        path = self.files.name("thumbnails", where, ".png")
         write_atomically(path, lambda p: strip.save(p, format="PNG", compress_level=1))
 
 
@@ -465,33 +454,14 @@ def thumbnail(seen: Explained, scale: ColourScale) -> Image.Image:
     return strip
 
 
-def _save_npy(path: Path, array: NDArray[Any]) -> None:
-    with path.open("wb") as file:  # a name without .npy would get one appended
-        np.save(file, array)
-
-
 def _key(sample: Sample) -> str:
     """Return what names a sample within one scoring."""
     place = "" if sample.index is None else f"#{sample.array}[{sample.index}]"
     return f"{sample.path}{place}"
 
 
-def _place(sample: Sample, slice_index: int | str | None) -> str:
-    """Return which image of its file this is, as in the column ``slice``; empty if it is alone."""
-    if sample.index is None:
-        return "" if slice_index is None else str(slice_index)
-    array = "" if sample.array in (None, "test") else f"{sample.array}_"
-    return f"{array}{sample.index}"
-
-
 def _cells(row: Row) -> list[str]:
     return ["" if row.slice_index is None else str(row.slice_index), row.patient_id or ""]
-
-
-def _do_all(actions: Iterable[Callable[[], None]]) -> None:
-    """Carry out in threads, a few ahead."""
-    for _ in map_ahead(lambda action: action(), actions, ahead=2):
-        pass
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

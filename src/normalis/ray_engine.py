@@ -7,22 +7,21 @@ runs and runs it again when its worker or node is lost; the job then goes on fro
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import RunError, SettingsError, require
+from normalis.errors import require
 from normalis.experiments import Experiment, write_plan
 from normalis.jobs import Job, jobs_of, run_job
+from normalis.ray_cluster import Cluster, cause_of
 from normalis.records import Records
 from normalis.sweep import Event, Monitor
 
 __all__ = ["run_plan_on_ray"]
 
 _POLL_S = 0.5
-_MAX_RETRIES = 10  # of a job whose worker or node was lost; its own errors are not retried
 
 
 class Mailbox:
@@ -92,64 +91,35 @@ def run_plan_on_ray(
         MissingExtraError: if Ray is not installed.
         RunError: if there is no cluster at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = require("ray", extra="ray", why="the engine ray")
-    if gpus_per_job < 0 or cpus_per_job <= 0:
-        raise SettingsError(
-            f"a job needs cores and no negative share of a GPU, got {cpus_per_job} and "
-            f"{gpus_per_job}"
-        )
+    cluster = Cluster(address=address, gpus_per_job=gpus_per_job, cpus_per_job=cpus_per_job)
+    require("ray", extra="ray", why="the engine ray")
     folder = str(Path(results).resolve())
     write_plan(folder, experiments)
     todo = jobs_of(experiments)
     monitor = Monitor(todo, Records(folder), callback, 1)
-    if not monitor.left:
-        return {}
-    started_here = _connect(ray, address)
-    try:
-        total = ray.cluster_resources()
-        slots = total.get("GPU", 0) / gpus_per_job if gpus_per_job else total["CPU"] / cpus_per_job
-        monitor.workers = max(1, min(int(slots), len(monitor.left)))
-        settings = (folder, device, keep_models)
-        _drive(ray, todo, monitor, settings, gpus_per_job, cpus_per_job)
-    finally:
-        if started_here:
-            ray.shutdown()
+    if monitor.left:
+        with cluster.joined() as ray:
+            monitor.workers = min(cluster.slots(ray), len(monitor.left))
+            _drive(ray, cluster, todo, monitor, (folder, device, keep_models))
     return monitor.failures
-
-
-def _connect(ray: Any, address: str) -> bool:
-    """Join or start a cluster; True if it was started or joined here and must be left again."""
-    if ray.is_initialized():
-        return False
-    try:
-        # A dashboard can only be declined where Ray is started here.
-        own = {"include_dashboard": False} if address == "local" else {}
-        ray.init(address=address, log_to_driver=False, logging_level="warning", **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RunError(f"Ray at address {address!r} cannot be joined: {error}") from error
-    return True
 
 
 def _drive(
     ray: Any,
+    cluster: Cluster,
     todo: Sequence[Job],
     monitor: Monitor,
     settings: tuple[str, str, bool],
-    gpus: float,
-    cpus: float,
 ) -> None:
     """Submit the open jobs and listen until all are finished."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-    task = ray.remote(do_job).options(
-        num_cpus=cpus, num_gpus=gpus, max_retries=_MAX_RETRIES, retry_exceptions=False
-    )
-    threads = max(1, int(cpus))
+    task = cluster.task(ray, do_job)
     pending = {
-        task.remote(i, todo[i], *settings, mailbox, threads): i for i in sorted(monitor.left)
+        task.remote(i, todo[i], *settings, mailbox, cluster.threads): i
+        for i in sorted(monitor.left)
     }
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=_POLL_S)
@@ -164,7 +134,6 @@ def _finish(ray: Any, reference: Any, index: int, monitor: Monitor) -> None:
     try:
         ray.get(reference)
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
-        monitor.hear(index, "failed", 0, f"{type(cause).__name__}: {cause}")
+        monitor.hear(index, "failed", 0, cause_of(error))
         return
     monitor.hear(index, "done", monitor.todo[index].experiments[0].training.epochs)
