@@ -72,12 +72,24 @@ class DAESettings(ModelSettings):
             raise SettingsError(f"depth must be 2 to 5 (four halvings), got {self.depth}")
 
 
+class _GroupNorm(nn.GroupNorm):
+    """Group normalisation whose input is copied to the order that its gradient is fast in.
+
+    On CPUs PyTorch's gradient takes seven times as long channels-last, the order that convolutions
+    want: 0.57 s a step at width 8 against 0.27 with the copies, 0.80 against 0.69 at width 16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x.contiguous())
+        return y.contiguous(memory_format=torch.channels_last)
+
+
 def _double_conv(c_in: int, c_out: int) -> nn.Sequential:
     """Return two 3 x 3 convolutions, each with SiLU and group normalisation."""
     layers: list[nn.Module] = []
     for width in (c_in, c_out):
         groups = math.gcd(8, c_out)
-        layers += [nn.Conv2d(width, c_out, 3, padding=1), nn.SiLU(), nn.GroupNorm(groups, c_out)]
+        layers += [nn.Conv2d(width, c_out, 3, padding=1), nn.SiLU(), _GroupNorm(groups, c_out)]
     return nn.Sequential(*layers)
 
 

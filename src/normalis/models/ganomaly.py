@@ -100,7 +100,9 @@ class GANomaly(Autoencoder):
         z = self.encode(x)
         x_hat = self.decode(z)
         z_hat = self.second_encoder(x_hat)
-        likeness = (self.judge(x_hat)[0] - self.judge(x)[0]).square().mean()
+        with torch.no_grad():  # nothing of the generator is in it
+            real = self.judge(x)[0]
+        likeness = (self.judge(x_hat)[0] - real).square().mean()
         return {
             "reconstruction": s.reconstruction_weight * (x_hat.float() - x).square().mean(),
             "adversarial": s.adversarial_weight * likeness,
