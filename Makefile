@@ -41,7 +41,7 @@ lint: $(VENV)/.tested ## what CI checks beside the tests
 	$(BIN)/mypy
 
 bench: $(VENV)/.tested ## run the benchmarks that need no arguments; ratios measured in one run
-	@for name in training scoring metrics sweep kill; do \
+	@for name in limits training scoring metrics sweep kill; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 docs: $(VENV)/.tested ## build the documentation as HTML

@@ -136,9 +136,13 @@ def plan_of(name: str, datasets: Sequence[str], *, seeds: Sequence[int]) -> dict
     if name == "methods":
         from normalis.models import MODELS
 
-        methods = [m for m in MODELS if m not in _NOT_BY_DEFAULT]
+        methods = [m for m in MODELS if m not in (*_NOT_BY_DEFAULT, *_OWN_TRAINING)]
         default = {"methods": _networks(methods), "scorers": ["median"]}
-        return {**table, "methods": methods, "include": [*map(dict, _VARIANTS), default]}
+        own = [
+            {"methods": [method], "scorers": ["native", "median"], **training}
+            for method, training in _OWN_TRAINING.items()
+        ]
+        return {**table, "methods": methods, "include": [*map(dict, _VARIANTS), default, *own]}
     # The last row, AE at its best latent dimension, is the best of Table 1.
     best = {"methods": ["ae"], "latent_dims": list(DIMS)}
     return {**table, "methods": list(_TABLE2.values()), "include": [best]}
@@ -151,8 +155,12 @@ def _networks(methods: Iterable[str]) -> list[str]:
     return [m for m in methods if issubclass(model_class(m), Autoencoder)]
 
 
-# ae-perceptual needs a file of weights; dae takes a GPU at its paper's size.
-_NOT_BY_DEFAULT = ("ae-perceptual", "dae")
+# It needs a file of weights.
+_NOT_BY_DEFAULT = ("ae-perceptual",)
+
+#: What is trained otherwise in the table of methods; its row says so. A step of the U-Net takes ten
+#: of the autoencoder, and there is no code that many epochs would have to fill.
+_OWN_TRAINING: dict[str, dict[str, Any]] = {"dae": {"epochs": 60, "recipe": "fast"}}
 
 #: What the table of methods has besides each method as it is. Readings share its training.
 _VARIANTS: tuple[dict[str, Any], ...] = (
@@ -285,12 +293,11 @@ def is_standard(record: Mapping[str, Any], *, variants: bool = False) -> bool:
         return False
     if any(settings["subset"].values()) or settings["images"] or settings["image_size"] != 64:
         return False
-    training = dict(settings["training"])
-    is_network = bool(record["n_parameters"])
-    right = reference()["epochs"].get(record["dataset"], 250)
-    if is_network and training["epochs"] != right:
-        return False
-    return all(training[k] == v for k, v in _PAPER_TRAINING.items())
+    training = settings["training"]
+    usual = reference()["epochs"].get(record["dataset"], 250)
+    right = {**_PAPER_TRAINING, "epochs": usual if record["n_parameters"] else training["epochs"]}
+    own = _OWN_TRAINING.get(record["method"], {}) if variants else {}
+    return training in (right, {**right, **own})
 
 
 Groups = dict[tuple[str, str], list[Any]]
@@ -361,7 +368,11 @@ def _variant(record: Mapping[str, Any]) -> str:
     """Return what sets a record apart from its method as it is, empty for none."""
     options = ", ".join(f"{k} = {v}" for k, v in record["settings"]["options"].items())
     reading = "" if record["scorer"] == "native" else f"read by {record['scorer']}"
-    return ", ".join(part for part in (options, reading) if part)
+    training = record["settings"]["training"]
+    own = _OWN_TRAINING.get(record["method"], {})
+    shorter = bool(own) and all(training[k] == v for k, v in own.items())
+    named = f"{training['epochs']} epochs, recipe {training['recipe']}" if shorter else ""
+    return ", ".join(part for part in (options, named, reading) if part)
 
 
 def _rows_of(name: str, record: Mapping[str, Any]) -> list[str]:
