@@ -208,6 +208,23 @@ def test_methods_include_options_and_readings_and_no_other_table_does(tmp_path):
     assert len(cell.values) == 1
 
 
+def test_what_is_trained_otherwise_says_so_in_its_row(tmp_path):
+    short = {"settings": {"training": {"epochs": 40, "recipe": "fast"}}}
+    out = store(
+        tmp_path,
+        record(method="dae", d=None, **short),
+        record(method="ae", d=16, **short),  # of another study
+        record(method="dae", d=None, seed=1),
+    )
+    rows = [c.row for c in compare("methods", out).cells if c.metric == "auroc"]
+    assert rows == ["dae", "dae, 40 epochs, recipe fast"]
+    table = plan_of("methods", ["tiny"], seeds=[0])
+    planned = plan(table, lambda name, images, subset: ("a" * 64, "b" * 64))
+    assert {(e.training.epochs, e.training.recipe) for e in planned if e.method == "dae"} == {
+        (40, "fast")
+    }
+
+
 def test_readings_in_the_plan_of_methods_train_nothing_more():
     table = plan_of("methods", ["tiny"], seeds=[0])
     experiments = plan(table, lambda name, images, subset: ("a" * 64, "b" * 64))

@@ -160,7 +160,7 @@ _NOT_BY_DEFAULT = ("ae-perceptual",)
 
 #: What is trained otherwise in the table of methods; its row says so. A step of the U-Net takes ten
 #: of the autoencoder, and there is no code that many epochs would have to fill.
-_OWN_TRAINING: dict[str, dict[str, Any]] = {"dae": {"epochs": 60, "recipe": "fast"}}
+_OWN_TRAINING: dict[str, dict[str, Any]] = {"dae": {"epochs": 40, "recipe": "fast"}}
 
 #: What the table of methods has besides each method as it is. Readings share its training.
 _VARIANTS: tuple[dict[str, Any], ...] = (
