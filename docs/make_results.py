@@ -61,7 +61,7 @@ def comparisons(datasets: tuple[str, ...]) -> str:
             f"| {100 * one.low:+.1f} to {100 * one.high:+.1f} | {one.adjusted_p:.1g} "
             f"| {one.verdict} |"
             for one in found
-            if "drop_train_twins" not in one.row
+            if "drop_train_twins" not in one.row and "validation_share" not in one.row
         ]
         lines.append("")
     return "\n".join(lines).rstrip()

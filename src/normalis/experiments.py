@@ -203,7 +203,10 @@ class Experiment:
         extra = "".join(f" {k}={v}" for k, v in self.options.items())
         plain = {f.name: f.default for f in fields(Subset)}
         extra += "".join(f" {k}={v}" for k, v in asdict(self.subset).items() if v != plain[k])
-        extra += " standardize" if self.training.standardize else ""
+        usual = {f.name: f.default for f in fields(TrainingSettings) if f.name != "epochs"}
+        changed = {k: v for k, v in asdict(self.training).items() if v != usual.get(k, v)}
+        extra += " standardize" if changed.pop("standardize", False) else ""
+        extra += "".join(f" {k}={v}" for k, v in changed.items())
         read = (
             ""
             if (self.scorer, self.reduction) == ("native", usual_reduction("native"))

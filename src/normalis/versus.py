@@ -32,6 +32,7 @@ __all__ = ["METRICS", "Versus", "row_of", "versus"]
 
 METRICS: dict[str, Metric] = {"auroc": auroc, "average_precision": average_precision}
 _DRAWS = 2000
+_USUAL_RATE = 1e-3  # the default of `TrainingSettings`, whose module would import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,8 @@ def row_of(record: Mapping[str, Any]) -> str:
     changed += [f"{epochs} epochs"] if epochs != usual_epochs and record["n_parameters"] else []
     changed += [f"recipe {recipe}"] if recipe != "paper" else []
     changed += [f"precision {precision}"] if precision != "auto" else []
+    rate = training["learning_rate"]
+    changed += [f"learning_rate = {rate:g}"] if rate != _USUAL_RATE else []
     changed += ["standardize"] if training["standardize"] else []
     reading = [f"read by {record['scorer']}"] if record["scorer"] != "native" else []
     usual = record["reduction"] == usual_reduction(record["scorer"])
