@@ -2,9 +2,13 @@
 
 Two files for each data set, so that a rule cannot meet a label: ``normals/NAME.parquet`` holds the
 scores of held-out *normal* images, plain and with each synthetic anomaly; ``outcomes/NAME.parquet``
-the scores of test images with their labels. A row is an experiment; both are small and committed.
+the scores of test images with their labels. A row is an experiment in one reading (of a nested
+latent, at one width); both are small and committed.
 """
 
+import copy
+import warnings
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,18 +19,71 @@ import pyarrow.parquet as pq
 import torch
 
 from normalis.duplicates import duplicate_groups, likeness_groups
+from normalis.entropy import ValidityWarning
 from normalis.experiment_data import Arrays, Store
 from normalis.experiments import Experiment
 from normalis.jobs import fitted
+from normalis.metrics import average_precision
 from normalis.models.base import AnomalyModel
-from normalis.models.inputs import to_model_input
+from normalis.models.inputs import as_tensor, to_model_input
+from normalis.models.nested_ae import NestedAE, widths_up_to
+from normalis.models.rate_ae import RateAE
 from normalis.records import Records, RunFolder, write_atomically
+from normalis.scorers import build
+from normalis.scorers.base import Scorer
 from normalis.selection import gather_evidence
 from normalis.selection.evidence import normal_geometry
 from normalis.selection.prior import lesion_prior
 
-METHODS = ("ae", "rate-ae")
+#: Trainings with held-out normals whose evidence is kept, each in every reading it supports.
+METHODS = ("ae", "rate-ae", "nested-ae", "ae-u", "vae", "memae", "ceae", "constrained-ae", "dae")
+READINGS = ("native", "median")
 SIDES = ("outcomes", "normals")
+NOISE = (
+    8  # draws of the noise that a rate-constrained map averages over, where it is scored with it
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class View:
+    """One way to look at one training: a width of it, a reading; (N, 1, S, S) -> scores and maps.
+
+    Attributes:
+        capacity: latent dimension or nats that the model was read at.
+        reading: name of the scorer; ``noise`` for a rate that also holds while scoring.
+        model: fitted.
+        scorer: how its residual is read.
+    """
+
+    capacity: float
+    reading: str
+    model: AnomalyModel
+    scorer: Scorer
+
+    @torch.no_grad()
+    def read(self, x: torch.Tensor, *, maps: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return scores (N,) and, if asked for, maps (N, S, S)."""
+        parts = [self.scorer.read(self.model, part, maps=maps) for part in x.split(256)]
+        scores = np.concatenate([s.numpy() for s, _ in parts])
+        return scores, np.concatenate([m.numpy() for _, m in parts]) if maps else None
+
+
+def views(experiment: Experiment, model: AnomalyModel) -> list[View]:
+    """List what is kept of a training: every reading, of a nested latent at every width."""
+    widths = {capacity_of(experiment): model}
+    if isinstance(model, NestedAE):
+        widths = {float(w): model.at(w) for w in widths_up_to(model.settings.latent_dim)}
+    found = [
+        View(capacity=c, reading=r, model=m, scorer=build(r))
+        for c, m in widths.items()
+        for r in READINGS
+    ]
+    if isinstance(model, RateAE):
+        noisy = copy.copy(model)
+        noisy.settings = replace(model.settings, samples=NOISE)
+        capacity = capacity_of(experiment)
+        found.append(View(capacity=capacity, reading="noise", model=noisy, scorer=build("native")))
+    return found
 
 
 def gather(results: Path, evidence: Path, root: Path | None) -> list[str]:
@@ -47,11 +104,14 @@ def gather(results: Path, evidence: Path, root: Path | None) -> list[str]:
             continue
         if not store.file(experiment.data).is_file():
             store.fingerprints(experiment.dataset, experiment.images, experiment.subset)
-        arrays = store.get(experiment.data)
-        record = Records(results).read(experiment.identity)
+        arrays = every = store.get(experiment.data)
+        if experiment.subset.position:  # masks are judged on all slices, images on some
+            subset = replace(experiment.subset, position=None)
+            every = store.get(store.fingerprints(experiment.dataset, experiment.images, subset)[0])
         model, _ = fitted(experiment, arrays, results, device="cpu")
-        known["outcomes"].append(outcome(experiment, record, arrays))
-        known["normals"].append(evidence_of(experiment, model, arrays))
+        for view in views(experiment, model):
+            known["outcomes"].append(outcome(experiment, view, arrays, every))
+            known["normals"].append(evidence_of(experiment, view, arrays))
         for side in SIDES:  # after each, so that nothing is lost to an interruption
             mine = [r for r in known[side] if r["dataset"] == experiment.dataset]
             keep(evidence / side / f"{experiment.dataset}.parquet", mine)
@@ -60,59 +120,84 @@ def gather(results: Path, evidence: Path, root: Path | None) -> list[str]:
 
 def keep(file: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows of one data set."""
-    rows = sorted(rows, key=lambda r: r["identity"])
+    rows = sorted(rows, key=lambda r: (r["identity"], r.get("reading") or "", r["capacity"]))
     table = pa.Table.from_pylist(rows)
     write_atomically(
         file, lambda path: pq.write_table(table, path, compression="zstd", write_statistics=False)
     )
 
 
-def head(experiment: Experiment) -> dict[str, Any]:
+def capacity_of(experiment: Experiment) -> float:
+    """Return what limits a training: nats of a rate, else latent dimensions, 0 without a latent."""
+    if experiment.method == "rate-ae":
+        return float(experiment.options.get("rate", 12.0))
+    return float(experiment.latent_dim or 0)
+
+
+def head(experiment: Experiment, view: View) -> dict[str, Any]:
+    training = experiment.training
     return {
         "identity": experiment.identity,
         "dataset": experiment.dataset,
         "method": experiment.method,
-        "capacity": float(experiment.options.get("rate", 12.0))
-        if experiment.method == "rate-ae"
-        else float(experiment.latent_dim),
-        "standardize": experiment.training.standardize,
+        "capacity": view.capacity,
+        "reading": view.reading,
+        "standardize": training.standardize,
         "seed": experiment.seed,
-        "epochs": experiment.training.epochs,
+        "epochs": training.epochs,
+        "recipe": training.recipe,
+        "learning_rate": training.learning_rate,
         "train_data": experiment.train_data,
     }
 
 
-def outcome(experiment: Experiment, record: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
+def outcome(experiment: Experiment, view: View, arrays: Arrays, every: Arrays) -> dict[str, Any]:
     """Return the labelled side; of test images of unknown patients one of each group of copies."""
     test = np.flatnonzero(arrays.split == "test")
     groups, rows = arrays.patient_id[test], np.arange(len(test))
     if (groups == "").any():
         groups = likeness_groups(arrays.of("test"))
         rows = np.sort(np.unique(groups, return_index=True)[1])
-    place = {path: i for i, path in enumerate(record["path"])}
-    at = [place[p] for p in arrays.path[test][rows]]
+    sick = arrays.is_anomalous[test][rows]
+    x = model_input(arrays.of("test")[rows], experiment)
+    pixels = None
+    if len(every.masks):
+        maps = view.read(model_input(every.of("test"), experiment), maps=True)[1]
+        pixels = float(average_precision(maps.ravel(), every.masks.ravel()))
     return {
-        **head(experiment),
-        "scores": np.array(record["anomaly_score"], np.float32)[at].tolist(),
-        "is_anomalous": np.array(record["is_anomalous"], bool)[at].tolist(),
+        **head(experiment, view),
+        "scores": view.read(x)[0].astype(np.float32).tolist(),
+        "is_anomalous": sick.tolist(),
         "groups": np.unique(groups[rows], return_inverse=True)[1].tolist(),
-        "pixel_average_precision": record.get("pixel_average_precision"),
+        "pixel_average_precision": pixels,
+        "rate_normal": rate_of(view, x[~sick]),
+        "rate_anomalous": rate_of(view, x[sick]),
     }
 
 
-def evidence_of(experiment: Experiment, model: AnomalyModel, arrays: Arrays) -> dict[str, Any]:
+def rate_of(view: View, x: torch.Tensor) -> float | None:
+    """Measure the nats that a rate-constrained latent holds; None of other models."""
+    if not isinstance(view.model, RateAE):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ValidityWarning)  # NaN says it
+        return view.model.rate_of(x)
+
+
+def model_input(pixels: np.ndarray, experiment: Experiment) -> torch.Tensor:
+    return to_model_input(as_tensor(pixels), standardize=experiment.training.standardize)
+
+
+def evidence_of(experiment: Experiment, view: View, arrays: Arrays) -> dict[str, Any]:
     """Return the unlabelled side: training and held-out normals, and anomalies made of them."""
     standardize = experiment.training.standardize
 
-    @torch.no_grad()
     def score(images: np.ndarray) -> np.ndarray:
-        parts = torch.from_numpy(images[:, None].astype(np.float32)).split(256)
-        inputs = [to_model_input(part, standardize=standardize) for part in parts]
-        return np.concatenate([model.anomaly_score(x).numpy() for x in inputs])[None]
+        return view.read(model_input(images[:, None].astype(np.float32), experiment))[0][None]
 
     held, train = in_unit(arrays, "validation"), in_unit(arrays, "train")
     found = gather_evidence(score, candidates=("this",), validation=held)
-    row = head(experiment) | {
+    row = head(experiment, view) | {
         "validation_scores": found.validation_scores[0].astype(np.float32).tolist(),
         "synthetic": {
             f: s[0].astype(np.float32).tolist() for f, s in found.synthetic_scores.items()
@@ -120,17 +205,19 @@ def evidence_of(experiment: Experiment, model: AnomalyModel, arrays: Arrays) -> 
         "groups": held_groups(arrays).tolist(),
         "validation_error": float(found.validation_scores.mean()),
         "training_error": float(score(train).mean()),
+        "rate_validation": rate_of(view, model_input(arrays.of("validation"), experiment)),
+        "rate_training": rate_of(view, model_input(arrays.of("train"), experiment)),
         "intrinsic_dimension": None,  # of a rate, neither it nor the prior says anything
         "lesion_prior": None,
     }
-    if experiment.method == "ae":
+    if experiment.method in ("ae", "nested-ae"):
         geometry = _geometry(_Held(arrays, experiment.train_data, standardize))
         row["intrinsic_dimension"] = geometry["intrinsic_dimension"]
         sizes = lesion_prior(
             geometry["normal"],
             geometry["normal_energies"],
             geometry["normal_outside"],
-            latent_dims=[experiment.latent_dim],
+            latent_dims=[view.capacity],
         )
         row["lesion_prior"] = {name: float(value[0]) for name, value in sizes.items()}
     return row

@@ -20,7 +20,7 @@ the bootstrap of patients within halves.
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,20 +30,75 @@ from scipy.stats import rankdata
 from normalis.datasets.phantom import PhantomSettings, add_lesions, generate
 from normalis.errors import SettingsError
 from normalis.experiments import expand, read_plan
-from normalis.selection import RULES, Evidence, select_capacity
+from normalis.selection import RULES, Evidence, Selection, select_capacity
 from normalis.synthetic import SYNTHETIC
 from selection_evidence import gather, read
 from theory import ROOT, number, table
 
 PAGE = ROOT / "docs" / "selection.md"
 PLANS = ("selection_study.toml", "selection_study_phantoms.toml")
-GRIDS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "d 1-128": ("ae", lambda c: True),
-    "d 1-16": ("ae", lambda c: c <= 16),
-    "d 8-128": ("ae", lambda c: c >= 8),
-    "rate 4-64": ("rate-ae", lambda c: True),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Which candidates a choice is made of.
+
+    Attributes:
+        methods: whose trainings they are.
+        readings: in which they are read.
+        within: which capacities.
+        baselines: two candidates or rules that every rule is compared with.
+        capacity: whether candidates differ in capacity alone.
+    """
+
+    methods: tuple[str, ...] = ("ae",)
+    readings: tuple[str, ...] = ("native",)
+    within: tuple[float, float] = (0.0, math.inf)
+    baselines: tuple[str, str] = ("always-16", "always-8")
+    capacity: bool = True
+
+    def takes(self, row: dict) -> bool:
+        """Return whether a row of evidence is a candidate."""
+        low, high = self.within
+        if not self.capacity and row["method"] in _FIXED:
+            low = high = _FIXED[row["method"]]
+        mine = row["method"] in self.methods and reading_of(row) in self.readings
+        return mine and low <= row["capacity"] <= high
+
+    def name_of(self, row: dict) -> str:
+        """Name a candidate."""
+        if self.capacity:
+            return f"{row['capacity']:g}"
+        return row["method"] + (", median" if reading_of(row) == "median" else "")
+
+
+#: capacity at which a method stands in the grid of methods, where it has one
+_FIXED = dict.fromkeys(("ae", "ae-u", "vae", "memae", "ceae", "constrained-ae"), 16.0)
+_MEDIAN = ("median",)
+GRIDS = {
+    "d 1-128": Grid(),
+    "d 1-16": Grid(within=(0, 16)),
+    "d 8-128": Grid(within=(8, math.inf)),
+    "d 1-128, median": Grid(readings=_MEDIAN),
+    "nested 1-128": Grid(methods=("nested-ae",)),
+    "rate 4-64": Grid(methods=("rate-ae",)),
+    "rate 4-64, median": Grid(methods=("rate-ae",), readings=_MEDIAN),
+    "methods": Grid(
+        methods=(*_FIXED, "dae"),
+        readings=("native", "median"),
+        baselines=("ae-u, median", "ae"),
+        capacity=False,
+    ),
 }
 WHOLE = "d 1-128"
+SHOWN = ("d 1-128", "d 1-128, median", "rate 4-64", "methods")  # with a table for each set
+
+
+def reading_of(row: dict) -> str:
+    """Return the reading of a row; the first evidence had one alone and did not name it."""
+    return row.get("reading") or "native"
+
+
 #: name, kind, radius as a share of the side, contrast; factors, noise and seed of the images
 PHANTOMS = (
     ("focal", "bright", 1 / 32, 0.3, 8, 0.03, 7),
@@ -59,8 +114,9 @@ class Setting:
     """One data set as one grid of candidates saw it; S seeds, C candidates, N test images.
 
     Attributes:
-        name: data set, and whether images were standardised.
-        capacities: (C,) rising.
+        name: data set, and how images and trainings differ from the usual.
+        grid: key of `GRIDS`.
+        candidates: (C,) names, capacities rising.
         normals: [seed][candidate] rows without labels.
         outcomes: [seed][candidate] rows with labels.
         seeds: S.
@@ -68,7 +124,7 @@ class Setting:
 
     name: str
     grid: str
-    capacities: tuple[float, ...]
+    candidates: tuple[str, ...]
     normals: list[list[dict]]
     outcomes: list[list[dict]]
     seeds: tuple[int, ...]
@@ -76,24 +132,33 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Fared:
-    """How a rule fared; AUROC points with 95 % intervals, (value, low, high)."""
+    """How a rule fared; AUROC points with 95 % intervals, (value, low, high).
+
+    ``over_first`` and ``over_second`` are differences from the grid's two baselines.
+    """
 
     choices: tuple[str, ...]
     regret: tuple[float, float, float]
-    over_16: tuple[float, float, float]
-    over_8: tuple[float, float, float]
-    pixel_ap_over_16: float
+    over_first: tuple[float, float, float]
+    over_second: tuple[float, float, float]
+    pixel_ap_over_first: float
+
+
+def key_of(row: dict) -> tuple:
+    """Return what names one view of one training on both sides of the evidence."""
+    return row["identity"], reading_of(row), row["capacity"]
 
 
 def settings_of(normals: Sequence[dict], outcomes: Sequence[dict], grid: str) -> list[Setting]:
     """Arrange evidence by data set; the seeds and candidates that all share are taken."""
-    method, within = GRIDS[grid]
-    labelled = {row["identity"]: row for row in outcomes}
-    cells: dict[str, dict[int, dict[float, dict]]] = {}
+    taken = GRIDS[grid]
+    labelled = {key_of(row): row for row in outcomes}
+    cells: dict[str, dict[int, dict[tuple, dict]]] = {}
     for row in normals:
-        if row["method"] == method and within(row["capacity"]) and row["identity"] in labelled:
+        if taken.takes(row) and key_of(row) in labelled:
             name = row["dataset"] + (", standardised" if row["standardize"] else "")
-            cells.setdefault(name, {}).setdefault(row["seed"], {})[row["capacity"]] = row
+            place = row["capacity"], taken.name_of(row)
+            cells.setdefault(name, {}).setdefault(row["seed"], {})[place] = row
     found = []
     for name, by_seed in sorted(cells.items()):
         most = max(len(c) for c in by_seed.values())
@@ -102,12 +167,12 @@ def settings_of(normals: Sequence[dict], outcomes: Sequence[dict], grid: str) ->
         if len(common) < LEAST:
             continue
         rows = [[by_seed[s][c] for c in common] for s in seeds]
-        told = [[labelled[r["identity"]] for r in row] for row in rows]
+        told = [[labelled[key_of(r)] for r in row] for row in rows]
         found.append(
             Setting(
                 name=name,
                 grid=grid,
-                capacities=tuple(common),
+                candidates=tuple(taken.name_of(row) for row in rows[0]),
                 normals=rows,
                 outcomes=told,
                 seeds=seeds,
@@ -116,41 +181,55 @@ def settings_of(normals: Sequence[dict], outcomes: Sequence[dict], grid: str) ->
     return found
 
 
-def evidence_of(rows: Sequence[dict]) -> Evidence:
-    """Make what a rule reads of the unlabelled rows of one seed, candidates in rising order."""
+def evidence_of(rows: Sequence[dict], grid: str = WHOLE) -> Evidence:
+    """Make what a rule reads of the unlabelled rows of one seed, candidates in rising order.
+
+    Methods have neither a capacity nor an error in common, so rules that need one say so.
+    """
+    taken = GRIDS[grid]
     prior = [row.get("lesion_prior") for row in rows]
-    dimension = rows[0].get("intrinsic_dimension")
+    by_capacity: dict = {}
+    if taken.capacity:
+        by_capacity = {
+            "latent_dims": tuple(row["capacity"] for row in rows),
+            "validation_errors": np.array([row["validation_error"] for row in rows]),
+            "training_errors": np.array([row["training_error"] for row in rows]),
+            "lesion_prior": {size: np.array([p[size] for p in prior]) for size in prior[0]}
+            if all(prior)
+            else {},
+            "intrinsic_dimension": rows[0].get("intrinsic_dimension"),
+        }
     return Evidence(
-        candidates=tuple(f"{row['capacity']:g}" for row in rows),
-        latent_dims=tuple(row["capacity"] for row in rows),
+        candidates=tuple(taken.name_of(row) for row in rows),
         validation_scores=np.array([row["validation_scores"] for row in rows], np.float64),
         synthetic_scores={
             family: np.array([row["synthetic"][family] for row in rows], np.float64)
             for family in rows[0]["synthetic"]
         },
-        validation_errors=np.array([row["validation_error"] for row in rows]),
-        training_errors=np.array([row["training_error"] for row in rows]),
-        lesion_prior={size: np.array([p[size] for p in prior]) for size in prior[0]}
-        if all(prior)
-        else {},
-        intrinsic_dimension=dimension,
         groups=np.array(rows[0]["groups"]),
+        **by_capacity,
     )
 
 
 def choose(setting: Setting) -> dict[str, list]:
     """Apply every rule to every seed: rule -> a `Selection` for each; no label is read.
 
-    A rule that lacks what it needs (a spectrum on a grid of rates) is left out.
+    A rule that lacks what it needs (a spectrum on a grid of rates) is left out. Baselines that are
+    candidates and no rules stand beside them as rules that choose always that.
     """
     chosen: dict[str, list] = {}
     for rule in RULES:
         try:
             chosen[rule] = [
-                select_capacity(evidence_of(rows), rule, repeats=0) for rows in setting.normals
+                select_capacity(evidence_of(rows, setting.grid), rule, repeats=0)
+                for rows in setting.normals
             ]
         except SettingsError:
             continue
+    for name in GRIDS[setting.grid].baselines:
+        if name in setting.candidates:
+            one = Selection(rule=f"always {name}", candidates=setting.candidates, choice=name)
+            chosen[name] = [one] * len(setting.normals)
     return chosen
 
 
@@ -174,7 +253,7 @@ def fare(setting: Setting, chosen: dict[str, list], *, repeats: int = 200) -> di
     scores = np.array([[o["scores"] for o in row] for row in setting.outcomes], np.float64)
     labels = np.array(setting.outcomes[0][0]["is_anomalous"], bool)
     groups = np.array(setting.outcomes[0][0]["groups"])
-    rules = list(chosen)
+    rules, baselines = list(chosen), GRIDS[setting.grid].baselines
     by_rule = np.array(
         [[scores_of(s, scores[i]) for s in [chosen[r][i] for r in rules]]
          for i in range(len(scores))]
@@ -182,15 +261,17 @@ def fare(setting: Setting, chosen: dict[str, list], *, repeats: int = 200) -> di
     found = cross_fitted(scores, by_rule, labels, groups, repeats=repeats)
     compared = {
         b: differences(by_rule, rules.index(b), labels, groups, repeats=repeats)
-        for b in ("always-16", "always-8")
+        for b in GRIDS[setting.grid].baselines
+        if b in rules
     }
+    first, second = (compared.get(b, [(math.nan,) * 3] * len(rules)) for b in baselines)
     return {
         rule: Fared(
             choices=tuple(s.choice or "all" for s in chosen[rule]),
             regret=found[i],
-            over_16=compared["always-16"][i],
-            over_8=compared["always-8"][i],
-            pixel_ap_over_16=pixel_difference(setting, chosen[rule], chosen["always-16"]),
+            over_first=first[i],
+            over_second=second[i],
+            pixel_ap_over_first=pixel_difference(setting, chosen[rule], chosen.get(baselines[0])),
         )
         for i, rule in enumerate(rules)
     }
@@ -281,8 +362,10 @@ def differences(
     return list(zip(value.tolist(), low.tolist(), high.tolist(), strict=True))
 
 
-def pixel_difference(setting: Setting, mine: list, baseline: list) -> float:
+def pixel_difference(setting: Setting, mine: list, baseline: list | None) -> float:
     """Return points of pixel AP above the baseline's; NaN without masks or a single choice."""
+    if baseline is None:
+        return math.nan
 
     def value(row: list[dict], selection) -> float:
         if selection.choice is None:
@@ -294,28 +377,47 @@ def pixel_difference(setting: Setting, mine: list, baseline: list) -> float:
     return float(np.mean([value(o, m) - value(o, b) for o, m, b in pairs]))
 
 
-def missing(normals: Sequence[dict]) -> list[str]:
-    """Say which trainings of the plans have no evidence, by data set."""
-    there = {
-        (r["dataset"], r["method"], r["capacity"], r["standardize"], r["seed"]) for r in normals
-    }
-    said = []
+def training_of(row: dict) -> tuple:
+    """Return what names a training of the plans, from a row of evidence."""
+    return (
+        row["dataset"],
+        row["method"],
+        row["standardize"],
+        row["seed"],
+        row.get("recipe") or "paper",
+        row.get("learning_rate") or 1e-3,
+    )
+
+
+def planned() -> dict[tuple, set[float]]:
+    """Return the trainings that the plans name, with the capacities of each."""
+    found: dict[tuple, set[float]] = {}
     for name in PLANS:
-        cells = expand(read_plan(ROOT / "examples" / name))
-        wanted = [
-            (
-                c["dataset"],
-                c["method"],
-                float(c["options"]["rate"] if c["method"] == "rate-ae" else c["latent_dim"]),
-                c["standardize"],
-                c["seed"],
-            )
-            for c in cells
-        ]
-        for dataset in dict.fromkeys(w[0] for w in wanted):
-            mine = [w for w in wanted if w[0] == dataset]
-            gone = [w for w in mine if w not in there]
-            said.append(f"{dataset}: {len(mine) - len(gone)} of {len(mine)} trainings")
+        for c in expand(read_plan(ROOT / "examples" / name)):
+            of_rate = c["method"] == "rate-ae"
+            capacity = c["options"]["rate"] if of_rate else c["latent_dim"]
+            usual = {"recipe": "paper", "learning_rate": 1e-3}
+            found.setdefault(training_of(usual | c), set()).add(float(capacity))
+    return found
+
+
+def of_plans(rows: Sequence[dict]) -> list[dict]:
+    """Return the rows of trainings that the plans name."""
+    wanted = planned()
+    return [row for row in rows if training_of(row) in wanted]
+
+
+def missing(normals: Sequence[dict]) -> list[str]:
+    """Say how many trainings of the plans have evidence, by data set."""
+    there: dict[tuple, set[str]] = {}
+    for row in normals:
+        there.setdefault(training_of(row), set()).add(row["identity"])
+    wanted = planned()
+    said = []
+    for dataset in dict.fromkeys(key[0] for key in wanted):
+        mine = {key: len(c) for key, c in wanted.items() if key[0] == dataset}
+        done = sum(min(n, len(there.get(key, ()))) for key, n in mine.items())
+        said.append(f"{dataset}: {done} of {sum(mine.values())} trainings")
     return said
 
 
@@ -351,27 +453,28 @@ def summary_table(found: dict) -> list[str]:
 def setting_tables(found: dict) -> list[str]:
     lines = []
     for (grid, name), (setting, fared) in found.items():
-        if grid not in (WHOLE, "rate 4-64"):
+        if grid not in SHOWN:
             continue
         first = setting.outcomes[0][0]
         odd, n = sum(first["is_anomalous"]), len(first["is_anomalous"])
         own = [
-            f"{c:g}: {100 * np.mean([_own(row[i]) for row in setting.outcomes]):.1f}"
-            for i, c in enumerate(setting.capacities)
+            f"{c}: {100 * np.mean([_own(row[i]) for row in setting.outcomes]):.1f}"
+            for i, c in enumerate(setting.candidates)
         ]
         lines += [
             f"**{name}, {grid}**: {len(setting.seeds)} seeds, {n - odd} normal and {odd} anomalous "
             f"test images, {len(setting.normals[0][0]['validation_scores'])} held-out normals. "
-            f"AUROC by capacity: {', '.join(own)}.",
+            f"AUROC by candidate: {', '.join(own)}.",
             "",
         ]
         rows = [
-            [rule, ", ".join(f.choices), interval(f.regret), interval(f.over_16),
-             interval(f.over_8), number(f.pixel_ap_over_16).replace("NaN", "")]
+            [rule, " / ".join(f.choices), interval(f.regret), interval(f.over_first),
+             interval(f.over_second), number(f.pixel_ap_over_first).replace("NaN", "")]
             for rule, f in fared.items()
         ]  # fmt: skip
-        head = ["rule", "choice by seed", "regret", "over always-16", "over always-8",
-                "pixel AP over always-16"]  # fmt: skip
+        one, other = GRIDS[grid].baselines
+        head = ["rule", "choice by seed", "regret", f"over {one}", f"over {other}",
+                f"pixel AP over {one}"]  # fmt: skip
         lines += [*table(head, rows), ""]
     return lines
 
@@ -433,7 +536,7 @@ def main() -> None:
     if not given.tables:
         for title in gather(given.results, given.evidence, given.data):
             print(f"no model of {title}")
-    lines = page(read(given.evidence / "normals"), read(given.evidence / "outcomes"))
+    lines = page(*(of_plans(read(given.evidence / side)) for side in ("normals", "outcomes")))
     print("\n".join(lines))
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition("<!-- study -->\n")

@@ -516,3 +516,14 @@ def test_arrays_survive_their_file(root, out):
     back = Arrays.read(out / "copy.npz")
     assert back.fingerprints == arrays.fingerprints
     assert (back.path == arrays.path).all()
+
+
+def test_options_may_be_a_factor():
+    table = {
+        "datasets": ["a"],
+        "methods": ["rate-ae"],
+        "options": [{"rate": 4.0}, {"rate": 8.0}],
+        "seeds": [0, 1],
+    }
+    assert [cell["options"]["rate"] for cell in expand(table)] == [4.0, 8.0] * 2
+    assert expand({"datasets": ["a"]})[0]["options"] == {}

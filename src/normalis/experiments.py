@@ -298,9 +298,12 @@ def _product(block: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     for name in _FACTORS:
         if not isinstance(block[name], list):
             raise SettingsError(f"{where}: {name} must be a list, got {block[name]!r}")
-    single = {k: v for k, v in block.items() if k not in _FACTORS}
-    values = itertools.product(*(block[name] for name in _FACTORS))
-    return [{**single, **dict(zip(_FACTORS.values(), row, strict=True))} for row in values]
+    options = block.get("options", {})
+    factors = {field: block[name] for name, field in _FACTORS.items()}
+    factors |= {"options": options if isinstance(options, list) else [options]}
+    single = {k: v for k, v in block.items() if k not in (*_FACTORS, "options")}
+    values = itertools.product(*factors.values())
+    return [{**single, **dict(zip(factors, row, strict=True))} for row in values]
 
 
 #: (data set, image settings, subset) -> (fingerprint of all arrays, of the training images)
