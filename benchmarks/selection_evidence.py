@@ -8,6 +8,7 @@ latent, at one width); both are small and committed.
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -134,12 +135,17 @@ def capacity_of(experiment: Experiment) -> float:
     return float(experiment.latent_dim or 0)
 
 
+def variant(method: str, options: Mapping[str, Any]) -> str:
+    """Name a method, and a nested latent by how its widths are weighted."""
+    return method + (", balanced" if options.get("balance") else "")
+
+
 def head(experiment: Experiment, view: View) -> dict[str, Any]:
     training = experiment.training
     return {
         "identity": experiment.identity,
         "dataset": experiment.dataset,
-        "method": experiment.method,
+        "method": variant(experiment.method, experiment.options),
         "capacity": view.capacity,
         "reading": view.reading,
         "standardize": training.standardize,

@@ -32,7 +32,7 @@ from normalis.errors import SettingsError
 from normalis.experiments import expand, read_plan
 from normalis.selection import RULES, Evidence, Selection, select_capacity
 from normalis.synthetic import SYNTHETIC
-from selection_evidence import gather, read
+from selection_evidence import gather, read, variant
 from theory import ROOT, number, table
 
 PAGE = ROOT / "docs" / "selection.md"
@@ -80,7 +80,7 @@ GRIDS = {
     "d 1-16": Grid(within=(0, 16)),
     "d 8-128": Grid(within=(8, math.inf)),
     "d 1-128, median": Grid(readings=_MEDIAN),
-    "nested 1-128": Grid(methods=("nested-ae",)),
+    "nested 1-128": Grid(methods=("nested-ae, balanced",)),
     "rate 4-64": Grid(methods=("rate-ae",)),
     "rate 4-64, median": Grid(methods=("rate-ae",), readings=_MEDIAN),
     "methods": Grid(
@@ -397,7 +397,8 @@ def planned() -> dict[tuple, set[float]]:
             of_rate = c["method"] == "rate-ae"
             capacity = c["options"]["rate"] if of_rate else c["latent_dim"]
             usual = {"recipe": "paper", "learning_rate": 1e-3}
-            found.setdefault(training_of(usual | c), set()).add(float(capacity))
+            named = {"method": variant(c["method"], c["options"])}
+            found.setdefault(training_of(usual | c | named), set()).add(float(capacity))
     return found
 
 

@@ -618,6 +618,18 @@ def test_nested_ae_rebuilds_better_with_more_coordinates():
     assert error[2] <= 1.02 * error[1]
 
 
+def test_nested_ae_balances_widths_by_what_they_reach():
+    model = models.build("nested-ae", image_size=16, latent_dim=4, hidden_dim=8, balance=True)
+    model.errors = torch.tensor([8.0, 4.0, 2.0])  # of the widths 1, 2 and 4
+    kept, errors = torch.tensor([1, 1, 4]), torch.tensor([8.0, 18.0, 2.0])
+    weights = model._weights(errors, kept)
+    # A tenth of the way to the batch's mean, 13, at width 1; width 2 was not seen.
+    assert model.errors.tolist() == pytest.approx([8.5, 4.0, 2.0])
+    assert weights.tolist() == pytest.approx([2 / 8.5, 2 / 8.5, 1.0])
+    plain = models.build("nested-ae", image_size=16, latent_dim=4, hidden_dim=8)
+    assert set(model.state()) - set(plain.state()) == {"errors"}
+
+
 def test_ae_u_recovers_a_planted_noise_level():
     sigma = torch.full((16, 16), 0.05)
     sigma[:, 8:] = 0.2

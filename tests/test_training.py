@@ -4,7 +4,15 @@ import torch
 from normalis import models
 from normalis.errors import DataError, SettingsError, TrainingError
 from normalis.models.inputs import to_model_input
-from normalis.training import Training, TrainingSettings, batches, fit, pick_device, train
+from normalis.training import (
+    Training,
+    TrainingSettings,
+    batches,
+    fit,
+    pick_device,
+    settings_for,
+    train,
+)
 
 SMALL = {"image_size": 16, "latent_dim": 2, "hidden_dim": 16}
 FLOAT32 = {"precision": "float32", "batch_size": 8}
@@ -138,3 +146,27 @@ def test_standardised_inputs_do_not_see_brightness_or_contrast():
 def test_eight_bit_values_span_the_models_range():
     x = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
     assert to_model_input(x).flatten().tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "n_images", "given", "expected"),
+    [
+        ("paper", 1000, {}, (250, 1e-3)),
+        ("fast", 1000, {}, (83, 4e-3)),
+        ("fast", 500, {}, (125, 4e-3)),  # 8 steps an epoch: a thousand steps take 125 epochs
+        ("fast", 100, {}, (250, 4e-3)),  # never more than the paper's
+        ("fast", 100, {"epochs": 7, "learning_rate": 0.01}, (7, 0.01)),
+        ("paper", 100, {"batch_size": 10}, (250, 1e-3)),
+        ("fast", 100, {"batch_size": 10}, (100, 4e-3)),
+    ],
+)
+def test_a_recipe_knows_its_epochs_and_its_rate(recipe, n_images, given, expected):
+    settings = settings_for(recipe, n_images=n_images, standardize=True, **given)
+    assert (settings.epochs, settings.learning_rate) == expected
+    assert (settings.recipe, settings.standardize) == (recipe, True)
+    assert settings.batch_size == given.get("batch_size", 64)
+
+
+def test_an_unknown_recipe_is_refused_by_name():
+    with pytest.raises(SettingsError, match="recipe must be one of paper, fast, got 'slow'"):
+        settings_for("slow", n_images=10)

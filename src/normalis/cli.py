@@ -192,10 +192,21 @@ def fit(
     ] = "16",
     image_size: Annotated[int, typer.Option(help="Side in pixels, a multiple of 16.")] = 64,
     channels: Annotated[int, typer.Option(help="1 (grey) or 3.")] = 1,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 250,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training images; by default the recipe's own."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
-    recipe: Annotated[str, typer.Option(help="paper or fast.")] = "paper",
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of Adam; by default the recipe's own.")
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="paper (250 epochs), fast (a third of them), or auto: fast for the methods for "
+            "which it was measured."
+        ),
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     standardize: Annotated[
         bool, typer.Option("--standardize", help="Remove each image's brightness and contrast.")
@@ -331,6 +342,12 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
         f"{info['data']['calibration_images']} scored unseen for calibration"
     )
+    if detector.history_:
+        used = detector.training_
+        console.print(
+            f"trained by the recipe {used.recipe}: {used.epochs} epochs, "
+            f"learning rate {used.learning_rate:g}"
+        )
     if "selection" in info:
         console.print(
             f"latent dimension {detector.latent_dim_}, chosen from normal images by an unconfirmed "

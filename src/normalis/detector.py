@@ -44,7 +44,7 @@ from normalis.normals import (
 from normalis.overlays import ColourScale
 from normalis.records import RunFolder, content_hash, versions, write_csv
 from normalis.scoring import BATCH_SIZE, Explained, Reader, Scored, explain, joined_scores, score
-from normalis.training import Progress, TrainingSettings, pick_device
+from normalis.training import Progress, TrainingSettings, pick_device, settings_for
 
 if TYPE_CHECKING:
     from normalis.datasets import Sample
@@ -62,10 +62,12 @@ class AnomalyDetector(BaseEstimator):
             (`normalis.selection.choose_latent_dim`), which no study has confirmed.
         image_size: side to which images are resized, a multiple of 16.
         channels: 1 (grey) or 3.
-        epochs: passes over the training images; the paper's default is 250.
+        epochs: passes over the training images; None for the recipe's own, 250 for ``paper`` and
+            83 for ``fast``, more where the images are few (`normalis.training.settings_for`).
         batch_size: images per training step.
-        learning_rate: of Adam.
-        recipe: ``paper`` or ``fast``; see `normalis.training.TrainingSettings`.
+        learning_rate: of Adam; None for the recipe's own, 1e-3 and a peak of 4e-3.
+        recipe: ``paper``, ``fast``, or ``auto``: ``fast`` for the methods for which it was shown to
+            reach the paper's error on held-out normal images (``ae``, ``ae-u``), else ``paper``.
         precision: ``auto``, ``float32`` or ``bfloat16``.
         standardize: whether each image's own brightness and contrast are removed.
         scorer: how the model's residual is read, a name from `normalis.scorers.SCORERS`; ``auto``
@@ -99,6 +101,7 @@ class AnomalyDetector(BaseEstimator):
         decision_scores_: scores of the held-out (else of the training) normal images.
         history_: losses by epoch.
         latent_dim_: size of the bottleneck that was used.
+        training_: the `TrainingSettings` that were used.
         info_: data, versions, durations; ``selection`` says why with ``latent_dim="auto"``.
         skipped_: (path, reason) of images that could not be read.
 
@@ -118,10 +121,10 @@ class AnomalyDetector(BaseEstimator):
         latent_dim: int | str = 16,
         image_size: int = 64,
         channels: int = 1,
-        epochs: int = 250,
+        epochs: int | None = None,
         batch_size: int = 64,
-        learning_rate: float = 1e-3,
-        recipe: str = "paper",
+        learning_rate: float | None = None,
+        recipe: str = "auto",
         precision: str = "auto",
         standardize: bool = False,
         scorer: str = "auto",
@@ -178,13 +181,17 @@ class AnomalyDetector(BaseEstimator):
             percentiles=_pair("percentiles", self.percentiles),
         )
 
-    def _training_settings(self) -> TrainingSettings:
-        return TrainingSettings(
+    def _training_settings(self, n_images: int = 0) -> TrainingSettings:
+        recipe = self.recipe
+        if recipe == "auto":
+            recipe = models.model_class(self.method).usual_recipe
+        return settings_for(
+            recipe,  # type: ignore[arg-type]
+            n_images=n_images,
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            recipe=self.recipe,  # type: ignore[arg-type]
-            precision=self.precision,  # type: ignore[arg-type]
+            precision=self.precision,
             standardize=self.standardize,
         )
 
@@ -308,6 +315,7 @@ class AnomalyDetector(BaseEstimator):
             "load_s": loaded_s,
         }
         self._choose_latent_dim(train)
+        self.training_ = self._training_settings(len(train.rows))
         fold = self._folds_of(train)
         self.models_ = [self._build() for _ in range(self._n_models)]
         self.latent_dim_ = self.models_[0].settings.latent_dim
@@ -315,7 +323,7 @@ class AnomalyDetector(BaseEstimator):
         self.history_ = train_models(
             self.models_,
             torch.from_numpy(train.pixels),
-            settings=self._training_settings(),
+            settings=self.training_,
             place=self._place,
             fold=fold,
             folder=folder,
@@ -386,6 +394,8 @@ class AnomalyDetector(BaseEstimator):
         # What was left to the defaults is kept as it was then: these may change.
         params["scorer"] = self._scorer_name
         params["reduction"] = self._build_scorer().settings.reduction
+        used = {k: getattr(self.training_, k) for k in ("recipe", "epochs", "learning_rate")}
+        params |= used
         return {k: _plain(v) for k, v in params.items()}
 
     def _judge(self, normals: Normals, fold: NDArray[np.int64] | None) -> None:
@@ -649,6 +659,7 @@ class AnomalyDetector(BaseEstimator):
     def _restore(self, body: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
         self.device_ = pick_device(self.device)
         self.latent_dim_ = int(body["model_settings"]["latent_dim"])
+        self.training_ = self._training_settings()
         self.models_ = [self._build() for _ in range(self._n_models)]
         self.scorers_ = [self._build_scorer() for _ in self.models_]
         for i, (model, scorer) in enumerate(self._readers()):

@@ -3,6 +3,12 @@
     z = encode(x),    x_hat = decode(z · 1[i < k]),    k ~ uniform {1, 2, 4, ..., d} for each image
     loss = mean (x_hat - x)²,    map = (decode(encode(x) · 1[i < r]) - x)²,    r = ``read_dim``
 
+With ``balance`` each error counts as a share of what its width reaches, e_k its running mean:
+
+    loss = mean (e_d / e_k) (x_hat - x)²
+
+Otherwise the narrow widths, whose errors are several times as large, take most of the gradient.
+
 Training keeps the first k coordinates of each image's latent vector and zeroes the rest, so that
 one decoder serves every width and earlier coordinates must carry what matters more. A fitted model
 is read at any width by `at`, which trains nothing: the curve of the error against the latent
@@ -33,6 +39,8 @@ from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings
 
+_FOLLOW = 0.1  # share of a running error that one batch replaces
+
 __all__ = ["NestedAE", "NestedAESettings", "truncate", "widths_up_to"]
 
 
@@ -43,10 +51,12 @@ class NestedAESettings(ModelSettings):
     Args:
         latent_dim: the largest width; the others are read from the same model.
         read_dim: width r at which images are rebuilt and scored, 0 for ``latent_dim``.
+        balance: whether errors count relative to what their width reaches.
     """
 
     latent_dim: int = 128
     read_dim: int = 0
+    balance: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,11 +88,14 @@ class NestedAE(Autoencoder):
     """Autoencoder with ordered latent coordinates."""
 
     Settings: ClassVar[Any] = NestedAESettings
+    errors: Tensor
 
     def __init__(self, settings: NestedAESettings) -> None:
         super().__init__(settings)
         self.encoder = Encoder.of(settings)
         self.decoder = Decoder.of(settings)
+        widths = len(widths_up_to(settings.latent_dim))
+        self.register_buffer("errors", torch.ones(widths), persistent=settings.balance)
 
     @property
     def read_dim(self) -> int:
@@ -120,6 +133,18 @@ class NestedAE(Autoencoder):
         return {"kept": widths[drawn]}
 
     def losses(self, x: Tensor, **draws: Tensor) -> dict[str, Tensor]:
-        """Return the mean squared error at the widths drawn."""
+        """Return the mean squared error at the widths drawn, balanced among them if asked for."""
         x_hat = self.decode(truncate(self.encoder(x), draws["kept"]))
-        return {"reconstruction": (x_hat.float() - x).square().mean()}
+        errors = (x_hat.float() - x).square().mean((1, 2, 3))
+        if self.settings.balance:
+            errors = errors * self._weights(errors.detach(), draws["kept"])
+        return {"reconstruction": errors.mean()}
+
+    def _weights(self, errors: Tensor, kept: Tensor) -> Tensor:
+        """Follow the mean error of each width; return e_d / e_k of each image (B,)."""
+        widths = torch.tensor(widths_up_to(self.settings.latent_dim), device=errors.device)
+        member = (kept.to(errors.device)[:, None] == widths).float()  # (B, K)
+        count = member.sum(0)
+        seen = (member * errors[:, None]).sum(0) / count.clamp_min(1)
+        self.errors = torch.where(count > 0, torch.lerp(self.errors, seen, _FOLLOW), self.errors)
+        return self.errors[-1] / self.errors[member.argmax(1)]

@@ -1,0 +1,141 @@
+"""Do rates hold what they promise, and does one nested latent stand for every width?
+
+    python benchmarks/selection_claims.py
+
+Reads the evidence of `selection_study` (AUROC in percent, test images of the study) and rewrites two
+tables of docs/selection.md. *Rates*: nats asked for, held by the training images, by held-out and
+by test normals and by anomalous images, and AUROC scored without noise, with it, and by median.
+*Nested*: AUROC of the nested latent at each width minus that of an autoencoder trained at that
+width, with the 95 % interval of a paired bootstrap of patients.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from selection_evidence import read
+from selection_study import ROOT, aurocs, of_plans, reading_of
+from theory import number, table
+
+PAGE = ROOT / "docs" / "selection.md"
+EVIDENCE = ROOT / "results" / "evidence"
+DRAWS = 500
+
+
+def auroc_of(row: dict) -> float:
+    labels = np.array(row["is_anomalous"], bool)
+    return 100 * float(aurocs(np.array([row["scores"]]), labels)[0])
+
+
+def named(row: dict) -> str:
+    return row["dataset"] + (", standardised" if row["standardize"] else "")
+
+
+def mean(rows: Sequence[dict], key: str) -> float:
+    return float(np.mean([np.nan if r[key] is None else r[key] for r in rows]))
+
+
+def rates(normals: Sequence[dict], outcomes: Sequence[dict]) -> list[str]:
+    """Return the table of rates, means over seeds."""
+    cells: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for row in outcomes:
+        if row["method"] == "rate-ae":
+            cells[named(row), row["capacity"]][reading_of(row)].append(row)
+    for row in normals:
+        if row["method"] == "rate-ae" and reading_of(row) == "native":
+            cells[named(row), row["capacity"]]["normals"].append(row)
+    lines = []
+    for (name, asked), found in sorted(cells.items()):
+        told = found["native"]
+        if not told or told[0].get("rate_normal", None) is None:
+            continue  # of the first phantoms no rate was kept
+        lines.append(
+            [
+                name,
+                f"{asked:g}",
+                str(len(told)),
+                number(mean(found["normals"], "rate_training")),
+                number(mean(found["normals"], "rate_validation")),
+                number(mean(told, "rate_normal")),
+                number(mean(told, "rate_anomalous")),
+                *(
+                    number(float(np.mean([auroc_of(r) for r in found[k]]))) if found[k] else ""
+                    for k in ("native", "noise", "median")
+                ),
+            ]
+        )
+    head = [
+        "set", "nats asked", "seeds", "training", "held out", "test normals", "anomalous",
+        "AUROC", "with noise", "by median",
+    ]  # fmt: skip
+    return table(head, lines)
+
+
+def nested(outcomes: Sequence[dict]) -> list[str]:
+    """Return the table of the nested latent against separate trainings, of the seeds of both."""
+    cells: dict[tuple, dict[str, dict[int, dict]]] = defaultdict(lambda: defaultdict(dict))
+    for row in outcomes:
+        cells[named(row), reading_of(row), row["capacity"]][row["method"]][row["seed"]] = row
+    lines = []
+    for (name, reading, width), found in sorted(cells.items()):
+        for kind in ("nested-ae, balanced", "nested-ae"):
+            seeds = sorted(found["ae"].keys() & found[kind].keys())
+            if not seeds:
+                continue
+            one, other = ([found[m][s] for s in seeds] for m in (kind, "ae"))
+            value, low, high = difference(one, other)
+            lines.append(
+                [
+                    name,
+                    reading,
+                    kind.removeprefix("nested-ae").removeprefix(", ") or "plain",
+                    f"{width:g}",
+                    number(float(np.mean([auroc_of(r) for r in other]))),
+                    number(float(np.mean([auroc_of(r) for r in one]))),
+                    f"{value:+.1f}",
+                    f"{low:+.1f} to {high:+.1f}",
+                ]
+            )
+    head = ["set", "reading", "widths", "d", "trained at d", "nested, read at d", "difference",
+            "95 %"]  # fmt: skip
+    return table(head, lines)
+
+
+def difference(one: Sequence[dict], other: Sequence[dict]) -> tuple[float, float, float]:
+    """Return AUROC of the first minus that of the second in points, patients drawn whole."""
+    labels = np.array(one[0]["is_anomalous"], bool)
+    groups = np.array(one[0]["groups"])
+    scores = np.array([[r["scores"] for r in rows] for rows in (one, other)])
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    rng, drawn = np.random.default_rng(0), []
+
+    def gap(rows: np.ndarray) -> float:
+        found = aurocs(scores[..., rows], labels[rows]).mean(axis=1)
+        return 100 * float(found[0] - found[1])
+
+    while len(drawn) < DRAWS:
+        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        if len(np.unique(labels[rows])) == 2:
+            drawn.append(gap(rows))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return gap(np.arange(len(labels))), float(low), float(high)
+
+
+def main() -> None:
+    normals, outcomes = (of_plans(read(EVIDENCE / side)) for side in ("normals", "outcomes"))
+    page = PAGE.read_text(encoding="utf-8")
+    for name, lines in (("rates", rates(normals, outcomes)), ("nested", nested(outcomes))):
+        text = "\n".join(lines)
+        print(text, end="\n\n")
+        block = f"<!-- {name} -->\n\n{text}\n\n<!-- end of {name} -->"
+        pattern = rf"<!-- {name} -->.*<!-- end of {name} -->"
+        page, count = re.subn(pattern, lambda _, block=block: block, page, flags=re.DOTALL)
+        if not count:
+            raise SystemExit(f"{PAGE.name} has no place for {name}")
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
