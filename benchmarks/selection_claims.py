@@ -2,9 +2,9 @@
 
     python benchmarks/selection_claims.py
 
-Reads the evidence of `selection_study` (AUROC in percent, test images of the study) and rewrites two
-tables of docs/selection.md. *Rates*: nats asked for, held by the training images, by held-out and
-by test normals and by anomalous images, and AUROC scored without noise, with it, and by median.
+Reads the evidence of `selection_study` (AUROC in percent, test images of the study) and rewrites
+two tables of docs/selection.md. *Rates*: nats asked for, held by the training images, by held-out
+and by test normals and by anomalous images; AUROC scored without noise, with it, and by median.
 *Nested*: AUROC of the nested latent at each width minus that of an autoencoder trained at that
 width, with the 95 % interval of a paired bootstrap of patients.
 """

@@ -20,6 +20,7 @@ from normalis.entropy import coding_rate, coding_rate_from_covariance
 from normalis.errors import DataError, NotFittedError, SettingsError
 from normalis.models.ae_perceptual import PerceptualAE
 from normalis.models.ae_u import AEU, FLOOR
+from normalis.models.backbone import doublings
 from normalis.models.base import Autoencoder, DirectModel, ModelSettings
 from normalis.models.ceae import CeAE, CeAESettings
 from normalis.models.dae import DAE
@@ -573,6 +574,16 @@ def test_rate_ae_scores_with_noise_if_asked(build):
             plain.anomaly_map(x), (x - plain.decode(plain.encode(x))).square().mean(1)
         )
         assert not torch.allclose(noisy.anomaly_map(x), plain.anomaly_map(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_last_convolution_is_the_same_with_and_without_gradients(channels):
+    _, output = doublings(channels)
+    x = torch.randn(3, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = output(x)
+    torch.testing.assert_close(plain, output(x), rtol=1e-5, atol=1e-6)
+    assert plain.shape == (3, channels, 16, 16)
 
 
 def test_nested_ae_truncates_each_image_at_its_own_width():

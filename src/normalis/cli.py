@@ -201,12 +201,8 @@ def fit(
         float | None, typer.Option(help="Of Adam; by default the recipe's own.")
     ] = None,
     recipe: Annotated[
-        str,
-        typer.Option(
-            help="paper (250 epochs), fast (a third of them), or auto: fast for the methods for "
-            "which it was measured."
-        ),
-    ] = "auto",
+        str, typer.Option(help="paper (250 epochs), or fast (a third of them, blunter maps).")
+    ] = "paper",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     standardize: Annotated[
         bool, typer.Option("--standardize", help="Remove each image's brightness and contrast.")

@@ -54,7 +54,6 @@ class AE(Autoencoder):
     """Autoencoder trained on, and read by, one pixel loss."""
 
     Settings: ClassVar[Any] = AESettings
-    usual_recipe = "fast"
 
     def __init__(self, settings: AESettings) -> None:
         super().__init__(settings)

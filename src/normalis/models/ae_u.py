@@ -36,8 +36,6 @@ FLOOR = math.log((2 / 255) ** 2 / 12)
 class AEU(Autoencoder):
     """Autoencoder with predicted pixel variance."""
 
-    usual_recipe = "fast"
-
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
         self.encoder = Encoder.of(settings)

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -135,9 +135,6 @@ class AnomalyModel(ABC):
     Settings: ClassVar[type[ModelSettings]] = ModelSettings
     #: Whether ``latent_dim`` means anything to the method.
     has_latent: ClassVar[bool] = True
-    #: How `AnomalyDetector` trains it unless told: ``fast`` where that was measured against the
-    #: paper's recipe on held-out normals (docs/performance.md).
-    usual_recipe: ClassVar[Literal["paper", "fast"]] = "paper"
     settings: Any  # of the class's own Settings
 
     @abstractmethod
