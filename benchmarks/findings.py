@@ -12,7 +12,6 @@ Reads the experiment records in results/records and, to find the test's own repe
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from normalis.datasets import open_dataset
 from normalis.metrics import auroc, average_precision, bootstrap
 from normalis.records import Records
 from normalis.versus import row_of
+from pages import fill
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "findings.md"
@@ -101,11 +101,7 @@ def main() -> None:
     repeated = {Path(key).name for key in found.repeated()}
     records = [r for r in Records(REPOSITORY / "results").all() if r["dataset"] == "brain_tumor"]
     text = tables(records, repeated)
-    print(text)
-    page = PAGE.read_text(encoding="utf-8")
-    block = f"<!-- brain_tumor -->\n\n{text}\n\n<!-- end of brain_tumor -->"
-    pattern = r"<!-- brain_tumor -->.*<!-- end of brain_tumor -->"
-    PAGE.write_text(re.sub(pattern, lambda _: block, page, flags=re.DOTALL), encoding="utf-8")
+    fill(PAGE, {"brain_tumor": text})
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ python benchmarks/formats.py DATA_FOLDER
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import numpy as np
 
 from normalis.errors import UnreadableImageError
 from normalis.images import probe, read_frames
+from pages import fill
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
 
@@ -60,13 +60,7 @@ def main() -> None:
         rows = [f"| {p.name} | {describe(p).replace('|', '/')} |" for p in files]
         lines += [f"## {kind}", "", "| file | read as |", "| --- | --- |", *rows, ""]
     text = "\n".join([*lines, "## Twins", "", *twins(folder / "dicom")])
-    print(text)
-    block = f"<!-- files -->\n\n{text}\n\n<!-- end of files -->"
-    page = PAGE.read_text(encoding="utf-8")
-    filled = re.sub(
-        r"<!-- files -->.*<!-- end of files -->", lambda _: block, page, flags=re.DOTALL
-    )
-    PAGE.write_text(filled, encoding="utf-8")
+    fill(PAGE, {"files": text})
 
 
 if __name__ == "__main__":

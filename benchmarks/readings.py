@@ -11,7 +11,6 @@ fitted models in the results folder, into ``results/readings.csv``; ``--draw-onl
 
 import argparse
 import csv
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from normalis.metrics.intervals import Draws, draw_statistics
 from normalis.models.inputs import as_tensor, to_model_input
 from normalis.records import Records, write_csv
 from normalis.versus import row_of, versus
+from pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "selection.md"
@@ -248,13 +248,7 @@ def main() -> None:
         "dimensions": by_dimension(arguments.results),
         "filters": tried(list(csv.DictReader(OUT.open(encoding="utf-8")))),
     }
-    page = PAGE.read_text(encoding="utf-8")
-    for name, text in parts.items():
-        print(text, end="\n\n")
-        block = f"<!-- {name} -->\n\n{text}\n\n<!-- end of {name} -->"
-        pattern = rf"<!-- {name} -->.*<!-- end of {name} -->"
-        page = re.sub(pattern, lambda _, block=block: block, page, flags=re.DOTALL)
-    PAGE.write_text(page, encoding="utf-8")
+    fill(PAGE, parts)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ and by test normals and by anomalous images; AUROC scored without noise, with it
 width, with the 95 % interval of a paired bootstrap of patients.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
+from pages import fill
 from selection_evidence import read
 from selection_study import ROOT, aurocs, of_plans, reading_of
 from theory import number, table
@@ -125,16 +125,8 @@ def difference(one: Sequence[dict], other: Sequence[dict]) -> tuple[float, float
 
 def main() -> None:
     normals, outcomes = (of_plans(read(EVIDENCE / side)) for side in ("normals", "outcomes"))
-    page = PAGE.read_text(encoding="utf-8")
-    for name, lines in (("rates", rates(normals, outcomes)), ("nested", nested(outcomes))):
-        text = "\n".join(lines)
-        print(text, end="\n\n")
-        block = f"<!-- {name} -->\n\n{text}\n\n<!-- end of {name} -->"
-        pattern = rf"<!-- {name} -->.*<!-- end of {name} -->"
-        page, count = re.subn(pattern, lambda _, block=block: block, page, flags=re.DOTALL)
-        if not count:
-            raise SystemExit(f"{PAGE.name} has no place for {name}")
-    PAGE.write_text(page, encoding="utf-8")
+    both = {"rates": rates(normals, outcomes), "nested": nested(outcomes)}
+    fill(PAGE, {name: "\n".join(lines) for name, lines in both.items()})
 
 
 if __name__ == "__main__":

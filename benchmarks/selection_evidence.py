@@ -8,7 +8,7 @@ latent, at one width); both are small and committed.
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -110,9 +110,9 @@ def gather(results: Path, evidence: Path, root: Path | None) -> list[str]:
             subset = replace(experiment.subset, position=None)
             every = store.get(store.fingerprints(experiment.dataset, experiment.images, subset)[0])
         model, _ = fitted(experiment, arrays, results, device="cpu")
-        for view in views(experiment, model):
-            known["outcomes"].append(outcome(experiment, view, arrays, every))
-            known["normals"].append(evidence_of(experiment, view, arrays))
+        seen = views(experiment, model)
+        known["outcomes"] += [outcome(experiment, view, arrays, every) for view in seen]
+        known["normals"] += evidence_of(experiment, seen, arrays)
         for side in SIDES:  # after each, so that nothing is lost to an interruption
             mine = [r for r in known[side] if r["dataset"] == experiment.dataset]
             keep(evidence / side / f"{experiment.dataset}.parquet", mine)
@@ -194,39 +194,53 @@ def model_input(pixels: np.ndarray, experiment: Experiment) -> torch.Tensor:
     return to_model_input(as_tensor(pixels), standardize=experiment.training.standardize)
 
 
-def evidence_of(experiment: Experiment, view: View, arrays: Arrays) -> dict[str, Any]:
+def evidence_of(
+    experiment: Experiment, views: Sequence[View], arrays: Arrays
+) -> list[dict[str, Any]]:
     """Return the unlabelled side: training and held-out normals, and anomalies made of them."""
-    standardize = experiment.training.standardize
 
     def score(images: np.ndarray) -> np.ndarray:
-        return view.read(model_input(images[:, None].astype(np.float32), experiment))[0][None]
+        x = model_input(images[:, None].astype(np.float32), experiment)
+        return np.stack([view.read(x)[0] for view in views])
 
     held, train = in_unit(arrays, "validation"), in_unit(arrays, "train")
-    found = gather_evidence(score, candidates=("this",), validation=held)
-    row = head(experiment, view) | {
-        "validation_scores": found.validation_scores[0].astype(np.float32).tolist(),
-        "synthetic": {
-            f: s[0].astype(np.float32).tolist() for f, s in found.synthetic_scores.items()
-        },
-        "groups": held_groups(arrays).tolist(),
-        "validation_error": float(found.validation_scores.mean()),
-        "training_error": float(score(train).mean()),
-        "rate_validation": rate_of(view, model_input(arrays.of("validation"), experiment)),
-        "rate_training": rate_of(view, model_input(arrays.of("train"), experiment)),
-        "intrinsic_dimension": None,  # of a rate, neither it nor the prior says anything
-        "lesion_prior": None,
-    }
+    names = [f"{view.capacity:g} {view.reading}" for view in views]
+    found = gather_evidence(score, candidates=names, validation=held)
+    training_errors, groups = score(train).mean(axis=1), held_groups(arrays).tolist()
+    rows = [
+        head(experiment, view)
+        | {
+            "validation_scores": found.validation_scores[i].astype(np.float32).tolist(),
+            "synthetic": {
+                f: s[i].astype(np.float32).tolist() for f, s in found.synthetic_scores.items()
+            },
+            "groups": groups,
+            "validation_error": float(found.validation_scores[i].mean()),
+            "training_error": float(training_errors[i]),
+            "rate_validation": rate_of(view, model_input(arrays.of("validation"), experiment)),
+            "rate_training": rate_of(view, model_input(arrays.of("train"), experiment)),
+            "intrinsic_dimension": None,  # of a rate, neither it nor the prior says anything
+            "lesion_prior": None,
+        }
+        for i, view in enumerate(views)
+    ]
     if experiment.method in ("ae", "nested-ae"):
-        geometry = _geometry(_Held(arrays, experiment.train_data, standardize))
+        add_geometry(rows, _Held(arrays, experiment.train_data, experiment.training.standardize))
+    return rows
+
+
+def add_geometry(rows: Sequence[dict[str, Any]], held: "_Held") -> None:
+    """Add what normal images alone say of latent dimensions."""
+    geometry = _geometry(held)
+    sizes = lesion_prior(
+        geometry["normal"],
+        geometry["normal_energies"],
+        geometry["normal_outside"],
+        latent_dims=[row["capacity"] for row in rows],
+    )
+    for i, row in enumerate(rows):
         row["intrinsic_dimension"] = geometry["intrinsic_dimension"]
-        sizes = lesion_prior(
-            geometry["normal"],
-            geometry["normal_energies"],
-            geometry["normal_outside"],
-            latent_dims=[view.capacity],
-        )
-        row["lesion_prior"] = {name: float(value[0]) for name, value in sizes.items()}
-    return row
+        row["lesion_prior"] = {name: float(value[i]) for name, value in sizes.items()}
 
 
 class _Held:

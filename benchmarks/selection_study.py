@@ -32,6 +32,7 @@ from normalis.errors import SettingsError
 from normalis.experiments import expand, read_plan
 from normalis.selection import RULES, Evidence, Selection, select_capacity
 from normalis.synthetic import SYNTHETIC
+from pages import fill
 from selection_evidence import gather, read, variant
 from theory import ROOT, number, table
 
@@ -538,14 +539,7 @@ def main() -> None:
         for title in gather(given.results, given.evidence, given.data):
             print(f"no model of {title}")
     lines = page(*(of_plans(read(given.evidence / side)) for side in ("normals", "outcomes")))
-    print("\n".join(lines))
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition("<!-- study -->\n")
-    _, mark, after = rest.partition("<!-- end -->")
-    if not mark:
-        raise SystemExit(f"{PAGE.name} has no place for the study")
-    body = "\n".join(lines).rstrip("\n")
-    PAGE.write_text(f"{before}<!-- study -->\n\n{body}\n\n{mark}{after}", encoding="utf-8")
+    fill(PAGE, {"study": "\n".join(lines).rstrip("\n")})
 
 
 if __name__ == "__main__":
