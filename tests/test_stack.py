@@ -60,7 +60,8 @@ def test_stacked_models_are_the_models_trained_alone(method, latents, recipe):
     """Ten steps, against single models in the memory layout that a stack computes in.
 
     Another layout rounds differently, and Adam's first steps, near the sign of the gradient, turn
-    that into 5e-4 of the loss after ten steps with or without a stack.
+    that into 5e-4 of the loss after ten steps with or without a stack. So does, in the last steps,
+    another processor.
     """
     together, seeds = members(method, latents, (0, 7))
     alone, _ = members(method, latents, (0, 7))
@@ -68,7 +69,9 @@ def test_stacked_models_are_the_models_trained_alone(method, latents, recipe):
     given = {"recipe": recipe, "batch_size": 32, "epochs": 5, "n": 64}
     stacked = train(together, seeds, stacked=True, **given)
     single = train(alone, seeds, stacked=False, layout=torch.contiguous_format, **given)
-    torch.testing.assert_close(losses(stacked), losses(single), rtol=1e-4, atol=1e-5)
+    one, other = losses(stacked), losses(single)  # by member, epoch of two steps, and term
+    torch.testing.assert_close(one[:, :2], other[:, :2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-4)
     for a, b in zip(together, alone, strict=True):
         assert not a.training
         assert a.state().keys() == b.state().keys()

@@ -17,7 +17,13 @@ def record(scores, method="ae", *, d=16, seed=0, patients=None, paths=None, **se
         "options": {},
         "scorer_options": {},
         "subset": {"drop_train_twins": None, "validation_share": 0.0},
-        "training": {"epochs": 250, "recipe": "paper", "precision": "auto", "standardize": False},
+        "training": {
+            "epochs": 250,
+            "learning_rate": 1e-3,
+            "recipe": "paper",
+            "precision": "auto",
+            "standardize": False,
+        },
     }
     body |= settings
     names = [f"{i:03d}.png" for i in range(N)] if paths is None else paths
@@ -105,12 +111,18 @@ def test_other_test_images_are_another_comparison(tmp_path, rng):
 
 def test_rows_are_named_by_what_was_done():
     subset = {"drop_train_twins": 0.95, "validation_share": 0.0}
-    training = {"epochs": 80, "recipe": "fast", "precision": "float32", "standardize": True}
+    training = {
+        "epochs": 80,
+        "learning_rate": 4e-3,
+        "recipe": "fast",
+        "precision": "float32",
+        "standardize": True,
+    }
     body = record(np.zeros(N), options={"loss": "l1"}, subset=subset, training=training)
     body |= {"scorer": "ssim", "reduction": "max"}
     assert row_of(body) == (
         "ae, d = 16, loss = l1, drop_train_twins = 0.95, 80 epochs, recipe fast, "
-        "precision float32, standardize, read by ssim, max of the map"
+        "precision float32, learning_rate = 0.004, standardize, read by ssim, max of the map"
     )
 
 
