@@ -168,6 +168,58 @@ def middle(results: Path) -> str:
     return "\n".join(lines)
 
 
+def ensembles(results: Path) -> str:
+    """Return what the mean over latent dimensions gives, against one of them and the best of them.
+
+    Members' log scores are standardised by their training images, so that none outweighs another.
+    """
+    lines = [
+        "| set | method | reading | members, d | best of them | d = 16 | together | over d = 16 "
+        "| 95 % |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    store = Records(results)
+    for dataset, mark in SETS.items():
+        for method in ("ae", "ae-u"):
+            for title, reading in (("its own", ""), ("median", ", read by median")):
+                rows = {f"{method}, d = {d}{mark}{reading}": d for d in DIMS}
+                found = {}
+                for record in store.table():
+                    d = rows.get(row_of(record)) if record["dataset"] == dataset else None
+                    if d is not None and record["seed"] == 0:
+                        found[d] = store.read(record["id"])
+                if len(found) < 3 or 16 not in found:
+                    continue
+                cells = [named(dataset), method, title, *together(found)]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def together(found: dict[int, dict]) -> list[str]:
+    """Return the cells of one ensemble: members, best, d = 16, all, difference, interval."""
+    tests, standard = {}, []
+    for d, record in sorted(found.items()):
+        split, log = np.array(record["split"]), np.log(np.array(record["anomaly_score"], float))
+        train, test = log[split == "train"], log[split == "test"]
+        tests[d] = test
+        standard.append((test - train.mean()) / train.std())
+    chosen = np.array(found[16]["split"]) == "test"
+    labels = np.array(found[16]["is_anomalous"], bool)[chosen]
+    patients = np.array(found[16]["patient_id"])[chosen]
+    names = np.where(patients == "", np.array(found[16]["path"])[chosen], patients)
+    units = Draws.of(names, len(labels), n=2000)
+    mean, one = np.mean(standard, axis=0), tests[16]
+    drawn = [draw_statistics(auroc, s, labels, units=units)[0] for s in (mean, one)]
+    gain = compare_draws(auroc(mean, labels) - auroc(one, labels), drawn[0] - drawn[1], units=units)
+    best_one = max(auroc(s, labels) for s in tests.values())
+    return [
+        ", ".join(map(str, sorted(found))),
+        *(f"{100 * v:.1f}" for v in (best_one, auroc(one, labels), auroc(mean, labels))),
+        f"{100 * gain.difference:+.1f}",
+        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
+    ]
+
+
 def values_of(results: Path, dataset: str) -> dict[str, tuple[float, bool]]:
     """Return (AUROC, whether it is a network) of each row, means over seeds."""
     rows: dict[str, list[dict]] = {}
@@ -246,6 +298,7 @@ def main() -> None:
         "default": against(arguments.results),
         "middle": middle(arguments.results),
         "dimensions": by_dimension(arguments.results),
+        "ensembles": ensembles(arguments.results),
         "filters": tried(list(csv.DictReader(OUT.open(encoding="utf-8")))),
     }
     fill(PAGE, parts)
