@@ -436,26 +436,30 @@ def interval(value: tuple[float, float, float]) -> str:
     return f"{value[0]:.1f} [{value[1]:.1f}, {value[2]:.1f}]"
 
 
+def is_phantom(name: str) -> bool:
+    return name.startswith("phantom_")
+
+
 def summary_table(found: dict) -> list[str]:
     """Return mean and worst regret of each rule on each grid, over data sets."""
+    counts = {g: sum(1 for k, _ in found if k == g) for g in GRIDS}
+    grids = [g for g, n in counts.items() if n]
     rows = []
-    for rule in RULES:
+    for rule in dict.fromkeys(rule for _, fared in found.values() for rule in fared):
         row = [rule]
-        for grid in GRIDS:
+        for grid in grids:
             fared = [
                 f[rule].regret[0] for (g, _), (_, f) in found.items() if g == grid and rule in f
             ]
             row.append(f"{np.mean(fared):.1f} / {max(fared):.1f}" if fared else "")
         rows.append(row)
-    counts = {g: sum(1 for k, _ in found if k == g) for g in GRIDS}
-    head = ["rule", *(f"{g} ({counts[g]} settings)" for g in GRIDS)]
-    return table(head, rows)
+    return table(["rule", *(f"{g} ({counts[g]})" for g in grids)], rows)
 
 
 def setting_tables(found: dict) -> list[str]:
     lines = []
     for (grid, name), (setting, fared) in found.items():
-        if grid not in SHOWN:
+        if grid not in SHOWN or (is_phantom(name) and grid != WHOLE):
             continue
         first = setting.outcomes[0][0]
         odd, n = sum(first["is_anomalous"]), len(first["is_anomalous"])
@@ -491,11 +495,12 @@ def page(normals: Sequence[dict], outcomes: Sequence[dict], *, repeats: int = 20
     lines = [f"Trainings there: {'; '.join(missing(normals))}.", ""]
     lines += [
         f"{len(RULES)} rules on {len(SYNTHETIC)} families were tried. Mean and worst regret over "
-        "the settings, in AUROC points:",
-        "",
-        *summary_table(found),
+        "the data sets, whose number is in brackets, in AUROC points:",
         "",
     ]
+    for phantoms, title in ((False, "Real images"), (True, "Phantoms")):
+        part = {key: f for key, f in found.items() if is_phantom(key[1]) == phantoms}
+        lines += [f"*{title}*", "", *summary_table(part), ""] if part else []
     return [*lines, *setting_tables(found)] if found else lines[:1]
 
 

@@ -106,3 +106,27 @@ def test_a_chosen_number_gives_the_model_of_that_number(head_slices):
 def test_latent_dim_is_a_number_or_auto(head_slices, wrong):
     with pytest.raises(SettingsError, match="latent_dim must be a whole number or auto"):
         AnomalyDetector(latent_dim=wrong).fit(head_slices)
+
+
+@pytest.mark.parametrize(("rate", "nats"), [("5", 5.0), ("auto", 16.0)])
+def test_fit_takes_a_rate_in_place_of_a_latent_dimension(data, tmp_path, rate, nats):
+    small = ["--image-size", 32, "--epochs", 1, "--option", "hidden_dim=8"]
+    done = run(
+        "fit", data, "--out", tmp_path / "run", "--method", "rate-ae", "--rate", rate, *small
+    )
+    assert done.exit_code == 0, done.output
+    settings = AnomalyDetector.load(tmp_path / "run").model_.settings
+    assert (settings.rate, settings.latent_dim) == (nats, 128)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rate", "8"], "--rate needs --method rate-ae, got --method ae-u"),
+        (["--rate", "much", "--method", "rate-ae"], "must be a number of nats or auto"),
+    ],
+)
+def test_a_rate_that_means_nothing_is_refused_before_anything_is_read(tmp_path, words, said):
+    done = run("fit", tmp_path / "nowhere", "--out", tmp_path / "run", *words)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.replace("│", " ").split())

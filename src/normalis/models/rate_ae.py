@@ -38,8 +38,11 @@ from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings, Phase, check_at_least
 
-__all__ = ["RateAE", "RateAESettings"]
+__all__ = ["USUAL_RATE", "RateAE", "RateAESettings"]
 
+#: Nats that ``--rate auto`` takes: what lost least over the study's data sets, and no rule that
+#: looks at normal images chose better (docs/selection.md).
+USUAL_RATE = 16.0
 _BATCH = 256  # images encoded at a time by `rate_of`
 
 
