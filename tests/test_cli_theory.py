@@ -75,14 +75,14 @@ TINY = ("--image-size", 32, "--epochs", 1, "--option", "hidden_dim=8", "--device
 def test_explain_says_why_and_what_it_rests_on(data, tmp_path):
     done = run("fit", data, "--out", tmp_path / "run", "--latent-dim", "auto", *TINY)
     assert done.exit_code == 0, done.output
-    assert "unconfirmed" in done.output
+    assert "found no better than 16" in " ".join(done.output.split())
     detector = AnomalyDetector.load(tmp_path / "run")
     selection = detector.info_["selection"]
     assert detector.latent_dim == "auto"
     assert detector.latent_dim_ == selection["latent_dim"] == detector.model_.settings.latent_dim
     said = run("explain", tmp_path / "run").output
     assert f"latent dimension {detector.latent_dim_}, chosen without any label" in said
-    for part in ("lesion-scale-prior", "lesion of 4 px", "assumes lesions", "unconfirmed"):
+    for part in ("lesion-scale-prior", "lesion of 4 px", "assumes lesions", "no better than 16"):
         assert part in said
 
 

@@ -310,7 +310,7 @@ def test_the_closed_form_chooses_by_the_lesion_scale_prior_alone():
     again = choose_latent_dim(3 * train - 1, 3 * held - 1)
     assert again.choice == chosen.choice, "the unit of intensity must not matter"
     assert any("assumes lesions" in reason for reason in chosen.reasons)
-    assert any(reason.startswith("unconfirmed") for reason in chosen.reasons)
+    assert any(reason.startswith("no better than 16") for reason in chosen.reasons)
 
 
 def test_the_closed_form_needs_images():

@@ -377,8 +377,8 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         )
     if "selection" in info:
         console.print(
-            f"latent dimension {detector.latent_dim_}, chosen from normal images by an unconfirmed "
-            f"rule; why: normalis explain {out}",
+            f"latent dimension {detector.latent_dim_}, chosen from normal images by a rule that was"
+            f" found no better than 16; why: normalis explain {out}",
             soft_wrap=True,
         )
     if detector.calibration_ is not None:

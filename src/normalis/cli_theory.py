@@ -79,8 +79,10 @@ def explain(
     width, kept = body["model_settings"]["latent_dim"], body["info"].get("selection")
     if kept is None:
         console.print(
-            f"latent dimension {width}: it was given (or is the default), not chosen. "
-            "Fit with --latent-dim auto to have it chosen from normal images.",
+            f"latent dimension {width}: it was given (or is the default), not chosen. 16 is the "
+            "default since no rule that looks at normal images chose better in the study "
+            "(docs/selection.md). Fit with --latent-dim auto to see what the closed form would "
+            "choose, and on what assumption.",
             soft_wrap=True,
         )
         return

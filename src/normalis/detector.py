@@ -59,7 +59,7 @@ class AnomalyDetector(BaseEstimator):
         method: a name from `normalis.models.MODELS`, or a class of your own.
         latent_dim: size of the bottleneck, the paper's *d*; ``auto`` chooses it from the normal
             training images and a stated assumption about lesions
-            (`normalis.selection.choose_latent_dim`), which no study has confirmed.
+            (`normalis.selection.choose_latent_dim`), found no better than 16.
         image_size: side to which images are resized, a multiple of 16.
         channels: 1 (grey) or 3.
         epochs: passes over the training images; None for the recipe's own, 250 for ``paper`` and
