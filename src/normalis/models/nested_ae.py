@@ -22,8 +22,9 @@ normalisation in the decoder shares its statistics among all widths.
 Reference: Rippel, Gelbart and Adams, "Learning ordered representations with nested dropout", ICML
 2014; Kusupati et al., "Matryoshka representation learning", NeurIPS 2022.
 
-Use: to see how scores change with the latent dimension without training a model for each; a width
-of it is not the same as a plain `ae` of that width, and it needs more epochs.
+Use: to see how scores change with the latent dimension without training a model for each. With
+``balance`` and twice the epochs a width of it ranks about as a plain `ae` of that width does, except
+at d = 1 (docs/selection.md).
 """
 
 from __future__ import annotations
