@@ -179,7 +179,7 @@ def test_from_trainings_to_the_page(tmp_path):
     assert len(kept_priors["ae"]) == 4
     assert kept_priors["rate-ae"] is None
     text = "\n".join(study.page(normals, outcomes, repeats=5))
-    for expected in ("phantom_focal, d 1-128", "phantom_diffuse, rate 4-64", "| minimax-regret |"):
+    for expected in ("phantom_focal, d 1-128", "*Phantoms*", "rate 4-64 (2)", "| minimax-regret |"):
         assert expected in text
     # The two sets share their normal images, so a rule must choose the same on both.
     both = [choices_of(normals, outcomes, name) for name in ("phantom_focal", "phantom_diffuse")]
@@ -188,6 +188,23 @@ def test_from_trainings_to_the_page(tmp_path):
     assert set(both[0]) == set(RULES) - {"intrinsic-dimension"}
     assert evidence.gather(results, kept, None) == []
     assert sum(f.stat().st_size for f in kept.rglob("*.parquet")) < 500_000
+
+
+def test_methods_are_candidates_in_either_reading_and_without_a_capacity():
+    normals, outcomes = made()
+    for side in (normals, outcomes):
+        for row in side:
+            kind = {2.0: ("ae", "native"), 8.0: ("ae-u", "median"), 16.0: ("ae", "median")}
+            row["method"], row["reading"] = kind.get(row["capacity"], ("other", "native"))
+            row["capacity"] = 16.0
+    (setting,) = study.settings_of(normals, outcomes, "methods")
+    assert setting.candidates == ("ae", "ae, median", "ae-u, median")
+    fared = study.fare(setting, study.choose(setting), repeats=5)
+    # Rules that need capacities or errors in common are left out; the baselines stand for them.
+    assert {"minimax-regret", "ensemble-mean", "ae-u, median", "ae"} <= set(fared)
+    assert not {"always-16", "elbow", "lesion-scale-prior"} & set(fared)
+    assert fared["ae-u, median"].over_first == (0.0, 0.0, 0.0)
+    assert fared["ae"].choices == ("ae", "ae")
 
 
 def choices_of(normals, outcomes, dataset):

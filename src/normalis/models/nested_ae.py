@@ -23,8 +23,8 @@ Reference: Rippel, Gelbart and Adams, "Learning ordered representations with nes
 2014; Kusupati et al., "Matryoshka representation learning", NeurIPS 2022.
 
 Use: to see how scores change with the latent dimension without training a model for each. With
-``balance`` and twice the epochs a width of it ranks about as a plain `ae` of that width does, except
-at d = 1 (docs/selection.md).
+balanced widths and twice the epochs each ranks about as a plain `ae` of that width does, except at
+d = 1 (docs/selection.md).
 """
 
 from __future__ import annotations
