@@ -1,9 +1,9 @@
 """What the study of selection rules keeps of each training: scores, and never an image.
 
-Two files for each data set, so that a rule cannot meet a label: ``normals/NAME.parquet`` holds the
-scores of held-out *normal* images, plain and with each synthetic anomaly; ``outcomes/NAME.parquet``
-the scores of test images with their labels. A row is an experiment in one reading (of a nested
-latent, at one width); both are small and committed.
+Two folders, so that a rule cannot meet a label: ``normals`` holds the scores of held-out *normal*
+images, plain and with each synthetic anomaly; ``outcomes`` the scores of test images with their
+labels; each a small committed file for a data set, method and seed. A row is an experiment in one
+reading (of a nested latent, at one width).
 """
 
 import copy
@@ -114,17 +114,24 @@ def gather(results: Path, evidence: Path, root: Path | None) -> list[str]:
         known["outcomes"] += [outcome(experiment, view, arrays, every) for view in seen]
         known["normals"] += evidence_of(experiment, seen, arrays)
         for side in SIDES:  # after each, so that nothing is lost to an interruption
-            mine = [r for r in known[side] if r["dataset"] == experiment.dataset]
-            keep(evidence / side / f"{experiment.dataset}.parquet", mine)
+            keep(evidence / side, known[side], part_of(head(experiment, seen[0])))
     return gone
 
 
-def keep(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of one data set."""
-    rows = sorted(rows, key=lambda r: (r["identity"], r.get("reading") or "", r["capacity"]))
-    table = pa.Table.from_pylist(rows)
+def part_of(row: Mapping[str, Any]) -> str:
+    """Name the file that a row is kept in; small ones, since a changed file is committed whole."""
+    method = row["method"].replace(", ", "-")
+    return f"{row['dataset']}-{method}{'-standardised' * row['standardize']}-{row['seed']}"
+
+
+def keep(folder: Path, rows: Sequence[dict[str, Any]], part: str) -> None:
+    """Write the rows of one part."""
+    mine = [row for row in rows if part_of(row) == part]
+    mine.sort(key=lambda r: (r["identity"], r.get("reading") or "", r["capacity"]))
+    table = pa.Table.from_pylist(mine)
     write_atomically(
-        file, lambda path: pq.write_table(table, path, compression="zstd", write_statistics=False)
+        folder / f"{part}.parquet",
+        lambda path: pq.write_table(table, path, compression="zstd", write_statistics=False),
     )
 
 

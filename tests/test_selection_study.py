@@ -210,3 +210,10 @@ def test_methods_are_candidates_in_either_reading_and_without_a_capacity():
 def choices_of(normals, outcomes, dataset):
     (setting,) = (s for s in study.settings_of(normals, outcomes, study.WHOLE) if s.name == dataset)
     return {rule: [s.choice for s in chosen] for rule, chosen in study.choose(setting).items()}
+
+
+def test_committed_evidence_is_in_small_files():
+    kept = Path(__file__).parents[1] / "results" / "evidence"
+    files = list(kept.rglob("*.parquet"))
+    assert files
+    assert max(file.stat().st_size for file in files) < 2**20
