@@ -12,7 +12,7 @@ from normalis.cli import app
 from normalis.datasets.phantom import PhantomSettings, generate
 from normalis.entropy import fingerprint
 from normalis.entropy.picture import draw_fingerprint
-from normalis.errors import SettingsError
+from normalis.errors import DataError, SettingsError
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +72,58 @@ def test_the_figure_shows_the_measured_numbers(head_slices):
 TINY = ("--image-size", 32, "--epochs", 1, "--option", "hidden_dim=8", "--device", "cpu")
 
 
-def test_explain_says_why_and_what_it_rests_on(data, tmp_path):
-    done = run("fit", data, "--out", tmp_path / "run", "--latent-dim", "auto", *TINY)
+@pytest.mark.parametrize(
+    ("words", "rule", "reason"),
+    [
+        ([], "always-16", "what hedged best"),
+        (["--latent-dim", "closed-form"], "lesion-scale-prior", "no better than 16"),
+    ],
+)
+def test_explain_says_why_and_what_it_rests_on(data, tmp_path, words, rule, reason):
+    done = run("fit", data, "--out", tmp_path / "run", *words, *TINY)
     assert done.exit_code == 0, done.output
-    assert "found no better than 16" in " ".join(done.output.split())
+    assert f"by the rule {rule}" in " ".join(done.output.split())
     detector = AnomalyDetector.load(tmp_path / "run")
     selection = detector.info_["selection"]
-    assert detector.latent_dim == "auto"
+    assert detector.latent_dim == (words or ["auto"])[-1]
     assert detector.latent_dim_ == selection["latent_dim"] == detector.model_.settings.latent_dim
+    if not words:
+        assert detector.latent_dim_ == 16
     said = run("explain", tmp_path / "run").output
-    assert f"latent dimension {detector.latent_dim_}, chosen without any label" in said
-    for part in ("lesion-scale-prior", "lesion of 4 px", "assumes lesions", "no better than 16"):
+    assert f"latent dimension {detector.latent_dim_}, without any label, by the rule {rule}" in said
+    for part in ("lesion of 4 px", "assumes lesions", reason):
         assert part in said
+
+
+def test_both_rules_state_the_same_losses(head_slices):
+    made = {"image_size": 32, "epochs": 1, "method_options": {"hidden_dim": 8}, "device": "cpu"}
+    usual, formula = (
+        AnomalyDetector(latent_dim=rule, **made).fit(head_slices).info_["selection"]
+        for rule in ("auto", "closed-form")
+    )
+    assert usual["table"] == formula["table"]
+    assert usual["candidates"] == formula["candidates"]
+    worst = dict(zip(formula["candidates"], formula["table"]["worst regret"], strict=True))
+    assert worst[formula["choice"]] == min(worst.values())
+
+
+def test_too_few_patients_for_the_table_are_no_error(head_slices):
+    made = {"image_size": 32, "epochs": 1, "method_options": {"hidden_dim": 8}, "device": "cpu"}
+    two = [f"p{i % 2}" for i in range(len(head_slices))]
+    fitted = AnomalyDetector(calibration="none", **made).fit(head_slices, patient_ids=two)
+    assert fitted.latent_dim_ == 16
+    assert fitted.info_["selection"]["table"] == {}
+    with pytest.raises(DataError, match="needs at least 10 normal images"):
+        AnomalyDetector(calibration="none", latent_dim="closed-form", **made).fit(
+            head_slices, patient_ids=two
+        )
+
+
+def test_explain_says_what_else_limits_a_method(data, tmp_path):
+    for method, said in (("nested-ae", "128: the width that nested-ae has"), ("knn", "no latent")):
+        done = run("fit", data, "--out", tmp_path / method, "--method", method, *TINY[:4])
+        assert done.exit_code == 0, done.output
+        assert said in run("explain", tmp_path / method).output
 
 
 def test_explain_says_that_a_given_number_was_not_chosen(data, tmp_path):
@@ -94,7 +134,7 @@ def test_explain_says_that_a_given_number_was_not_chosen(data, tmp_path):
 
 def test_a_chosen_number_gives_the_model_of_that_number(head_slices):
     tiny = {"image_size": 32, "epochs": 1, "method_options": {"hidden_dim": 8}, "device": "cpu"}
-    auto = AnomalyDetector(latent_dim="auto", **tiny).fit(head_slices)
+    auto = AnomalyDetector(latent_dim="closed-form", **tiny).fit(head_slices)
     fixed = AnomalyDetector(latent_dim=auto.latent_dim_, **tiny).fit(head_slices)
     np.testing.assert_array_equal(auto.anomaly_score(head_slices), fixed.anomaly_score(head_slices))
     assert "selection" not in fixed.info_
@@ -103,8 +143,8 @@ def test_a_chosen_number_gives_the_model_of_that_number(head_slices):
 
 
 @pytest.mark.parametrize("wrong", ["automatic", "1.5"])
-def test_latent_dim_is_a_number_or_auto(head_slices, wrong):
-    with pytest.raises(SettingsError, match="latent_dim must be a whole number or auto"):
+def test_latent_dim_is_a_number_or_a_rule(head_slices, wrong):
+    with pytest.raises(SettingsError, match="latent_dim must be a whole number, auto or closed"):
         AnomalyDetector(latent_dim=wrong).fit(head_slices)
 
 

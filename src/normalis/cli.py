@@ -188,17 +188,18 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
     method: Annotated[str, typer.Option(help="Method; see `normalis methods`.")] = "ae-u",
     latent_dim: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="Size of the bottleneck, the paper's d; 16 unless told. auto chooses by a formula "
-            "that was found no better than 16."
+            help="Size of the bottleneck, the paper's d. auto: what hedged best without a label, "
+            "16, or the method's own width where something else limits it; closed-form: by a "
+            "formula over lesion sizes, found no better. normalis explain says why."
         ),
-    ] = None,
+    ] = "auto",
     rate: Annotated[
         str | None,
         typer.Option(
             help="Of --method rate-ae: nats that the latent may hold, or auto for what hedged best "
-            "in the study; the latent is then 128 wide unless told."
+            "in the study."
         ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Side in pixels, a multiple of 16.")] = 64,
@@ -263,7 +264,6 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
 ) -> None:
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
-    width = latent_dim or ("16" if rate is None else "128")
     options = _with_rate(_options(option), rate, method)
     dataset = _open(data, patients)
     _describe(dataset)
@@ -271,7 +271,7 @@ def fit(
 
     detector = AnomalyDetector(
         method=method,
-        latent_dim=_whole_or_auto(width),
+        latent_dim=_whole_or_rule(latent_dim),
         image_size=image_size,
         channels=channels,
         epochs=epochs,
@@ -292,7 +292,7 @@ def fit(
         device=device,
         method_options=options,
     )
-    _notice_latent(method, width)
+    _notice_latent(method, latent_dim)
     with _bar(f"fit {method}") as (bar, task):
         detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar, task))
     _report_skipped(detector.skipped_, out / "skipped.csv")
@@ -315,14 +315,14 @@ def _open(data: Path, patients: str | None = None) -> Dataset:
     return dataset
 
 
-def _whole_or_auto(text: str) -> int | str:
+def _whole_or_rule(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _notice_latent(method: str, latent_dim: str) -> None:
     from normalis.models import model_class
 
-    if not model_class(method).has_latent:
+    if latent_dim != "auto" and not model_class(method).has_latent:
         errors.print(f"note: {method} has no latent vector; --latent-dim {latent_dim} is ignored")
 
 
@@ -376,9 +376,10 @@ def _summarise_fit(detector: Any, out: Path) -> None:
             f"learning rate {used.learning_rate:g}"
         )
     if "selection" in info:
+        chosen = info["selection"]
         console.print(
-            f"latent dimension {detector.latent_dim_}, chosen from normal images by a rule that was"
-            f" found no better than 16; why: normalis explain {out}",
+            f"latent dimension {detector.latent_dim_} by the rule {chosen['rule']}; why, and what "
+            f"would change it: normalis explain {out}",
             soft_wrap=True,
         )
     if detector.calibration_ is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,22 +79,33 @@ def explain(
     body = RunFolder(run).read_settings()
     width, kept = body["model_settings"]["latent_dim"], body["info"].get("selection")
     if kept is None:
-        console.print(
-            f"latent dimension {width}: it was given (or is the default), not chosen. 16 is the "
-            "default since no rule that looks at normal images chose better in the study "
-            "(docs/selection.md). Fit with --latent-dim auto to see what the closed form would "
-            "choose, and on what assumption.",
-            soft_wrap=True,
-        )
+        console.print(f"latent dimension {width}: {_unchosen(body)}", soft_wrap=True)
         return
-    console.print(f"latent dimension {width}, chosen without any label by {kept['rule']}\n")
+    console.print(f"latent dimension {width}, without any label, by the rule {kept['rule']}\n")
     chosen = Selection.from_dict(kept)
     columns = [f"{c} *" if c == chosen.choice else c for c in chosen.candidates]
     rows = [[name, *(f"{v:.1f}" for v in values)] for name, values in chosen.table.items()]
-    console.print(_table("AUROC points lost against the best", ["", *columns], rows))
+    if rows:
+        title = "AUROC points lost against the best, by the closed form"
+        console.print(_table(title, ["", *columns], rows))
     for reason in chosen.reasons:
         console.print(f"- {escape(reason)}", soft_wrap=True)
     console.print("- to overrule it: fit again with --latent-dim NUMBER", soft_wrap=True)
+
+
+def _unchosen(body: Mapping[str, Any]) -> str:
+    """Say why no rule chose the latent dimension."""
+    from normalis.models import model_class
+
+    method, given = body["params"]["method"], body["params"]["latent_dim"]
+    if not model_class(method).has_latent:
+        return f"{method} has no latent vector"
+    if given == "auto":
+        return f"the width that {method} has, wide enough not to matter; something else limits it"
+    return (
+        "it was given, not chosen. Fit with --latent-dim auto for a table of what a latent "
+        "dimension stakes on the size of lesions, or see docs/selection.md"
+    )
 
 
 def _print_fingerprint(name: str, found: Fingerprint, unit: str) -> None:

@@ -40,6 +40,7 @@ from normalis.normals import (
     normal_images,
     samples_to_score,
     split,
+    take,
 )
 from normalis.overlays import ColourScale
 from normalis.records import RunFolder, content_hash, versions, write_csv
@@ -51,15 +52,19 @@ if TYPE_CHECKING:
 
 __all__ = ["AnomalyDetector"]
 
+_FOR_A_RULE = 3000  # images that a rule for the latent dimension looks at
+
 
 class AnomalyDetector(BaseEstimator):
     """Learn normal images; say of new ones how abnormal they are, and where.
 
     Args:
         method: a name from `normalis.models.MODELS`, or a class of your own.
-        latent_dim: size of the bottleneck, the paper's *d*; ``auto`` chooses it from the normal
-            training images and a stated assumption about lesions
-            (`normalis.selection.choose_latent_dim`), found no better than 16.
+        latent_dim: size of the bottleneck, the paper's *d*. ``auto`` is what hedged best without a
+            label, 16, with a table of what that stakes on the size of lesions
+            (`normalis.selection.usual_latent_dim`), and the method's own width where something
+            else limits it; ``closed-form`` chooses by that table
+            (`normalis.selection.choose_latent_dim`), found no better.
         image_size: side to which images are resized, a multiple of 16.
         channels: 1 (grey) or 3.
         epochs: passes over the training images; None for the recipe's own, 250 for ``paper`` and
@@ -102,7 +107,7 @@ class AnomalyDetector(BaseEstimator):
         history_: losses by epoch.
         latent_dim_: size of the bottleneck that was used.
         training_: the `TrainingSettings` that were used.
-        info_: data, versions, durations; ``selection`` says why with ``latent_dim="auto"``.
+        info_: data, versions, durations; ``selection`` says why unless ``latent_dim`` was a number.
         skipped_: (path, reason) of images that could not be read.
 
     Example:
@@ -118,7 +123,7 @@ class AnomalyDetector(BaseEstimator):
         self,
         *,
         method: str | type[AnomalyModel] = "ae-u",
-        latent_dim: int | str = 16,
+        latent_dim: int | str = "auto",
         image_size: int = 64,
         channels: int = 1,
         epochs: int | None = None,
@@ -192,18 +197,14 @@ class AnomalyDetector(BaseEstimator):
             standardize=self.standardize,
         )
 
-    @property
-    def _chooses(self) -> bool:
-        """Whether the latent dimension is to be chosen."""
-        return isinstance(self.latent_dim, str)
-
-    def _build(self) -> AnomalyModel:
+    def _build(self, latent_dim: int | None = None) -> AnomalyModel:
+        width = {} if latent_dim is None else {"latent_dim": latent_dim}
         return models.build(
             self.method,
             seed=self.random_state,
             image_size=self.image_size,
             channels=self.channels,
-            latent_dim=getattr(self, "latent_dim_", 16) if self._chooses else self.latent_dim,
+            **width,
             **(self.method_options or {}),
         )
 
@@ -221,16 +222,18 @@ class AnomalyDetector(BaseEstimator):
 
     def _check(self) -> None:
         """Fail before any image is read if a setting is out of its range."""
-        if self._chooses and self.latent_dim != "auto":
+        rule = isinstance(self.latent_dim, str)
+        if rule and self.latent_dim not in ("auto", "closed-form"):
             raise SettingsError(
-                f"latent_dim must be a whole number or auto, got {self.latent_dim!r}"
+                f"latent_dim must be a whole number, auto or closed-form, got {self.latent_dim!r}"
             )
         if self.calibration not in ("split", "cv+", "none"):
             raise SettingsError(f"calibration must be split, cv+ or none, got {self.calibration!r}")
-        if self.calibration == "cv+" and self._chooses:
+        if self.calibration == "cv+" and self.latent_dim == "closed-form":
             raise SettingsError(
-                "latent_dim must be a number with calibration cv+, got auto: each fold would have "
-                "to choose for itself; choose one first (normalis explain), or use split"
+                "latent_dim must be a number or auto with calibration cv+, got closed-form: each "
+                "fold would have to choose for itself; choose one first (normalis explain), or "
+                "use split"
             )
         if not (isinstance(self.folds, Integral) and self.folds >= 2):
             raise SettingsError(f"folds must be a whole number of at least 2, got {self.folds!r}")
@@ -245,7 +248,7 @@ class AnomalyDetector(BaseEstimator):
                 f"random_state must be a whole number of at least 0, got {self.random_state!r}"
             )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
-        self._build()
+        self._build(None if rule else int(self.latent_dim))
         self._build_scorer()
 
     # --- fit ---
@@ -311,11 +314,10 @@ class AnomalyDetector(BaseEstimator):
             },
             "load_s": loaded_s,
         }
-        self._choose_latent_dim(train)
+        self.latent_dim_ = self._choose_latent_dim(train)
         self.training_ = self._training_settings(len(train.rows))
         fold = self._folds_of(train)
-        self.models_ = [self._build() for _ in range(self._n_models)]
-        self.latent_dim_ = self.models_[0].settings.latent_dim
+        self.models_ = [self._build(self.latent_dim_) for _ in range(self._n_models)]
         self.device_ = pick_device(self.device)
         self.history_ = train_models(
             self.models_,
@@ -364,21 +366,33 @@ class AnomalyDetector(BaseEstimator):
             return None
         return folds(train, self.folds, self.random_state)
 
-    def _choose_latent_dim(self, train: Loaded) -> None:
-        """With ``auto``, choose by the training images alone: those held out stay unseen."""
-        if not self._chooses or not models.model_class(self.method).has_latent:
-            return
+    def _choose_latent_dim(self, train: Loaded) -> int:
+        """Return the latent dimension; a rule sees the training images, never those held out."""
+        if not isinstance(self.latent_dim, str):
+            return self.latent_dim
         # Not at import: the closed forms are for this setting only.
-        from normalis.selection import choose_latent_dim
+        from normalis.selection import choose_latent_dim, usual_latent_dim
+        from normalis.selection.usual import USUAL_LATENT_DIM
+
+        own: int = models.model_class(self.method).Settings.latent_dim
+        limits = models.model_class(self.method).has_latent and own == USUAL_LATENT_DIM
+        if self.latent_dim == "auto" and not limits:
+            return own  # wide enough not to matter: something else limits this method
 
         def grey(part: Loaded) -> NDArray[Any]:
             x = to_model_input(torch.from_numpy(part.pixels), standardize=self.standardize)
             return np.asarray(x.mean(1).numpy())
 
-        seen, other = split(train, 0.3, self.random_state)
-        chosen = choose_latent_dim(grey(seen), grey(other))
+        # Some thousand images determine the leading directions; more only cost time.
+        some = take(train, np.arange(len(train.rows)) % -(-len(train.rows) // _FOR_A_RULE) == 0)
+        try:
+            seen, other = map(grey, split(some, 0.3, self.random_state))
+        except DataError:  # of fewer than three patients
+            seen, other = grey(some), grey(some)[:0]
+        rule = usual_latent_dim if self.latent_dim == "auto" else choose_latent_dim
+        chosen = rule(seen, other)
         self.info_["selection"] = chosen.to_dict()
-        self.latent_dim_ = int(chosen.latent_dim or 16)
+        return int(chosen.latent_dim or USUAL_LATENT_DIM)
 
     def _identity(self) -> str:
         """Return what a resumed run must have in common with the one that was interrupted."""
@@ -657,7 +671,7 @@ class AnomalyDetector(BaseEstimator):
         self.device_ = pick_device(self.device)
         self.latent_dim_ = int(body["model_settings"]["latent_dim"])
         self.training_ = self._training_settings()
-        self.models_ = [self._build() for _ in range(self._n_models)]
+        self.models_ = [self._build(self.latent_dim_) for _ in range(self._n_models)]
         self.scorers_ = [self._build_scorer() for _ in self.models_]
         for i, (model, scorer) in enumerate(self._readers()):
             model.load_state(_part(arrays, _place("model", i), self.device_))

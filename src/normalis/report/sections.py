@@ -102,7 +102,8 @@ def tiles(source: Source) -> list[Tile]:
     data = info.get("data") or {}
     if source.cases is not None:
         return list(_score_tiles(source, source.cases))
-    latent = f"d = {params['latent_dim']}" if params.get("latent_dim") else ""
+    width = (source.details.get("model_settings") or {}).get("latent_dim")
+    latent = f"d = {width}" if width else ""
     held = "held out for calibration" if source.calibration else "nothing held out"
     return [
         Tile(label="method", value=str(params.get("method", "unknown")), note=latent),

@@ -21,6 +21,7 @@ from normalis.selection.closed_form import choose_latent_dim
 from normalis.selection.evidence import Evidence, family_auroc, gather_evidence
 from normalis.selection.outcome import Combiner, Selection
 from normalis.selection.rules import RULES
+from normalis.selection.usual import usual_latent_dim
 
 __all__ = [
     "RULES",
@@ -31,4 +32,5 @@ __all__ = [
     "family_auroc",
     "gather_evidence",
     "select_capacity",
+    "usual_latent_dim",
 ]

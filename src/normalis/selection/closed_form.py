@@ -23,7 +23,7 @@ from normalis.selection.outcome import Selection
 
 __all__ = ["ASSUMPTION", "CAVEAT", "choose_latent_dim"]
 
-_CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)  # the grid of the paper's Table 1, continued
+_CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)  # the grid of the paper's Table 1
 
 ASSUMPTION = (
     "assumes lesions that are single smooth blobs, brighter as often as darker than what they "
