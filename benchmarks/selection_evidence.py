@@ -120,7 +120,7 @@ def gather(results: Path, evidence: Path, root: Path | None) -> list[str]:
 
 def part_of(row: Mapping[str, Any]) -> str:
     """Name the file that a row is kept in; small ones, since a changed file is committed whole."""
-    method = row["method"].replace(", ", "-")
+    method = row["method"].replace(", ", "-").replace(" ", "-")
     return f"{row['dataset']}-{method}{'-standardised' * row['standardize']}-{row['seed']}"
 
 
@@ -143,8 +143,9 @@ def capacity_of(experiment: Experiment) -> float:
 
 
 def variant(method: str, options: Mapping[str, Any]) -> str:
-    """Name a method, and a nested latent by how its widths are weighted."""
-    return method + (", balanced" if options.get("balance") else "")
+    """Name a method: a nested latent by how its widths are weighted, a rate by whose it is."""
+    named = ", balanced" if options.get("balance") else ""
+    return method + named + (", held out" if options.get("held_out") else "")
 
 
 def head(experiment: Experiment, view: View) -> dict[str, Any]:

@@ -155,8 +155,14 @@ def test_fit_takes_a_rate_in_place_of_a_latent_dimension(data, tmp_path, rate, n
         "fit", data, "--out", tmp_path / "run", "--method", "rate-ae", "--rate", rate, *small
     )
     assert done.exit_code == 0, done.output
-    settings = AnomalyDetector.load(tmp_path / "run").model_.settings
+    detector = AnomalyDetector.load(tmp_path / "run")
+    settings = detector.model_.settings
     assert (settings.rate, settings.latent_dim) == (nats, 128)
+    assert settings.held_out, "the rate is meant for images held out"
+    plain = AnomalyDetector(method="rate-ae", image_size=32, epochs=1, device="cpu")
+    plain.set_params(method_options={"hidden_dim": 8}).fit(data)
+    kept, both = (d.info_["data"]["calibration_images"] for d in (detector, plain))
+    assert kept == pytest.approx(both / 2, abs=1), "a half was watched"
 
 
 @pytest.mark.parametrize(

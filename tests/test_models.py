@@ -546,15 +546,69 @@ def test_rate_ae_comes_near_the_rate_on_images_it_has_not_seen():
     assert found[100.0][1] == 0
 
 
-def test_rate_ae_resumes_exactly():
+def test_rate_ae_measures_how_its_rate_carries_over(build):
+    model, x = build("rate-ae", image_size=32, held_out=True).train(), model_input(16)
+    rate_step(model, x)
+    held, seen = model_input(10, seed=1), model_input(40, seed=2)
+    model.watch(held, seen)
+    assert model.training, "looking leaves the mode as it was"
+    with torch.no_grad():
+        new, old = (torch.cov(model.eval().encode(part).T) for part in (held, seen))
+        few = torch.cov(model.encode(seen[torch.linspace(0, 39, 10).long()]).T)
+    new, old, few = (coding_rate_from_covariance(c).item() for c in (new, old, few))
+    ratio = new / few * old / model.training_rate()
+    assert model.transfer.item() == pytest.approx(0.7 + 0.3 * ratio, rel=1e-3)
+    before = model.multiplier.item()
+    model.train()
+    error = rate_step(model, x)["reconstruction"].item()
+    excess = model.transfer.item() * model.training_rate() / model.settings.rate - 1
+    assert model.multiplier.item() == pytest.approx(max(0, before + 0.005 * error * excess))
+
+
+def test_rate_ae_holds_its_rate_on_held_out_images_where_those_of_training_say_more():
+    options = {"image_size": 16, "latent_dim": 8, "hidden_dim": 16, "dual_step": 0.02, "rate": 2.0}
+    pixels, held, others = (
+        images(12, size=16),
+        images(300, size=16, seed=1),
+        model_input(400, size=16, seed=2),
+    )
+    found = {}
+    for watching in (False, True):
+        model = models.build("rate-ae", held_out=watching, **options)
+        recipe = quick(150, batch_size=6, learning_rate=3e-3)
+        training.Training(
+            [model], pixels, settings=recipe, seeds=[0], device="cpu", held=held
+        ).run()
+        found[watching] = model.rate_of(others)
+    assert found[False] < 1.7, "else there is nothing to mend"
+    assert found[True] == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_rate_for_held_out_images_needs_some():
+    model = models.build("rate-ae", image_size=16, held_out=True)
+    for held, count in ((None, 0), (images(1, size=16), 1)):
+        with pytest.raises(DataError, match=rf"needs at least 2, got {count}: hold some out"):
+            training.Training(
+                [model], images(8, size=16), settings=quick(1), seeds=[0], device="cpu", held=held
+            )
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_rate_ae_resumes_exactly(held_out):
     pixels, state = images(16, size=16), []
     options = {"image_size": 16, "latent_dim": 4, "hidden_dim": 8, "rate": 0.1}
+    options["held_out"], held = held_out, images(6, size=16, seed=1)
     for stops in ((2,), (1, 2)):
         kept = None
         for epochs in stops:
             model = models.build("rate-ae", **options)
             run = training.Training(
-                [model], pixels, settings=quick(epochs, batch_size=8), seeds=[0], device="cpu"
+                [model],
+                pixels,
+                settings=quick(epochs, batch_size=8),
+                seeds=[0],
+                device="cpu",
+                held=held,
             )
             if kept:
                 run.resume(*kept)
@@ -562,6 +616,7 @@ def test_rate_ae_resumes_exactly():
             kept = ({k: v.clone() for k, v in run.state().items()}, run.progress())
         state.append(model.state())
     assert state[0]["multiplier"] > 0
+    assert ("transfer" in state[0]) == held_out
     assert all(torch.equal(state[0][k], state[1][k]) for k in state[0])
 
 

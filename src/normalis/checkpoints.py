@@ -30,6 +30,7 @@ def train_resumably(
     identity: str,
     rows: Sequence[Tensor] | None = None,
     stacked: bool | None = None,
+    held: Tensor | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Training:
     """Train as `normalis.training.train` does, from the folder's checkpoint if there is one.
@@ -44,13 +45,21 @@ def train_resumably(
         identity: what an interrupted training must have in common with this one.
         rows: for each model the indices of the images that it is trained on; None for all.
         stacked: as of `Training`.
+        held: as of `Training`.
         callback: called after each epoch.
 
     Raises:
         RunError: if the folder holds the checkpoint of another training.
     """
     training = Training(
-        models, pixels, settings=settings, seeds=seeds, device=device, rows=rows, stacked=stacked
+        models,
+        pixels,
+        settings=settings,
+        seeds=seeds,
+        device=device,
+        rows=rows,
+        stacked=stacked,
+        held=held,
     )
     found = folder.read_checkpoint()
     if found is not None:

@@ -198,8 +198,8 @@ def fit(
     rate: Annotated[
         str | None,
         typer.Option(
-            help="Of --method rate-ae: nats that the latent may hold, or auto for what hedged best "
-            "in the study."
+            help="Of --method rate-ae: nats that the latent may hold on held-out normal images "
+            "(half of those for calibration are watched), or auto: what hedged best in the study."
         ),
     ] = None,
     image_size: Annotated[int, typer.Option(help="Side in pixels, a multiple of 16.")] = 64,
@@ -264,7 +264,7 @@ def fit(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
 ) -> None:
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
-    options = _with_rate(_options(option), rate, method)
+    options = _with_rate(_options(option), rate, method, watch=calibration == "split")
     dataset = _open(data, patients)
     _describe(dataset)
     from normalis.detector import AnomalyDetector
@@ -338,9 +338,9 @@ def _options(pairs: list[str] | None) -> dict[str, Any] | None:
 
 
 def _with_rate(
-    options: dict[str, Any] | None, rate: str | None, method: str
+    options: dict[str, Any] | None, rate: str | None, method: str, *, watch: bool
 ) -> dict[str, Any] | None:
-    """Add the rate of a rate-constrained autoencoder to its options."""
+    """Add the rate to the options, meant for held-out images where there are some to watch."""
     if rate is None:
         return options
     if method != "rate-ae":
@@ -348,9 +348,9 @@ def _with_rate(
     if rate == "auto":
         from normalis.models.rate_ae import USUAL_RATE
 
-        return {**(options or {}), "rate": USUAL_RATE}
+        return {"held_out": watch, **(options or {}), "rate": USUAL_RATE}
     try:
-        return {**(options or {}), "rate": float(rate)}
+        return {"held_out": watch, **(options or {}), "rate": float(rate)}
     except ValueError:
         raise typer.BadParameter(f"--rate must be a number of nats or auto, got {rate!r}") from None
 

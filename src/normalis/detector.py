@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
@@ -325,6 +325,7 @@ class AnomalyDetector(BaseEstimator):
             settings=self.training_,
             place=self._place,
             fold=fold,
+            held=torch.from_numpy(normals.watched.pixels) if normals.watched else None,
             folder=folder,
             identity=self._identity(),
             progress=progress,
@@ -340,13 +341,18 @@ class AnomalyDetector(BaseEstimator):
         return self
 
     def _normal_images(self, x: Images, patient_ids: Sequence[str] | None) -> Normals:
-        return normal_images(
+        found = normal_images(
             x,
             self.image_settings,
             patient_ids=patient_ids,
             hold_out=self.calibration_share if self.calibration == "split" else None,
             seed=self.random_state,
         )
+        method = self._build()
+        if not (isinstance(method, Autoencoder) and method.needs_held_out and found.held):
+            return found
+        watched, left = split(found.held, 0.5, self.random_state)
+        return replace(found, held=left, watched=watched)
 
     @property
     def _place(self) -> Place:

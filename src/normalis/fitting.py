@@ -73,6 +73,7 @@ def train_models(
     settings: TrainingSettings,
     place: Place,
     fold: Fold = None,
+    held: Tensor | None = None,
     folder: RunFolder | None = None,
     identity: str = "",
     progress: Callable[[Progress], None] | None = None,
@@ -85,6 +86,7 @@ def train_models(
         settings: of the training.
         place: where.
         fold: (N,) number of the model that must not see each image; None if the one sees all.
+        held: (M, C, S, S) normal images for methods that watch some; see `Training`.
         folder: where checkpoints are kept, so that a killed training goes on.
         identity: what an interrupted training must have in common with this one.
         progress: called after each epoch.
@@ -101,7 +103,13 @@ def train_models(
     seeds = [place.seed + k for k in range(len(networks))]
     if folder is None:
         training = Training(
-            networks, pixels, settings=settings, seeds=seeds, device=place.device, rows=rows
+            networks,
+            pixels,
+            settings=settings,
+            seeds=seeds,
+            device=place.device,
+            rows=rows,
+            held=held,
         )
         training.run(progress)
     else:
@@ -114,6 +122,7 @@ def train_models(
             folder=folder,
             identity=identity,
             rows=rows,
+            held=held,
             callback=progress,
         )
     return training.history

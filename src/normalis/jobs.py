@@ -301,7 +301,8 @@ def fitted(
     pixels = as_tensor(arrays.of("train"))
     info: dict[str, Any] = {}
     if isinstance(model, Autoencoder):
-        training = _train(model, pixels, experiment, folder, place, callback)
+        held = as_tensor(arrays.of("validation")) if model.needs_held_out else None
+        training = _train(model, pixels, experiment, folder, place, callback, held)
         history, info["fit_s"] = training.members[0].history, training.seconds
     else:
         history = fit(
@@ -350,6 +351,7 @@ def _train(
     folder: RunFolder,
     place: torch.device,
     callback: Callable[[int, int], None] | None,
+    held: torch.Tensor | None,
 ) -> Training:
     return train_resumably(
         [model],
@@ -359,6 +361,7 @@ def _train(
         device=place,
         folder=folder,
         identity=experiment.training_key,
+        held=held,
         callback=(lambda step: callback(step.epoch, step.epochs)) if callback else None,
     )
 

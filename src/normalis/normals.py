@@ -48,11 +48,14 @@ class Normals:
         train: to train on.
         held: not to be trained on; None if everything is.
         name: of the data, for the record.
+        watched: not to be trained on either, for methods that watch such images while they train;
+            not to be calibrated on.
     """
 
     train: Loaded
     held: Loaded | None
     name: str
+    watched: Loaded | None = None
 
 
 def normal_images(

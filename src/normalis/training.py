@@ -87,6 +87,7 @@ class TrainingSettings:
 #: recipe -> (epochs, learning rate). The paper's are of its supplement B; a third of its epochs at
 #: four times its rate as a peak reach its error on held-out normals (docs/performance.md).
 RECIPES: dict[str, tuple[int, float]] = {"paper": (250, 1e-3), "fast": (83, 4e-3)}
+_WATCHED = 2000  # training images that a method looks at beside held-out ones
 _LEAST_STEPS = 1000  # of ``fast``: fewer images take more epochs, never more than the paper's
 
 
@@ -244,6 +245,12 @@ class Training:
             on a GPU. The numbers are those of models trained one by one, up to rounding.
         rows: for each model the indices of the images that it is trained on, as for folds; None
             for all images. Such models are trained one after the other.
+        held: (M, C, S, S) normal images for methods that watch some they are not trained on
+            (`Autoencoder.needs_held_out`).
+
+    Raises:
+        DataError: if there are fewer than two images to train on, or to watch where they are
+            needed.
     """
 
     def __init__(
@@ -256,6 +263,7 @@ class Training:
         device: str | torch.device = "auto",
         stacked: bool | None = None,
         rows: Sequence[Tensor] | None = None,
+        held: Tensor | None = None,
     ) -> None:
         fewest = min([len(pixels), *map(len, rows or [])])
         if fewest < 2:
@@ -265,6 +273,14 @@ class Training:
             )
         self.device = pick_device(device) if isinstance(device, str) else device
         self.pixels = pixels.to(self.device)
+        watching = any(model.needs_held_out for model in models)
+        if watching and (held is None or len(held) < 2):
+            raise DataError(
+                "a method that watches held-out normal images needs at least 2, got "
+                f"{0 if held is None else len(held)}: hold some out (calibration split, or a "
+                "validation_share), or do without its option held_out"
+            )
+        self.held = held.to(self.device) if watching and held is not None else None
         self.settings = settings
         self.epoch = 0
         self.seconds = 0.0
@@ -327,6 +343,17 @@ class Training:
         for member in self.members:
             if id(member) not in together:
                 self._train_epoch(member)
+            if self.held is not None and member.model.needs_held_out:
+                member.model.watch(self._input(self.held), self._input(self._sample(member)))
+
+    def _sample(self, member: _Member) -> Tensor:
+        """Return at most `_WATCHED` of the images that a model is trained on, evenly spread."""
+        rows = torch.arange(len(self.pixels)) if member.rows is None else member.rows
+        return self.pixels[rows[:: -(-len(rows) // _WATCHED)].to(self.device)]
+
+    def _input(self, pixels: Tensor) -> Tensor:
+        x = to_model_input(pixels, standardize=self.settings.standardize)
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _train_stack(self, stack: Stack, members: Sequence[_Member]) -> None:
         n, size = len(self.pixels), self.settings.batch_size
@@ -365,9 +392,7 @@ class Training:
                 done = self.epoch + i / len(parts)
                 member.set_rate(_one_cycle(done / self.settings.epochs))
             chosen = index if member.rows is None else member.rows[index]
-            x = to_model_input(
-                self.pixels[chosen.to(self.device)], standardize=self.settings.standardize
-            ).contiguous(memory_format=torch.channels_last)
+            x = self._input(self.pixels[chosen.to(self.device)])
             for name, value in member.step(x).items():
                 share = value * (len(index) / n)
                 totals[name] = totals[name] + share if name in totals else share

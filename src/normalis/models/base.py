@@ -231,6 +231,19 @@ class Autoencoder(nn.Module, AnomalyModel):
         Deterministic given its draws: all randomness comes from `draw`.
         """
 
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether `watch` is to be called, with normal images that are not trained on."""
+        return False
+
+    def watch(self, held: Tensor, seen: Tensor) -> None:
+        """Look at images after an epoch of training, without learning from them.
+
+        Args:
+            held: (N, C, H, W) normal images in [-1, 1] that are not trained on.
+            seen: (M, C, H, W) images that are.
+        """
+
     def phases(self) -> list[Phase]:
         """Return what a training step does; one phase unless the method has an adversary."""
         return [Phase("", list(self.parameters()), self.losses)]

@@ -14,8 +14,16 @@ precision (`docs/theory.md`); R stands for the first and is *given* for the seco
 fewer images than the latent has dimensions, so the covariance is a running average of the batches'
 own: R has the value of the average and the gradient of the current batch. The multiplier's step is
 in units of the error (which falls by orders of magnitude in training) and has no upper bound.
-Scoring has no noise, which lifts the limit for images unlike those of training; ``samples=k``
-averages the map over k fixed draws of noise instead, the same for every image.
+Codes of new patients spread less than those that the network was trained on, so R of training
+images is not R of new ones: by up to a third where patients are few. With ``held_out`` the
+multiplier therefore follows R of held-out normal images, which give it one number an epoch and no
+gradient: R of the running average is then multiplied by
+
+    R(held) / R(as many of the training images) * R(training images) / R(running average)
+
+in which the bias of a small sample cancels. Scoring has no noise, which lifts the limit for images
+unlike those of training; ``samples=k`` averages the map over k fixed draws of noise instead, the
+same for every image.
 
 Reference: Cai, Chen and Cheng, MICCAI 2024, Eq. (8); the rate after Yu et al., "Learning diverse
 and discriminative representations via the principle of maximal coding rate reduction", NeurIPS
@@ -43,7 +51,8 @@ __all__ = ["USUAL_RATE", "RateAE", "RateAESettings"]
 #: Nats that ``--rate auto`` takes: what lost least over the study's data sets, and no rule that
 #: looks at normal images chose better (docs/selection.md).
 USUAL_RATE = 16.0
-_BATCH = 256  # images encoded at a time by `rate_of`
+_BATCH = 256  # images encoded at a time where no gradient is needed
+_NEWEST = 0.3  # share of the newest epoch in what is known of held-out images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,7 @@ class RateAESettings(ModelSettings):
         dual_step: eta, the multiplier's step as a share of the error.
         memory: share of the running covariance that a step keeps; the average then spans about
             (1 + memory) / (1 - memory) batches.
+        held_out: whether R* is meant for held-out normal images; the training must have some.
         samples: draws of noise that an anomaly map averages over; 0 scores without noise.
     """
 
@@ -63,6 +73,7 @@ class RateAESettings(ModelSettings):
     rate: float = 12.0
     dual_step: float = 0.005
     memory: float = 0.9
+    held_out: bool = False
     samples: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +93,7 @@ class RateAE(Autoencoder):
     covariance: Tensor
     multiplier: Tensor
     steps: Tensor
+    transfer: Tensor
 
     def __init__(self, settings: RateAESettings) -> None:
         super().__init__(settings)
@@ -91,6 +103,8 @@ class RateAE(Autoencoder):
         self.register_buffer("covariance", torch.zeros(width, width))
         self.register_buffer("multiplier", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        if settings.held_out:
+            self.register_buffer("transfer", torch.ones(()))
         self._seen = self.covariance  # of the step that is being taken
 
     def encode(self, x: Tensor) -> Tensor:
@@ -136,9 +150,33 @@ class RateAE(Autoencoder):
     def _ascend(self, losses: dict[str, float]) -> None:
         self.covariance.copy_(self._seen)
         self.steps += 1
-        excess = self.training_rate() / self.settings.rate - 1
+        held = float(self.transfer) if self.settings.held_out else 1.0
+        excess = held * self.training_rate() / self.settings.rate - 1
         self.multiplier += self.settings.dual_step * losses["reconstruction"] * excess
         self.multiplier.clamp_(min=0)
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether the rate is meant for held-out images."""
+        return bool(self.settings.held_out)
+
+    @torch.no_grad()
+    def watch(self, held: Tensor, seen: Tensor) -> None:
+        """Measure how the rate carries over to images that are not trained on."""
+        held_codes, codes = self._codes(held), self._codes(seen)
+        n = min(len(held), len(seen))
+        every = torch.linspace(0, len(seen) - 1, n).long()
+        carried = coding_rate(held_codes) / coding_rate(codes[every]) * coding_rate(codes)
+        # An average of some epochs, for a single one is noisy.
+        self.transfer.lerp_(carried.to(self.transfer) / self.training_rate(), _NEWEST)
+
+    def _codes(self, x: Tensor) -> Tensor:
+        """Return the codes of images as scoring sees them, (N, latent_dim), float64."""
+        was_training, device = self.training, self.covariance.device
+        self.eval()
+        codes = torch.cat([self.encode(part.to(device)).cpu() for part in x.split(_BATCH)])
+        self.train(was_training)
+        return codes.double()
 
     def training_rate(self) -> float:
         """Return R of the covariance accumulated in training, in nats."""
@@ -154,11 +192,7 @@ class RateAE(Autoencoder):
         Returns:
             Nats; NaN with a warning where N images are too few (`normalis.entropy.coding_rate`).
         """
-        was_training, device = self.training, self.covariance.device
-        self.eval()
-        codes = torch.cat([self.encode(part.to(device)).cpu() for part in x.split(_BATCH)])
-        self.train(was_training)
-        return coding_rate(codes.double().numpy())
+        return coding_rate(self._codes(x).numpy())
 
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Return the squared error of the reconstruction, or averaged over fixed noise."""
