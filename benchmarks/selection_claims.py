@@ -70,8 +70,8 @@ def rates(normals: Sequence[dict], outcomes: Sequence[dict]) -> list[str]:
             ]
         )
     head = [
-        "set", "asked of", "nats asked", "seeds", "training", "held out", "test normals", "anomalous",
-        "AUROC", "with noise", "by median",
+        "set", "asked of", "nats asked", "seeds", "training", "held out", "test normals",
+        "anomalous", "AUROC", "with noise", "by median",
     ]  # fmt: skip
     return table(head, lines)
 
