@@ -78,22 +78,30 @@ def rates(normals: Sequence[dict], outcomes: Sequence[dict]) -> list[str]:
 
 def nested(outcomes: Sequence[dict]) -> list[str]:
     """Return the table of the nested latent against separate trainings, of the seeds of both."""
-    cells: dict[tuple, dict[str, dict[int, dict]]] = defaultdict(lambda: defaultdict(dict))
+    cells: dict[tuple, dict[str, dict[int, list[dict]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
     for row in outcomes:
-        cells[named(row), reading_of(row), row["capacity"]][row["method"]][row["seed"]] = row
+        place = cells[named(row), reading_of(row), row["capacity"]]
+        place[row["method"]][row["seed"]].append(row)
     lines = []
     for (name, reading, width), found in sorted(cells.items()):
-        for kind in ("nested-ae, balanced", "nested-ae"):
-            seeds = sorted(found["ae"].keys() & found[kind].keys())
-            if not seeds:
-                continue
-            one, other = ([found[m][s] for s in seeds] for m in (kind, "ae"))
+        alone = {seed: rows[0] for seed, rows in found["ae"].items()}
+        together: dict[float, dict[int, dict]] = defaultdict(dict)
+        for seed, rows in found["nested-ae, balanced"].items():
+            for row in rows:
+                if seed in alone:
+                    together[row["epochs"] / alone[seed]["epochs"]][seed] = row
+        for times, mine in sorted(together.items()):
+            seeds = sorted(mine)
+            one, other = ([rows[s] for s in seeds] for rows in (mine, alone))
             value, low, high = difference(one, other)
             lines.append(
                 [
                     name,
                     reading,
-                    kind.removeprefix("nested-ae").removeprefix(", ") or "plain",
+                    f"{times:.1f} x",
+                    str(len(seeds)),
                     f"{width:g}",
                     number(float(np.mean([auroc_of(r) for r in other]))),
                     number(float(np.mean([auroc_of(r) for r in one]))),
@@ -101,8 +109,8 @@ def nested(outcomes: Sequence[dict]) -> list[str]:
                     f"{low:+.1f} to {high:+.1f}",
                 ]
             )
-    head = ["set", "reading", "widths", "d", "trained at d", "nested, read at d", "difference",
-            "95 %"]  # fmt: skip
+    head = ["set", "reading", "epochs", "seeds", "d", "trained at d", "nested, read at d",
+            "difference", "95 %"]  # fmt: skip
     return table(head, lines)
 
 

@@ -179,7 +179,8 @@ def test_from_trainings_to_the_page(tmp_path):
     assert len(kept_priors["ae"]) == 4
     assert kept_priors["rate-ae"] is None
     text = "\n".join(study.page(normals, outcomes, repeats=5))
-    for expected in ("phantom_focal, d 1-128", "*Phantoms*", "rate 4-64 of training (2)", "| minimax-regret |"):
+    rates = "rate 4-64 of training (2)"
+    for expected in ("phantom_focal, d 1-128", "*Phantoms*", rates, "| minimax-regret |"):
         assert expected in text
     # The two sets share their normal images, so a rule must choose the same on both.
     both = [choices_of(normals, outcomes, name) for name in ("phantom_focal", "phantom_diffuse")]
