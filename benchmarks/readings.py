@@ -11,6 +11,7 @@ fitted models in the results folder, into ``results/readings.csv``; ``--draw-onl
 
 import argparse
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,8 +117,8 @@ def against(results: Path) -> str:
         for title, row in rows.items():
             if row is None or row not in values or default not in values:
                 continue
-            _, found = versus(results, dataset=dataset, against=row)
-            (one,) = [f for f in found if f.row == default]
+            only = f"^{re.escape(default)}$"
+            _, (one,) = versus(results, dataset=dataset, against=row, rows=only)
             compared = f"{title}: {row.replace(mark, '') if mark else row}"
             lines.append(
                 f"| {named(dataset)} | {compared} | {100 * values[row][0]:.1f} "

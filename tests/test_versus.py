@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from normalis.errors import DataError, SettingsError
-from normalis.metrics import auroc, paired_bootstrap
+from normalis.metrics import auroc, holm, paired_bootstrap
 from normalis.records import Records
 from normalis.versus import row_of, versus
 
@@ -85,6 +85,22 @@ def test_many_rows_are_corrected_and_noise_stays_undecided(tmp_path, rng):
         one.adjusted_p == 1 for one in found
     )
     assert [one.value for one in found] == sorted((one.value for one in found), reverse=True)
+
+
+def test_rows_that_do_not_take_part_do_not_count_in_the_correction(tmp_path, rng):
+    base = LABELS + 2 * rng.random(N)
+    rows = [record(base + 0.3 * rng.random(N), d=d) for d in (1, 2, 4, 8, 16, 32)]
+    out = store(tmp_path, record(base, "pca", d=None), *rows)
+    reference, found = versus(out, dataset="toy", rows="^(?!ae, d = .$)")
+    assert (reference, {one.row for one in found}) == ("pca", {"ae, d = 16", "ae, d = 32"})
+    adjusted = holm([one.p_value for one in found])
+    assert [one.adjusted_p for one in found] == pytest.approx(list(adjusted))
+    _, (one,) = versus(out, dataset="toy", against="pca", rows="d = 16$")
+    assert one.adjusted_p == one.p_value
+    with pytest.raises(DataError, match="no row of 'toy' matches"):
+        versus(out, dataset="toy", rows="vae")
+    with pytest.raises(SettingsError, match=r"rows must be a regular expression, got '\('"):
+        versus(out, dataset="toy", rows="(")
 
 
 def test_seeds_are_averaged(tmp_path, rng):

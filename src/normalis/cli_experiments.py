@@ -214,14 +214,18 @@ def compare(
         typer.Option(help="Row to compare with; by default the best method without a network."),
     ] = None,
     metric: Annotated[str, typer.Option(help="auroc or average_precision.")] = "auroc",
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Regular expression that a row must contain to take part."),
+    ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table here.")] = None,
 ) -> None:
     """Compare records on the same test images, patient by patient."""
     from normalis.records import write_csv
     from normalis.versus import versus
 
-    reference, found = versus(folder, dataset=dataset, against=against, metric=metric)
-    rows = [
+    reference, found = versus(folder, dataset=dataset, against=against, metric=metric, rows=rows)
+    cells = [
         [one.row, one.n_seeds, f"{100 * one.value:.1f}", f"{100 * one.difference:+.1f}",
          f"{100 * one.low:+.1f} to {100 * one.high:+.1f}", f"{one.adjusted_p:.2g}", one.verdict]
         for one in found
@@ -229,7 +233,7 @@ def compare(
     head = ["method", "seeds", metric, "difference", "95 %", "p, corrected", "verdict"]
     out = _wide()
     out.print(f"[bold]{escape(dataset)}: against {escape(reference)}[/]", soft_wrap=True)
-    out.print(_table("", head, rows))
+    out.print(_table("", head, cells))
     if csv is not None and found:
         bodies = [one.to_dict() for one in found]
         write_csv(csv, list(bodies[0]), [list(body.values()) for body in bodies])

@@ -12,7 +12,8 @@ trainings would agree is another question, which takes several seeds and Welch's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,12 @@ def row_of(record: Mapping[str, Any]) -> str:
 
 
 def versus(
-    results: str | Path, *, dataset: str, against: str | None = None, metric: str = "auroc"
+    results: str | Path,
+    *,
+    dataset: str,
+    against: str | None = None,
+    metric: str = "auroc",
+    rows: str | None = None,
 ) -> tuple[str, list[Versus]]:
     """Compare all records of a data set with one row of them.
 
@@ -113,25 +119,27 @@ def versus(
         against: the row to compare with, as `row_of` names it; None takes the best of those without
             a network, which a method must beat to have shown anything.
         metric: a key of `METRICS`.
+        rows: regular expression that a row must contain to take part; None for all. p-values are
+            corrected for the rows that take part, so fix it before looking.
 
     Returns:
         The reference's row and the others, best first. Records whose test images are not the
         reference's are left out.
 
     Raises:
-        SettingsError: if the metric is unknown.
+        SettingsError: if the metric is unknown or the expression is none.
         DataError: if there is no such data set or row.
     """
     if metric not in METRICS:
         raise SettingsError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     measure = METRICS[metric]
-    by_test = _rows(results, dataset)
-    reference, rows, test = _reference(by_test, against, measure)
+    by_test = _rows(results, dataset, _chooser(rows, against))
+    reference, mine, test = _reference(by_test, against, measure)
     units = Draws.of(test.groups, len(test.labels), n=_DRAWS)
-    drawn = {name: _drawn(row, test.labels, measure, units) for name, row in rows.items()}
-    values = {name: _value(row, test.labels, measure) for name, row in rows.items()}
+    drawn = {name: _drawn(row, test.labels, measure, units) for name, row in mine.items()}
+    values = {name: _value(row, test.labels, measure) for name, row in mine.items()}
     found = []
-    for name in rows:
+    for name in mine:
         if name != reference:
             one = compare_draws(
                 values[name] - values[reference], drawn[name] - drawn[reference], units=units
@@ -139,7 +147,7 @@ def versus(
             found.append(
                 Versus(
                     row=name,
-                    n_seeds=len(rows[name].scores),
+                    n_seeds=len(mine[name].scores),
                     value=values[name],
                     difference=one.difference,
                     low=one.low,
@@ -161,7 +169,18 @@ class _Test:
     groups: NDArray[Any] | None
 
 
-def _rows(results: str | Path, dataset: str) -> list[tuple[_Test, dict[str, _Row]]]:
+def _chooser(rows: str | None, against: str | None) -> Callable[[str], bool]:
+    """Return whether a row takes part; what all are compared with always does."""
+    try:
+        pattern = re.compile(rows or "")
+    except re.error as error:
+        raise SettingsError(f"rows must be a regular expression, got {rows!r}: {error}") from error
+    return lambda name: name == against or pattern.search(name) is not None
+
+
+def _rows(
+    results: str | Path, dataset: str, takes_part: Callable[[str], bool]
+) -> list[tuple[_Test, dict[str, _Row]]]:
     """Return the rows of a data set, apart for each set of test images, the most rows first."""
     found: dict[tuple[str, ...], tuple[_Test, dict[str, _Row]]] = {}
     store = Records(results)
@@ -169,6 +188,9 @@ def _rows(results: str | Path, dataset: str) -> list[tuple[_Test, dict[str, _Row
     if not chosen:
         there = ", ".join(sorted({r["dataset"] for r in store.table()})) or "none"
         raise DataError(f"{results}: has no record of {dataset!r}; data sets there: {there}")
+    chosen = [r for r in chosen if takes_part(row_of(r))]
+    if not chosen:
+        raise DataError(f"{results}: no row of {dataset!r} matches; leave rows out to see them all")
     for brief in sorted(chosen, key=lambda r: (row_of(r), r["seed"])):
         record = store.read(brief["id"])
         kept = np.array(record["split"]) == "test"
