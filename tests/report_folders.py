@@ -7,6 +7,7 @@ from PIL import Image
 
 from normalis.calibration import calibrate
 from normalis.records import Records, RunFolder, write_csv, write_json
+from normalis.selection import Selection
 
 SIDE = 160
 COLUMNS = ("path", "slice", "patient_id", "anomaly_score", "p_value", "flagged")
@@ -19,6 +20,13 @@ INFO = {
     "threads": 2,
     "versions": {"python": "3.11.7", "normalis": "0.1.0"},
 }
+SELECTION = Selection(
+    rule="always-16",
+    candidates=("8", "16", "32"),
+    choice="16",
+    latent_dim=16.0,
+    table={"lesion of 4 px": (5.5, 4.25, 0.0), "worst regret": (5.5, 4.25, 0.0)},
+).to_dict()
 PARAMS = {"method": "ae", "latent_dim": 16, "image_size": 64, "epochs": 20, "window": None}
 
 
@@ -110,11 +118,12 @@ def run_folder(folder: Path, *, calibrated: bool = True) -> Path:
     RunFolder(folder).write(
         {"decision_scores": held},
         {
-            "params": PARAMS,
+            "params": PARAMS | {"latent_dim": "auto"},
+            "model_settings": {"latent_dim": 16},
             "colour_scale": {"quiet": 0.1, "full": 0.3, "rate": 0.05},
             "calibration": calibrate(held).to_dict() if calibrated else None,
             "history": history(),
-            "info": INFO,
+            "info": INFO | {"selection": SELECTION},
         },
     )
     write_csv(folder / "skipped.csv", ("path", "reason"), [])

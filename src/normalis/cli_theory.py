@@ -90,7 +90,10 @@ def explain(
         console.print(_table(title, ["", *columns], rows))
     for reason in chosen.reasons:
         console.print(f"- {escape(reason)}", soft_wrap=True)
-    console.print("- to overrule it: fit again with --latent-dim NUMBER", soft_wrap=True)
+    console.print(
+        f"- to overrule it: fit again with --latent-dim NUMBER\n- as curves: normalis report {run}",
+        soft_wrap=True,
+    )
 
 
 def _unchosen(body: Mapping[str, Any]) -> str:
