@@ -222,8 +222,8 @@ class AnomalyDetector(BaseEstimator):
 
     def _check(self) -> None:
         """Fail before any image is read if a setting is out of its range."""
-        rule = isinstance(self.latent_dim, str)
-        if rule and self.latent_dim not in ("auto", "closed-form"):
+        width = None if isinstance(self.latent_dim, str) else self.latent_dim
+        if width is None and self.latent_dim not in ("auto", "closed-form"):
             raise SettingsError(
                 f"latent_dim must be a whole number, auto or closed-form, got {self.latent_dim!r}"
             )
@@ -248,7 +248,7 @@ class AnomalyDetector(BaseEstimator):
                 f"random_state must be a whole number of at least 0, got {self.random_state!r}"
             )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
-        self._build(None if rule else int(self.latent_dim))
+        self._build(width)
         self._build_scorer()
 
     # --- fit ---
