@@ -252,7 +252,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of data sets")
     parser.add_argument("--dataset", help="one of them")
     parser.add_argument("--no-cost", action="store_true", help="keep the page's costs")
+    parser.add_argument("--text", action="store_true", help="keep the page's costs and picture")
     given = parser.parse_args()
+    if given.text:
+        (caption,) = re.findall(
+            r"^\*(One normal image .*)\*$", PAGE.read_text("utf-8"), re.MULTILINE
+        )
+        PAGE.write_text(page(costs(keep=True), caption), encoding="utf-8")
+        return
     if len({bool(v) for v in (given.results, given.data, given.dataset)}) > 1:
         parser.error("--results, --data and --dataset belong together")
     fitted: dict[str, Any]

@@ -222,7 +222,7 @@ def test_the_docstring_says_what_the_table_needs(method):
 
 @pytest.mark.parametrize("method", models.MODELS)
 def test_the_page_of_methods_is_up_to_date(method):
-    """If this fails, run docs/make_methods.py --no-cost."""
+    """If this fails, run docs/make_methods.py --text."""
     page = METHODS_PAGE.read_text(encoding="utf-8")
     assert f"| [`{method}`](#{method}) |" in page
     text = inspect.cleandoc(sys.modules[models.model_class(method).__module__].__doc__)

@@ -30,7 +30,7 @@ and discriminative representations via the principle of maximal coding rate redu
 2020; the multiplier after Rezende and Viola, "Taming VAEs", 2018.
 
 Use: to ask how much a latent may hold instead of how wide it is, with `latent_dim` generous (128)
-and the rate as the dial; look at `rate_of` held-out normals to see whether it was reached.
+and the rate as the dial; ``held_out=True`` where it is meant for new images, as `fit --rate` does.
 """
 
 from __future__ import annotations
