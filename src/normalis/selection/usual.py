@@ -29,8 +29,8 @@ _WHY = (
     "16 is what hedged best, not what these images asked for: in a study of three data sets and "
     "twelve rules that look at normal images alone, none chose better beyond its interval. Read by "
     "median, as fit does unless told, 16 lost nothing to the best latent dimension in hindsight; "
-    "read by their own error, autoencoders lost 2 AUROC points with it on average and 7 at worst, "
-    "and 0 and 1 with 8 (docs/selection.md)"
+    "read by their own error, autoencoders lost 1 AUROC point with it on average and 7 at worst, "
+    "and 1 and 3 with 8 (docs/selection.md)"
 )
 _CHANGE = (
     "what would change it: knowing the lesions. The table says what the closed form expects each "
