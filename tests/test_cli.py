@@ -248,9 +248,11 @@ def test_evaluations_of_array_files_lie_beside_the_run(run, root, fitted, tmp_pa
 
 def test_methods_without_a_latent_say_so(run, root, tmp_path):
     given = ["--method", "mean-image", "--image-size", "16"]
-    status, _, err = run("fit", root, "--out", tmp_path / "run", *given)
-    assert status == 0
-    assert "mean-image has no latent vector" in err
+    for words, said in (([], False), (["--latent-dim", "8"], True)):
+        out = tmp_path / f"run{len(words)}"
+        status, _, err = run("fit", root, "--out", out, *given, *words)
+        assert status == 0
+        assert ("mean-image has no latent vector; --latent-dim 8 is ignored" in err) == said
 
 
 def test_prepare_lists_and_builds(run, tmp_path):

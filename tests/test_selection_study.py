@@ -33,6 +33,7 @@ def made(*, seeds=(0, 1), images=60, rng_seed=0):
                 "capacity": d,
                 "standardize": False,
                 "seed": seed,
+                "epochs": 83,
             }
             normals.append(
                 head
@@ -151,6 +152,18 @@ def test_seeds_and_candidates_that_are_not_there_are_left_out():
     assert study.settings_of(some[:2], outcomes, study.WHOLE) == []
     assert len(study.page(some, outcomes, repeats=3)) > 10
     assert "0 of" in study.page([], [])[0]
+
+
+def test_of_two_trainings_that_differ_in_length_the_shorter_counts():
+    normals, outcomes = made(seeds=(0,))
+    longer = [
+        [row | {"identity": f"long {row['identity']}", "epochs": 99} for row in side]
+        for side in (normals, outcomes)
+    ]
+    for order in (1, -1):
+        mine, told = ([*a, *b][::order] for a, b in zip((normals, outcomes), longer, strict=True))
+        (setting,) = study.settings_of(mine, told, study.WHOLE)
+        assert {row["epochs"] for row in setting.normals[0]} == {83}
 
 
 def test_from_trainings_to_the_page(tmp_path):
