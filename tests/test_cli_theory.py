@@ -161,6 +161,8 @@ def test_fit_takes_a_rate_in_place_of_a_latent_dimension(data, tmp_path, rate, n
     assert settings.held_out, "the rate is meant for images held out"
     plain = AnomalyDetector(method="rate-ae", image_size=32, epochs=1, device="cpu")
     plain.set_params(method_options={"hidden_dim": 8}).fit(data)
+    said = run("explain", tmp_path / "run").output
+    assert f"rate, {nats:g} nats on held-out normal images" in " ".join(said.split())
     kept, both = (d.info_["data"]["calibration_images"] for d in (detector, plain))
     assert kept == pytest.approx(both / 2, abs=1), "a half was watched"
 

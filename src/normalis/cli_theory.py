@@ -103,6 +103,10 @@ def _unchosen(body: Mapping[str, Any]) -> str:
     method, given = body["params"]["method"], body["params"]["latent_dim"]
     if not model_class(method).has_latent:
         return f"{method} has no latent vector"
+    rate, held_out = (body["model_settings"].get(name) for name in ("rate", "held_out"))
+    if rate is not None:
+        whose = "held-out" if held_out else "training"
+        return f"{method} is limited by its rate, {rate:g} nats on {whose} normal images, instead"
     if given == "auto":
         return f"the width that {method} has, wide enough not to matter; something else limits it"
     return (
