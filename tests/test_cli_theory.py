@@ -167,6 +167,23 @@ def test_fit_takes_a_rate_in_place_of_a_latent_dimension(data, tmp_path, rate, n
     assert kept == pytest.approx(both / 2, abs=1), "a half was watched"
 
 
+def test_a_fit_says_what_rate_came_out(tmp_path):
+    drawn = generate(160, PhantomSettings(image_size=32, seed=0)).images
+    options = {"rate": 1.0, "held_out": True, "hidden_dim": 8}
+    detector = AnomalyDetector(
+        method="rate-ae", latent_dim=2, image_size=32, epochs=1, device="cpu",
+        calibration_share=0.5, method_options=options,
+    )  # fmt: skip
+    detector.fit(drawn, run=tmp_path / "run")
+    kept = AnomalyDetector.load(tmp_path / "run").info_["measured"]
+    assert list(kept) == ["rate"]
+    assert kept["rate"] > 0
+    said = " ".join(run("explain", tmp_path / "run").output.split())
+    assert f"others, neither seen nor watched: {kept['rate']:.1f}" in said
+    plain = AnomalyDetector(image_size=32, epochs=1, device="cpu", method_options={"hidden_dim": 8})
+    assert "measured" not in plain.fit(drawn).info_
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -574,14 +574,19 @@ def test_rate_ae_holds_its_rate_on_held_out_images_where_those_of_training_say_m
     )
     found = {}
     for watching in (False, True):
-        model = models.build("rate-ae", held_out=watching, **options)
+        model, rates = models.build("rate-ae", held_out=watching, **options), []
+
+        def note(step, model=model, rates=rates):
+            if step.epoch > 75 and step.epoch % 5 == 0:
+                rates.append(model.rate_of(others))
+
         recipe = quick(150, batch_size=6, learning_rate=3e-3)
-        training.Training(
-            [model], pixels, settings=recipe, seeds=[0], device="cpu", held=held
-        ).run()
-        found[watching] = model.rate_of(others)
+        training.Training([model], pixels, settings=recipe, seeds=[0], device="cpu", held=held).run(
+            note
+        )
+        found[watching] = np.mean(rates)  # the multiplier swings around its goal
     assert found[False] < 1.7, "else there is nothing to mend"
-    assert found[True] == pytest.approx(2.0, rel=0.1)
+    assert found[True] == pytest.approx(2.0, rel=0.1), found
 
 
 def test_a_rate_for_held_out_images_needs_some():

@@ -375,6 +375,11 @@ def _summarise_fit(detector: Any, out: Path) -> None:
             f"trained by the recipe {used.recipe}: {used.epochs} epochs, "
             f"learning rate {used.learning_rate:g}"
         )
+    if "rate" in info.get("measured", {}):
+        asked = detector.model_.settings.rate
+        console.print(
+            f"held-out normal images: {info['measured']['rate']:.1f} nats, {asked:g} asked"
+        )
     if "selection" in info:
         chosen = info["selection"]
         console.print(

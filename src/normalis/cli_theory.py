@@ -106,7 +106,9 @@ def _unchosen(body: Mapping[str, Any]) -> str:
     rate, held_out = (body["model_settings"].get(name) for name in ("rate", "held_out"))
     if rate is not None:
         whose = "held-out" if held_out else "training"
-        return f"{method} is limited by its rate, {rate:g} nats on {whose} normal images, instead"
+        said = f"{method} is limited by its rate, {rate:g} nats on {whose} normal images, instead"
+        found = body["info"].get("measured", {}).get("rate")
+        return said if found is None else f"{said}; others, neither seen nor watched: {found:.1f}"
     if given == "auto":
         return f"the width that {method} has, wide enough not to matter; something else limits it"
     return (

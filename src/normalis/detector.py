@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AnomalyDetector"]
 
-_FOR_A_RULE = 3000  # images that a rule for the latent dimension looks at
+_FOR_A_RULE = 3000  # images that rules and measurements look at, evenly spread, at most
 
 
 class AnomalyDetector(BaseEstimator):
@@ -107,7 +107,8 @@ class AnomalyDetector(BaseEstimator):
         history_: losses by epoch.
         latent_dim_: size of the bottleneck that was used.
         training_: the `TrainingSettings` that were used.
-        info_: data, versions, durations; ``selection`` says why unless ``latent_dim`` was a number.
+        info_: data, versions, durations; ``selection`` says why unless ``latent_dim`` was a number,
+            ``measured`` what a method says of held-out images (of `rate-ae` its rate, nats).
         skipped_: (path, reason) of images that could not be read.
 
     Example:
@@ -331,6 +332,8 @@ class AnomalyDetector(BaseEstimator):
             progress=progress,
         )
         self._judge(normals, fold)
+        if measured := self._measured(normals):
+            self.info_["measured"] = measured
         self.info_ |= {
             "fit_s": time.perf_counter() - started,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -353,6 +356,14 @@ class AnomalyDetector(BaseEstimator):
             return found
         watched, left = split(found.held, 0.5, self.random_state)
         return replace(found, held=left, watched=watched)
+
+    def _measured(self, normals: Normals) -> dict[str, float]:
+        """Return what the method says of held-out images, if there are any."""
+        (model, *others) = self.models_
+        if others or normals.held is None or not isinstance(model, Autoencoder):
+            return {}
+        some = normals.held.pixels[:: -(-len(normals.held.rows) // _FOR_A_RULE)]
+        return model.measure(to_model_input(torch.from_numpy(some), standardize=self.standardize))
 
     @property
     def _place(self) -> Place:

@@ -244,6 +244,14 @@ class Autoencoder(nn.Module, AnomalyModel):
             seen: (M, C, H, W) images that are.
         """
 
+    def measure(self, held: Tensor) -> dict[str, float]:
+        """Return what a fitted method has to say of images it has neither trained on nor watched.
+
+        Args:
+            held: (N, C, H, W) normal images in [-1, 1].
+        """
+        return {}
+
     def phases(self) -> list[Phase]:
         """Return what a training step does; one phase unless the method has an adversary."""
         return [Phase("", list(self.parameters()), self.losses)]

@@ -35,6 +35,8 @@ and the rate as the dial; ``held_out=True`` where it is meant for new images, as
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,6 +44,7 @@ import torch
 from torch import Tensor
 
 from normalis.entropy.coding_rate import coding_rate, coding_rate_from_covariance
+from normalis.entropy.validity import ValidityWarning
 from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings, Phase, check_at_least
@@ -193,6 +196,13 @@ class RateAE(Autoencoder):
             Nats; NaN with a warning where N images are too few (`normalis.entropy.coding_rate`).
         """
         return coding_rate(self._codes(x).numpy())
+
+    def measure(self, held: Tensor) -> dict[str, float]:
+        """Return the rate that held-out images have, where they are enough to say it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ValidityWarning)  # an absent number says it
+            rate = self.rate_of(held)
+        return {} if math.isnan(rate) else {"rate": rate}
 
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Return the squared error of the reconstruction, or averaged over fixed noise."""
