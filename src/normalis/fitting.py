@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,29 +102,19 @@ def train_models(
             fit(model, seen, settings=settings, seed=place.seed, device=place.device)
         return []
     seeds = [place.seed + k for k in range(len(networks))]
+    shared: dict[str, Any] = {
+        "settings": settings,
+        "seeds": seeds,
+        "device": place.device,
+        "rows": rows,
+        "held": held,
+    }
     if folder is None:
-        training = Training(
-            networks,
-            pixels,
-            settings=settings,
-            seeds=seeds,
-            device=place.device,
-            rows=rows,
-            held=held,
-        )
+        training = Training(networks, pixels, **shared)
         training.run(progress)
     else:
         training = train_resumably(
-            networks,
-            pixels,
-            settings=settings,
-            seeds=seeds,
-            device=place.device,
-            folder=folder,
-            identity=identity,
-            rows=rows,
-            held=held,
-            callback=progress,
+            networks, pixels, folder=folder, identity=identity, callback=progress, **shared
         )
     return training.history
 
