@@ -7,7 +7,8 @@ two tables of docs/selection.md. *Rates*: nats asked for, of training images or 
 held by the training images, by held-out and by test normals and by anomalous images; AUROC scored
 without noise, with it, and by median.
 *Nested*: AUROC of the nested latent at each width minus that of an autoencoder trained at that
-width, with the 95 % interval of a paired bootstrap of patients.
+width, with the 95 % interval of a paired bootstrap of patients; beside it how far apart two
+autoencoders of that width are that differ in their seed alone.
 """
 
 from collections import defaultdict
@@ -23,7 +24,12 @@ from theory import number, table
 PAGE = ROOT / "docs" / "selection.md"
 EVIDENCE = ROOT / "results" / "evidence"
 DRAWS = 500
-RATES = {"rate-ae": "training", "rate-ae, held out": "held out"}  # method -> whose rate is meant
+#: method -> whose rate is meant
+RATES = {
+    "rate-ae": "training",
+    "rate-ae, held out": "held out",
+    "rate-ae, held out, damped": "held out, damped",
+}
 
 
 def auroc_of(row: dict) -> float:
@@ -107,11 +113,17 @@ def nested(outcomes: Sequence[dict]) -> list[str]:
                     number(float(np.mean([auroc_of(r) for r in one]))),
                     f"{value:+.1f}",
                     f"{low:+.1f} to {high:+.1f}",
+                    number(spread([auroc_of(row) for row in alone.values()])),
                 ]
             )
     head = ["set", "reading", "epochs", "seeds", "d", "trained at d", "nested, read at d",
-            "difference", "95 %"]  # fmt: skip
+            "difference", "95 %", "seeds apart"]  # fmt: skip
     return table(head, lines)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the range of values; NaN of a single one."""
+    return max(values) - min(values) if len(values) > 1 else float("nan")
 
 
 def difference(one: Sequence[dict], other: Sequence[dict]) -> tuple[float, float, float]:

@@ -143,9 +143,9 @@ def capacity_of(experiment: Experiment) -> float:
 
 
 def variant(method: str, options: Mapping[str, Any]) -> str:
-    """Name a method: a nested latent by how its widths are weighted, a rate by whose it is."""
-    named = ", balanced" if options.get("balance") else ""
-    return method + named + (", held out" if options.get("held_out") else "")
+    """Name a method by those of its options that the study compares."""
+    told = {"balance": "balanced", "held_out": "held out", "damping": "damped"}
+    return ", ".join([method, *(word for name, word in told.items() if options.get(name))])
 
 
 def head(experiment: Experiment, view: View) -> dict[str, Any]:

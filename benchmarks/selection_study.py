@@ -76,7 +76,7 @@ class Grid:
 #: capacity at which a method stands in the grid of methods, where it has one
 _FIXED = dict.fromkeys(("ae", "ae-u", "vae", "memae", "ceae", "constrained-ae"), 16.0)
 _MEDIAN = ("median",)
-RATE = "rate-ae, held out"
+RATE = "rate-ae, held out, damped"
 GRIDS = {
     "d 1-128": Grid(),
     "d 1-16": Grid(within=(0, 16)),
@@ -85,6 +85,7 @@ GRIDS = {
     "nested 1-128": Grid(methods=("nested-ae, balanced",)),
     "rate 4-64": Grid(methods=(RATE,)),
     "rate 4-64, median": Grid(methods=(RATE,), readings=_MEDIAN),
+    "rate 4-64, undamped": Grid(methods=("rate-ae, held out",)),
     "rate 4-64 of training": Grid(methods=("rate-ae",)),
     "methods": Grid(
         methods=(*_FIXED, "dae"),

@@ -159,6 +159,7 @@ def test_fit_takes_a_rate_in_place_of_a_latent_dimension(data, tmp_path, rate, n
     settings = detector.model_.settings
     assert (settings.rate, settings.latent_dim) == (nats, 128)
     assert settings.held_out, "the rate is meant for images held out"
+    assert settings.damping == 0.1, "or the rate ends wherever its swing is"
     plain = AnomalyDetector(method="rate-ae", image_size=32, epochs=1, device="cpu")
     plain.set_params(method_options={"hidden_dim": 8}).fit(data)
     said = run("explain", tmp_path / "run").output

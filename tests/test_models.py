@@ -589,6 +589,39 @@ def test_rate_ae_holds_its_rate_on_held_out_images_where_those_of_training_say_m
     assert found[True] == pytest.approx(2.0, rel=0.1), found
 
 
+def test_rate_ae_answers_an_excess_at_once_where_it_is_damped(build):
+    model, x = build("rate-ae", image_size=32, damping=0.5, rate=0.01).train(), model_input(16)
+    error = rate_step(model, x)["reconstruction"].item()
+    excess = error * (model.training_rate() / 0.01 - 1)
+    assert excess > 0
+    assert model.multiplier.item() == pytest.approx(0.005 * excess, rel=1e-4)
+    assert model.push.item() == pytest.approx(0.5 * excess, rel=1e-4)
+    weight = model.multiplier.item() + model.push.item()
+    with torch.no_grad():
+        losses = model.losses(x, **model.draw(x, torch.Generator().manual_seed(0)))
+        rate = coding_rate_from_covariance(model._seen)
+    assert losses["rate"].item() == pytest.approx(weight * rate.item(), rel=1e-4)
+    model.push.fill_(-1.0)
+    assert model.losses(x, **model.draw(x, torch.Generator()))["rate"].item() == 0, "never below 0"
+
+
+def test_damping_stills_the_swing_of_the_rate():
+    options = {"image_size": 16, "latent_dim": 8, "hidden_dim": 16, "dual_step": 0.02, "rate": 1.0}
+    pixels, swing = images(64, size=16), {}
+    for damping in (0.0, 0.3):
+        model, rates = models.build("rate-ae", damping=damping, **options), []
+
+        def note(step, model=model, rates=rates):
+            if step.epoch > 30:
+                rates.append(model.training_rate())
+
+        recipe = quick(120, batch_size=16, learning_rate=3e-3)
+        training.Training([model], pixels, settings=recipe, seeds=[0], device="cpu").run(note)
+        swing[damping] = np.std(rates), np.mean(rates)
+    assert swing[0.3][0] < swing[0.0][0] / 2, swing
+    assert swing[0.3][1] == pytest.approx(1.0, rel=0.05), swing
+
+
 def test_a_rate_for_held_out_images_needs_some():
     model = models.build("rate-ae", image_size=16, held_out=True)
     for held, count in ((None, 0), (images(1, size=16), 1)):
@@ -602,7 +635,8 @@ def test_a_rate_for_held_out_images_needs_some():
 def test_rate_ae_resumes_exactly(held_out):
     pixels, state = images(16, size=16), []
     options = {"image_size": 16, "latent_dim": 4, "hidden_dim": 8, "rate": 0.1}
-    options["held_out"], held = held_out, images(6, size=16, seed=1)
+    options |= {"held_out": held_out, "damping": 0.1 * held_out}
+    held = images(6, size=16, seed=1)
     for stops in ((2,), (1, 2)):
         kept = None
         for epochs in stops:
@@ -621,7 +655,7 @@ def test_rate_ae_resumes_exactly(held_out):
             kept = ({k: v.clone() for k, v in run.state().items()}, run.progress())
         state.append(model.state())
     assert state[0]["multiplier"] > 0
-    assert ("transfer" in state[0]) == held_out
+    assert ("transfer" in state[0]) == ("push" in state[0]) == held_out
     assert all(torch.equal(state[0][k], state[1][k]) for k in state[0])
 
 

@@ -2,7 +2,8 @@
 
     z = encode(x),    x_hat = decode(z + n),    n ~ N(0, I) in training, 0 in scoring
     R = ½ log det(I + Cov(z))   nats,    loss = mean (x_hat - x)² + lambda R
-    lambda <- max(0, lambda + eta mean (x_hat - x)² (R / R* - 1)),    map = (decode(encode(x)) - x)²
+    lambda <- max(0, lambda + eta e),  e = mean (x_hat - x)² (R / R* - 1)
+    map = (decode(encode(x)) - x)²
 
 This is the paper's Eq. (8), "reduce H(Z) while it exceeds H(X_n)", as an objective that can act:
 lambda rises exactly while R > R*, so the setting ``rate`` (R*, nats) replaces the latent dimension
@@ -14,6 +15,9 @@ precision (`docs/theory.md`); R stands for the first and is *given* for the seco
 fewer images than the latent has dimensions, so the covariance is a running average of the batches'
 own: R has the value of the average and the gradient of the current batch. The multiplier's step is
 in units of the error (which falls by orders of magnitude in training) and has no upper bound.
+The rate follows the multiplier by many steps, so it swings around R* by a tenth and more, and a
+training ends wherever the swing is. With ``damping`` the loss is weighted by
+max(0, lambda + damping e), which answers to the excess at once, and the swing dies out.
 Codes of new patients spread less than those that the network was trained on, so R of training
 images is not R of new ones: by up to a third where patients are few. With ``held_out`` the
 multiplier therefore follows R of held-out normal images, which give it one number an epoch and no
@@ -27,10 +31,12 @@ same for every image.
 
 Reference: Cai, Chen and Cheng, MICCAI 2024, Eq. (8); the rate after Yu et al., "Learning diverse
 and discriminative representations via the principle of maximal coding rate reduction", NeurIPS
-2020; the multiplier after Rezende and Viola, "Taming VAEs", 2018.
+2020; the multiplier after Rezende and Viola, "Taming VAEs", 2018; its damping after Stooke, Achiam
+and Abbeel, "Responsive safety in reinforcement learning by PID Lagrangian methods", ICML 2020.
 
 Use: to ask how much a latent may hold instead of how wide it is, with `latent_dim` generous (128)
-and the rate as the dial; ``held_out=True`` where it is meant for new images, as `fit --rate` does.
+and the rate as the dial; ``held_out=True`` where it is meant for new images, and ``damping=0.1``,
+as `fit --rate` does.
 """
 
 from __future__ import annotations
@@ -49,11 +55,13 @@ from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings, Phase, check_at_least
 
-__all__ = ["USUAL_RATE", "RateAE", "RateAESettings"]
+__all__ = ["USUAL_DAMPING", "USUAL_RATE", "RateAE", "RateAESettings"]
 
 #: Nats that ``--rate auto`` takes: what lost least over the study's data sets, and no rule that
 #: looks at normal images chose better (docs/selection.md).
 USUAL_RATE = 16.0
+#: Damping that ``--rate`` takes: of 0 and 0.1, the one tried, what holds the rate closer.
+USUAL_DAMPING = 0.1
 _BATCH = 256  # images encoded at a time where no gradient is needed
 _NEWEST = 0.3  # share of the newest epoch in what is known of held-out images
 
@@ -66,6 +74,8 @@ class RateAESettings(ModelSettings):
         latent_dim: wide enough not to matter; the rate is what limits.
         rate: R*, nats that the latent may hold.
         dual_step: eta, the multiplier's step as a share of the error.
+        damping: what the excess of the moment adds to the multiplier, as a share of the error; 0
+            lets the rate swing.
         memory: share of the running covariance that a step keeps; the average then spans about
             (1 + memory) / (1 - memory) batches.
         held_out: whether R* is meant for held-out normal images; the training must have some.
@@ -75,13 +85,14 @@ class RateAESettings(ModelSettings):
     latent_dim: int = 128
     rate: float = 12.0
     dual_step: float = 0.005
+    damping: float = 0.0
     memory: float = 0.9
     held_out: bool = False
     samples: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(0, samples=self.samples)
+        check_at_least(0, samples=self.samples, damping=self.damping)
         for name in ("rate", "dual_step"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, got {getattr(self, name)!r}")
@@ -97,6 +108,7 @@ class RateAE(Autoencoder):
     multiplier: Tensor
     steps: Tensor
     transfer: Tensor
+    push: Tensor
 
     def __init__(self, settings: RateAESettings) -> None:
         super().__init__(settings)
@@ -108,6 +120,8 @@ class RateAE(Autoencoder):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if settings.held_out:
             self.register_buffer("transfer", torch.ones(()))
+        if settings.damping:
+            self.register_buffer("push", torch.zeros(()))
         self._seen = self.covariance  # of the step that is being taken
 
     def encode(self, x: Tensor) -> Tensor:
@@ -131,8 +145,14 @@ class RateAE(Autoencoder):
         x_hat = self.decode(z + draws["noise"])
         return {
             "reconstruction": (x_hat.float() - x).square().mean(),
-            "rate": self.multiplier * self._running_rate(z),
+            "rate": self._weight() * self._running_rate(z),
         }
+
+    def _weight(self) -> Tensor:
+        """Return what the rate counts in the loss: the multiplier, damped where it is to be."""
+        if not self.settings.damping:
+            return self.multiplier
+        return (self.multiplier + self.push).clamp(min=0)
 
     def _running_rate(self, z: Tensor) -> Tensor:
         """Return R of the running covariance, with the gradient of this batch: a scalar."""
@@ -154,9 +174,11 @@ class RateAE(Autoencoder):
         self.covariance.copy_(self._seen)
         self.steps += 1
         held = float(self.transfer) if self.settings.held_out else 1.0
-        excess = held * self.training_rate() / self.settings.rate - 1
-        self.multiplier += self.settings.dual_step * losses["reconstruction"] * excess
+        excess = losses["reconstruction"] * (held * self.training_rate() / self.settings.rate - 1)
+        self.multiplier += self.settings.dual_step * excess
         self.multiplier.clamp_(min=0)
+        if self.settings.damping:
+            self.push.fill_(self.settings.damping * excess)
 
     @property
     def needs_held_out(self) -> bool:
