@@ -34,9 +34,11 @@ from normalis.selection import RULES, Evidence, Selection, select_capacity
 from normalis.synthetic import SYNTHETIC
 from pages import fill
 from selection_evidence import gather, read, variant
+from selection_pictures import draw_curves, draw_regret
 from theory import ROOT, number, table
 
 PAGE = ROOT / "docs" / "selection.md"
+IMAGES = ROOT / "docs" / "images"
 PLANS = ("selection_study.toml", "selection_study_phantoms.toml")
 
 
@@ -76,6 +78,7 @@ class Grid:
 #: capacity at which a method stands in the grid of methods, where it has one
 _FIXED = dict.fromkeys(("ae", "ae-u", "vae", "memae", "ceae", "constrained-ae"), 16.0)
 _MEDIAN = ("median",)
+DEFAULT = "ae-u, median"  # the default of `fit`, among methods
 RATE = "rate-ae, held out, damped"
 GRIDS = {
     "d 1-128": Grid(),
@@ -90,7 +93,7 @@ GRIDS = {
     "methods": Grid(
         methods=(*_FIXED, "dae"),
         readings=("native", "median"),
-        baselines=("ae-u, median", "ae"),
+        baselines=(DEFAULT, "ae"),
         capacity=False,
     ),
 }
@@ -497,9 +500,9 @@ def _own(outcome: dict) -> float:
     return float(aurocs(scores, labels)[0])
 
 
-def page(normals: Sequence[dict], outcomes: Sequence[dict], *, repeats: int = 200) -> list[str]:
-    found = study(normals, outcomes, repeats=repeats)
-    lines = [f"Trainings there: {'; '.join(missing(normals))}.", ""]
+def page(found: dict, there: Sequence[str]) -> list[str]:
+    """Return the tables of a `study`, and of the trainings that are there."""
+    lines = [f"Trainings there: {'; '.join(there)}.", ""]
     lines += [
         f"{len(RULES)} rules on {len(SYNTHETIC)} families were tried. Mean and worst regret over "
         "the data sets, whose number is in brackets, in AUROC points:",
@@ -509,6 +512,39 @@ def page(normals: Sequence[dict], outcomes: Sequence[dict], *, repeats: int = 20
         part = {key: f for key, f in found.items() if is_phantom(key[1]) == phantoms}
         lines += [f"*{title}*", "", *summary_table(part), ""] if part else []
     return [*lines, *setting_tables(found)] if found else lines[:1]
+
+
+def draw(found: dict, folder: Path) -> None:
+    """Draw the curves and regrets of real images, of rules that all settings allow."""
+    grids = {WHOLE: "its own error", f"{WHOLE}, median": "median"}
+    real = {key: value for key, value in found.items() if not is_phantom(key[1])}
+    curves = {
+        (name, grids[grid]): (
+            [float(c) for c in setting.candidates],
+            100 * np.array([[_own(row) for row in rows] for rows in setting.outcomes]),
+        )
+        for (grid, name), (setting, _) in real.items()
+        if grid in grids
+    }
+    usual = {
+        name: 100 * float(np.mean([_own(rows[setting.candidates.index(DEFAULT)])
+                                   for rows in setting.outcomes]))
+        for (grid, name), (setting, _) in real.items()
+        if grid == "methods" and DEFAULT in setting.candidates
+    }  # fmt: skip
+    if not curves:
+        return
+    rules = set(RULES).intersection(*(f for (g, _), (_, f) in real.items() if g in grids))
+    regrets = {
+        f"read by {reading}": {
+            rule: {n: f[rule].regret[0] for (g, n), (_, f) in real.items() if g == grid}
+            for rule in rules
+        }
+        for grid, reading in grids.items()
+        if any(g == grid for g, _ in real)
+    }
+    draw_curves(curves, usual, folder / "selection_curves.png")
+    draw_regret(regrets, folder / "selection_regret.png")
 
 
 def write_phantoms(root: Path, *, size: int = 32, train: int = 300, test: int = 150) -> None:
@@ -550,8 +586,10 @@ def main() -> None:
     if not given.tables:
         for title in gather(given.results, given.evidence, given.data):
             print(f"no model of {title}")
-    lines = page(*(of_plans(read(given.evidence / side)) for side in ("normals", "outcomes")))
-    fill(PAGE, {"study": "\n".join(lines).rstrip("\n")})
+    normals, outcomes = (of_plans(read(given.evidence / side)) for side in ("normals", "outcomes"))
+    found = study(normals, outcomes)
+    fill(PAGE, {"study": "\n".join(page(found, missing(normals))).rstrip("\n")})
+    draw(found, IMAGES)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from normalis.experiment_data import Store
 from normalis.experiments import plan
@@ -150,8 +151,8 @@ def test_seeds_and_candidates_that_are_not_there_are_left_out():
     (setting,) = study.settings_of(some, outcomes, study.WHOLE)
     assert (setting.seeds, setting.candidates) == ((0, 1), ("2", "8", "16"))
     assert study.settings_of(some[:2], outcomes, study.WHOLE) == []
-    assert len(study.page(some, outcomes, repeats=3)) > 10
-    assert "0 of" in study.page([], [])[0]
+    assert len(page_of(some, outcomes, repeats=3)) > 10
+    assert "0 of" in page_of([], [])[0]
 
 
 def test_of_two_trainings_that_differ_in_length_the_shorter_counts():
@@ -191,7 +192,7 @@ def test_from_trainings_to_the_page(tmp_path):
     kept_priors = {row["method"]: row["lesion_prior"] for row in normals}
     assert len(kept_priors["ae"]) == 4
     assert kept_priors["rate-ae"] is None
-    text = "\n".join(study.page(normals, outcomes, repeats=5))
+    text = "\n".join(page_of(normals, outcomes, repeats=5))
     rates = "rate 4-64 of training (2)"
     for expected in ("phantom_focal, d 1-128", "*Phantoms*", rates, "| minimax-regret |"):
         assert expected in text
@@ -219,6 +220,22 @@ def test_methods_are_candidates_in_either_reading_and_without_a_capacity():
     assert not {"always-16", "elbow", "lesion-scale-prior"} & set(fared)
     assert fared["ae-u, median"].over_first == (0.0, 0.0, 0.0)
     assert fared["ae"].choices == ("ae", "ae")
+
+
+def test_real_images_are_drawn_and_phantoms_are_not(tmp_path):
+    found = study.study(*made(), repeats=3)
+    study.draw(found, tmp_path)
+    for name in ("selection_curves.png", "selection_regret.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 900
+        (tmp_path / name).unlink()
+    study.draw({(grid, f"phantom_{name}"): f for (grid, name), f in found.items()}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def page_of(normals, outcomes, repeats=1):
+    found = study.study(normals, outcomes, repeats=repeats)
+    return study.page(found, study.missing(normals))
 
 
 def choices_of(normals, outcomes, dataset):
