@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 # cores are many times slower than one.
 TEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint bench docs browser clean help
+.PHONY: demo test lint bench study docs browser clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -43,6 +43,11 @@ lint: $(VENV)/.tested ## what CI checks beside the tests
 bench: $(VENV)/.tested ## run the benchmarks that need no arguments; ratios measured in one run
 	@for name in limits training scoring metrics sweep kill; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+study: $(VENV)/.tested ## rewrite docs/selection.md and its pictures from the committed records (minutes)
+	@for name in "selection_study.py --tables" selection_claims.py "readings.py --draw-only"; do \
+		echo "== $$name"; OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name || exit 1; done
+	@echo "look at docs/selection.md and docs/images/selection_*.png; git diff says what changed"
 
 docs: $(VENV)/.tested ## build the documentation as HTML
 	@$(PIP) -e '.[docs]'

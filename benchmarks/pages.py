@@ -4,10 +4,15 @@ A page holds ``<!-- NAME -->`` and ``<!-- end of NAME -->``; what stands between
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["fill"]
+__all__ = ["fill", "folded"]
+
+
+def folded(summary: str, lines: Sequence[str]) -> list[str]:
+    """Fold lines of Markdown away below a summary that a click opens."""
+    return ["<details>", f"<summary>{summary}</summary>", "", *lines, "", "</details>"]
 
 
 def fill(page: Path, parts: Mapping[str, str]) -> None:

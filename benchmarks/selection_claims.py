@@ -12,11 +12,11 @@ autoencoders of that width are that differ in their seed alone.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pages import fill
+from pages import fill, folded
 from selection_evidence import read
 from selection_study import ROOT, aurocs, of_plans, reading_of
 from theory import number, table
@@ -83,14 +83,15 @@ def rates(normals: Sequence[dict], outcomes: Sequence[dict]) -> list[str]:
 
 
 def nested(outcomes: Sequence[dict]) -> list[str]:
-    """Return the table of the nested latent against separate trainings, of the seeds of both."""
+    """Return tables of the nested latent against separate trainings, of the seeds of both."""
     cells: dict[tuple, dict[str, dict[int, list[dict]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
     for row in outcomes:
         place = cells[named(row), reading_of(row), row["capacity"]]
         place[row["method"]][row["seed"]].append(row)
-    lines = []
+    lines: list[list[str]] = []
+    gaps: dict[tuple, list[tuple[float, float, float]]] = defaultdict(list)
     for (name, reading, width), found in sorted(cells.items()):
         alone = {seed: rows[0] for seed, rows in found["ae"].items()}
         together: dict[float, dict[int, dict]] = defaultdict(dict)
@@ -102,6 +103,8 @@ def nested(outcomes: Sequence[dict]) -> list[str]:
             seeds = sorted(mine)
             one, other = ([rows[s] for s in seeds] for rows in (mine, alone))
             value, low, high = difference(one, other)
+            apart = spread([auroc_of(row) for row in alone.values()])
+            gaps[name, reading, times, len(seeds)].append((value, width, apart))
             lines.append(
                 [
                     name,
@@ -113,12 +116,30 @@ def nested(outcomes: Sequence[dict]) -> list[str]:
                     number(float(np.mean([auroc_of(r) for r in one]))),
                     f"{value:+.1f}",
                     f"{low:+.1f} to {high:+.1f}",
-                    number(spread([auroc_of(row) for row in alone.values()])),
+                    number(apart),
                 ]
             )
     head = ["set", "reading", "epochs", "seeds", "d", "trained at d", "nested, read at d",
             "difference", "95 %", "seeds apart"]  # fmt: skip
-    return table(head, lines)
+    return [*summary(gaps), "", *folded("At each width", table(head, lines))]
+
+
+def summary(gaps: Mapping[tuple, Sequence[tuple[float, float, float]]]) -> list[str]:
+    """Return the table of the mean and the worst difference over widths.
+
+    Args:
+        gaps: (set, reading, epochs, seeds) -> (difference, width, seeds apart) of each width.
+    """
+    lines = []
+    for (name, reading, times, seeds), found in gaps.items():
+        value, width, _ = min(found)
+        mean_gap, mean_apart = (float(np.mean([f[i] for f in found])) for i in (0, 2))
+        most = max(f[2] for f in found)
+        told = f"{mean_gap:+.1f}", f"{value:+.1f}, d = {width:g}", f"{mean_apart:.1f} / {most:.1f}"
+        lines.append([name, reading, f"{times:.1f} x", str(seeds), *told])
+    head = ["set", "reading", "epochs", "seeds", "mean difference", "worst",
+            "seeds apart, mean / most"]  # fmt: skip
+    return table(head, sorted(lines))
 
 
 def spread(values: Sequence[float]) -> float:

@@ -32,7 +32,7 @@ from normalis.errors import SettingsError
 from normalis.experiments import expand, read_plan
 from normalis.selection import RULES, Evidence, Selection, select_capacity
 from normalis.synthetic import SYNTHETIC
-from pages import fill
+from pages import fill, folded
 from selection_evidence import gather, read, variant
 from selection_pictures import draw_curves, draw_regret
 from theory import ROOT, number, table
@@ -511,7 +511,11 @@ def page(found: dict, there: Sequence[str]) -> list[str]:
     for phantoms, title in ((False, "Real images"), (True, "Phantoms")):
         part = {key: f for key, f in found.items() if is_phantom(key[1]) == phantoms}
         lines += [f"*{title}*", "", *summary_table(part), ""] if part else []
-    return [*lines, *setting_tables(found)] if found else lines[:1]
+    if not found:
+        return lines[:1]
+    return lines + folded(
+        "What each rule chose on each set, and what it lost", setting_tables(found)
+    )
 
 
 def draw(found: dict, folder: Path) -> None:
