@@ -57,8 +57,8 @@ from normalis.models.base import Autoencoder, ModelSettings, Phase, check_at_lea
 
 __all__ = ["USUAL_DAMPING", "USUAL_RATE", "RateAE", "RateAESettings"]
 
-#: Nats that ``--rate auto`` takes: what lost least over the study's data sets, and no rule that
-#: looks at normal images chose better (docs/selection.md).
+#: Nats that ``--rate auto`` takes: what lost least over the study's data sets as they are; rules
+#: that look at normal images were no better on all (docs/selection.md).
 USUAL_RATE = 16.0
 #: Damping that ``--rate`` takes: of 0 and 0.1, the one tried, what holds the rate closer.
 USUAL_DAMPING = 0.1

@@ -32,7 +32,7 @@ ASSUMPTION = (
 )
 CAVEAT = (
     "no better than 16: in a study of three data sets the best latent dimension beat this rule's "
-    "choice by 5 AUROC points on average and 12 at worst for autoencoders read by their error, and "
+    "choice by 4 AUROC points on average and 12 at worst for autoencoders read by their error, and "
     "beat 16 by 1 and 7; read by median, as fit does unless told, 16 lost nothing and this rule up "
     "to 6 (docs/selection.md)"
 )

@@ -30,7 +30,7 @@ _WHY = (
     "twelve rules that look at normal images alone, none chose better beyond its interval. Read by "
     "median, as fit does unless told, 16 lost nothing to the best latent dimension in hindsight; "
     "read by their own error, autoencoders lost 1 AUROC point with it on average and 7 at worst, "
-    "and 1 and 3 with 8 (docs/selection.md)"
+    "and 1 and 2 with 8 (docs/selection.md)"
 )
 _CHANGE = (
     "what would change it: knowing the lesions. The table says what the closed form expects each "
