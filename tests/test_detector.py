@@ -18,6 +18,7 @@ import normalis.detector
 from normalis import AnomalyDetector, checkpoints, records
 from normalis.datasets import open_dataset
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
+from normalis.models.ae_u import AEU
 from normalis.models.base import DirectModel
 from small_runs import anomalies, detector, phantoms, read_table, write_mvtec, write_pngs
 from test_images_dicom import make as make_dicom
@@ -476,6 +477,7 @@ def test_what_is_loaded_scores_bit_for_bit_the_same(fitted, images, tmp_path):
     again = AnomalyDetector.load(path)
     # What was left to the defaults is written down: these may change, a run may not.
     used = {"scorer": "median", "reduction": "top:0.02"}
+    used["method_options"] = AEU.usual_options | fitted.method_options
     assert {k: v for k, v in again.get_params().items() if k != "device"} == {
         k: v for k, v in (fitted.get_params() | used).items() if k != "device"
     }
@@ -486,6 +488,19 @@ def test_what_is_loaded_scores_bit_for_bit_the_same(fitted, images, tmp_path):
     assert again.colour_scale_ == fitted.colour_scale_
     assert again.history_ == fitted.history_
     assert again.info_ == fitted.info_
+
+
+def test_a_run_keeps_its_settings_when_what_is_usual_changes(images, tmp_path, monkeypatch):
+    """As a run of an earlier release that knew no such setting."""
+    with monkeypatch.context() as before:
+        before.setattr(AEU, "usual_options", {})
+        earlier = detector(epochs=1).fit(images, run=tmp_path / "run")
+    again = AnomalyDetector.load(tmp_path / "run")
+    assert again.model_.settings == earlier.model_.settings
+    assert again.model_.settings.beta == 0
+    assert detector(epochs=1).fit(images).model_.settings.beta == 0.5
+    asked = detector(epochs=1, method_options={"hidden_dim": 8, "beta": 0.25}).fit(images)
+    assert asked.model_.settings.beta == 0.25, "what was asked for comes before what is usual"
 
 
 def test_a_run_holds_its_rule_and_no_pickle(tmp_path, rng):

@@ -433,6 +433,18 @@ def test_half_sampling_over_patients_is_wider_than_over_their_slices():
     assert patients.high - patients.low > 3 * (slices.high - slices.low)
 
 
+def test_no_interval_goes_below_what_the_statistic_can_be():
+    x = np.zeros((40, 1))
+    x[0] = 1.0  # in one half of two, so that the interval is wide
+    (free,) = half_sampling(lambda s: s.mean(), x)
+    (bar,) = half_sampling(lambda s: s.mean(), x, least=0.0)
+    assert free.low < 0
+    assert (bar.low, bar.value, bar.high) == (0.0, free.value, free.high)
+    with pytest.warns(ValidityWarning, match="groups"):
+        (few,) = half_sampling(lambda s: s.mean(), x, groups=np.arange(40) % 4, least=0.0)
+    assert math.isnan(few.low), "an unknown limit stays unknown"
+
+
 def test_half_sampling_refuses_few_groups():
     x = np.zeros((20, 1))
     with pytest.warns(ValidityWarning, match="groups"):

@@ -735,12 +735,20 @@ def test_nested_ae_balances_widths_by_what_they_reach():
     assert set(model.state()) - set(plain.state()) == {"errors"}
 
 
-def test_ae_u_recovers_a_planted_noise_level():
+@pytest.mark.parametrize("name", [n for n in models.MODELS if models.model_class(n).usual_options])
+def test_what_is_usual_for_a_method_is_among_its_settings(name):
+    cls = models.model_class(name)
+    used = cls.Settings.from_mapping(dict(cls.usual_options)).to_dict()
+    assert {k: used[k] for k in cls.usual_options} == cls.usual_options
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_ae_u_recovers_a_planted_noise_level(beta):
     sigma = torch.full((16, 16), 0.05)
     sigma[:, 8:] = 0.2
     noise = torch.randn(256, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     pixels = 0.5 + noise * sigma / 2  # [0, 1] is half as wide as [-1, 1]
-    model = models.build("ae-u", image_size=16, latent_dim=1, hidden_dim=8)
+    model = models.build("ae-u", image_size=16, latent_dim=1, hidden_dim=8, beta=beta)
     training.fit(model, pixels, settings=quick(40, batch_size=32, learning_rate=1e-2), device="cpu")
     with torch.no_grad():
         x_hat, log_var = model.decode_both(model.encode(2 * pixels[:64] - 1))
@@ -748,6 +756,24 @@ def test_ae_u_recovers_a_planted_noise_level():
     inner = [found[4:12, 2:6].mean(), found[4:12, 10:14].mean()]
     np.testing.assert_allclose(inner, [0.05, 0.2], rtol=0.25)
     assert x_hat.abs().mean() < 0.05
+
+
+def test_ae_u_weights_a_pixel_by_a_power_of_its_variance():
+    """A pixel's gradient by x_hat is (x_hat - x) var^(beta - 1); by log_var it keeps its zero."""
+    x = torch.zeros(1, 1, 16, 16)
+    x_hat = torch.full_like(x, 0.1).requires_grad_()
+    log_var = torch.linspace(-12, 0, 256).reshape(x.shape).requires_grad_()
+    for beta in (0.0, 0.5, 1.0):
+        model = models.build("ae-u", image_size=16, beta=beta, **SMALL).eval()
+        model.decode_both = lambda z: (x_hat, log_var)
+        loss = torch.stack(list(model.losses(x).values())).sum()
+        by_mean, by_log_var = torch.autograd.grad(loss * x.numel(), (x_hat, log_var))
+        var = log_var.detach().exp()
+        torch.testing.assert_close(by_mean, 2 * 0.1 * var ** (beta - 1))
+        torch.testing.assert_close(by_log_var, var**beta * (1 - 0.1**2 / var))
+    for beta in (-0.1, 1.1, float("nan")):
+        with pytest.raises(SettingsError, match=r"beta must be in \[0, 1\], got"):
+            models.build("ae-u", beta=beta)
 
 
 def test_ae_u_never_trusts_a_pixel_beyond_rounding(build):

@@ -17,9 +17,9 @@ def images(n=N):
     return torch.randint(0, 256, (n, 1, 16, 16), dtype=torch.uint8, generator=generator)
 
 
-def members(method, latents, seeds):
+def members(method, latents, seeds, **options):
     pairs = [(d, s) for d in latents for s in seeds]
-    built = [models.build(method, seed=s, latent_dim=d, **SMALL) for d, s in pairs]
+    built = [models.build(method, seed=s, latent_dim=d, **SMALL, **options) for d, s in pairs]
     return built, [s for _, s in pairs]
 
 
@@ -63,8 +63,9 @@ def test_stacked_models_are_the_models_trained_alone(method, latents, recipe):
     that into 5e-4 of the loss after ten steps with or without a stack. So does, in the last steps,
     another processor.
     """
-    together, seeds = members(method, latents, (0, 7))
-    alone, _ = members(method, latents, (0, 7))
+    usual = models.model_class(method).usual_options
+    together, seeds = members(method, latents, (0, 7), **usual)
+    alone, _ = members(method, latents, (0, 7), **usual)
     assert len(groups(together)) == 1
     given = {"recipe": recipe, "batch_size": 32, "epochs": 5, "n": 64}
     stacked = train(together, seeds, stacked=True, **given)

@@ -345,13 +345,13 @@ def _with_rate(
         return options
     if method != "rate-ae":
         raise typer.BadParameter(f"--rate needs --method rate-ae, got --method {method}")
-    from normalis.models.rate_ae import USUAL_DAMPING, USUAL_RATE
+    from normalis.models.rate_ae import USUAL_RATE
 
     try:
         nats = USUAL_RATE if rate == "auto" else float(rate)
     except ValueError:
         raise typer.BadParameter(f"--rate must be a number of nats or auto, got {rate!r}") from None
-    return {"held_out": watch, "damping": USUAL_DAMPING, **(options or {}), "rate": nats}
+    return {"held_out": watch, **(options or {}), "rate": nats}
 
 
 def _epochs(bar: Bar, task: Any) -> Callable[[Progress], None]:

@@ -142,7 +142,7 @@ def _print_fingerprint(name: str, found: Fingerprint, unit: str) -> None:
     columns = ["r.m.s. error, grey levels", "own spectrum", "held out", "effective dimension"]
     console.print(_table("Rate R(D): nats per image, Gaussian upper bound", columns, rates))
     lesions = [
-        [f"{row['scale_px']:.0f}", f"{row['best_rank']:.0f}", f"{100 * row['predicted_auroc']:.1f}"]
+        [f"{row['scale_px']:.0f}", _say_rank(row), f"{100 * row['predicted_auroc']:.1f}"]
         for row in found.lesion_ranks
     ]
     if lesions:
@@ -162,6 +162,11 @@ def _say(value: Estimate | float) -> str:
     if math.isnan(middle):
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _say_rank(row: dict[str, float]) -> str:
+    most = row["best_rank"] == row["most_tried"]
+    return f"{row['best_rank']:.0f}" + " (most tried)" * most
 
 
 def _write_fingerprint(found: Fingerprint, out: Path) -> None:

@@ -93,7 +93,8 @@ class AnomalyDetector(BaseEstimator):
         window, percentiles: the intensity rule of images deeper than 8 bits.
         random_state: seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        method_options: further settings of the method.
+        method_options: further settings of the method, on top of those that are usual for it
+            (`AnomalyModel.usual_options`).
         scorer_options: further settings of the scorer.
 
     Attributes:
@@ -206,8 +207,13 @@ class AnomalyDetector(BaseEstimator):
             image_size=self.image_size,
             channels=self.channels,
             **width,
-            **(self.method_options or {}),
+            **self._method_options,
         )
+
+    @property
+    def _method_options(self) -> dict[str, Any]:
+        """What is usual for the method, and on top of it what was asked for."""
+        return {**models.model_class(self.method).usual_options, **(self.method_options or {})}
 
     def _build_scorer(self) -> scorers.Scorer:
         options = dict(self.scorer_options or {})
@@ -422,6 +428,7 @@ class AnomalyDetector(BaseEstimator):
         # What was left to the defaults is kept as it was then: these may change.
         params["scorer"] = self._scorer_name
         params["reduction"] = self._build_scorer().settings.reduction
+        params["method_options"] = self._method_options or None
         used = {k: getattr(self.training_, k) for k in ("recipe", "epochs", "learning_rate")}
         params |= used
         return {k: _plain(v) for k, v in params.items()}
@@ -688,7 +695,8 @@ class AnomalyDetector(BaseEstimator):
         self.device_ = pick_device(self.device)
         self.latent_dim_ = int(body["model_settings"]["latent_dim"])
         self.training_ = self._training_settings()
-        self.models_ = [self._build(self.latent_dim_) for _ in range(self._n_models)]
+        built = body["model_settings"]  # not the parameters: what is usual may have changed since
+        self.models_ = [models.build(self.method, **built) for _ in range(self._n_models)]
         self.scorers_ = [self._build_scorer() for _ in self.models_]
         for i, (model, scorer) in enumerate(self._readers()):
             model.load_state(_part(arrays, _place("model", i), self.device_))

@@ -69,7 +69,7 @@ class Fingerprint:
         two_nn_with_copies: TwoNN as the images lie, near copies included.
         power_slope: exponent of power against spatial frequency; NaN if the images are not square.
         lesion_ranks: closed form: for blobs of each size, the number of leading directions whose
-            removal detects them best, of about 24 numbers up to 256.
+            removal detects them best, of about 24 numbers up to the most tried (256 at most).
         notes: what was outside the limits of an estimator, in sentences.
     """
 
@@ -164,8 +164,9 @@ def _measure(
     def local(part: NDArray[np.float64]) -> tuple[float, float]:
         return two_nn(part), levina_bickel(part)
 
-    bars = half_sampling(spectral, reduced, groups=groups, repeats=repeats, seed=seed)
-    near = half_sampling(local, reduced[kept], groups=groups[kept], repeats=repeats, seed=seed)
+    drawn: dict[str, Any] = {"repeats": repeats, "seed": seed, "least": 0.0}
+    bars = half_sampling(spectral, reduced, groups=groups, **drawn)
+    near = half_sampling(local, reduced[kept], groups=groups[kept], **drawn)
     m = len(distortions)
     # the limit on n is asked of all images: halves only lend their spread
     curve = rate_distortion_curve(whole.eigenvalues, distortions, pixels=pixels, samples=len(flat))
@@ -263,6 +264,7 @@ def _lesion_ranks(
             {
                 "scale_px": scale,
                 "best_rank": int(ranks[np.argmax(auroc)]),
+                "most_tried": count,
                 "predicted_auroc": float(auroc.max()),
             }
         )

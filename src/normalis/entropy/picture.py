@@ -62,10 +62,18 @@ def _draw_spectrum(axes: Axes, found: Fingerprint) -> None:
 def _draw_lesions(axes: Axes, found: Fingerprint) -> None:
     scales = [row["scale_px"] for row in found.lesion_ranks]
     ranks = [row["best_rank"] for row in found.lesion_ranks]
-    axes.plot(scales, ranks, color="C2", marker="o")
+    axes.plot(scales, ranks, color="C2", marker="o", clip_on=False)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(scales, [f"{s:g}" for s in scales])
     axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
+    if scales:
+        most = found.lesion_ranks[0]["most_tried"]
+        axes.set_ylim(0, 2 * most)
+        axes.axhline(most, color="0.6", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            f"most tried: {most:.0f}", (0.02, most), xycoords=("axes fraction", "data"),
+            fontsize=8, va="bottom", xytext=(0, 4), textcoords="offset points",
+        )  # fmt: skip
     axes.set_title("Best rank for a blob, closed form")
     axes.set_xlabel("diameter of the blob, pixels")
     axes.set_ylabel("principal directions removed")

@@ -125,8 +125,8 @@ def rate_distortion_curve(
         remainder: as in `gaussian_rate_distortion`.
         samples: as in `gaussian_rate_distortion`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ValidityWarning)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ValidityWarning)
         points = [
             gaussian_rate_distortion(
                 eigenvalues, float(d), pixels=pixels, remainder=remainder, samples=samples
@@ -135,7 +135,10 @@ def rate_distortion_curve(
         ]
     lost = [p.distortion for p in points if np.isnan(p.rate)]
     if lost:
-        undefined(f"R(D) is undefined at {len(lost)} of {len(points)} D, up to {max(lost):.3g}")
+        reason = caught[-1].message  # of the largest of them, if the D come in order
+        undefined(
+            f"R(D) is undefined at {len(lost)} of {len(points)} D, up to {max(lost):.3g}: {reason}"
+        )
     return points
 
 

@@ -50,6 +50,7 @@ def half_sampling(
     groups: ArrayLike | None = None,
     repeats: int = 20,
     seed: int = 0,
+    least: float = -math.inf,
 ) -> list[Estimate]:
     """Compute a statistic on all of ``x``, with intervals from half samples of its groups.
 
@@ -59,6 +60,7 @@ def half_sampling(
         groups: (N,) patient or duplicate group of each; None makes each sample its own group.
         repeats: half samples drawn; 20 gives the standard error to about 16 %.
         seed: of the draws.
+        least: smallest value that the statistic can have; no interval goes below.
 
     Returns:
         One `Estimate` for each number that the statistic returns. With fewer than 10 groups the
@@ -76,7 +78,7 @@ def half_sampling(
     value = np.atleast_1d(np.asarray(statistic(x), dtype=np.float64))
     spread = _half_sample_error(statistic, x, labels, repeats, seed, value.shape)
     return [
-        Estimate(float(v), float(v - 1.96 * s), float(v + 1.96 * s))
+        Estimate(float(v), float(np.maximum(v - 1.96 * s, least)), float(v + 1.96 * s))
         for v, s in zip(value, spread, strict=True)
     ]
 

@@ -11,8 +11,18 @@ bits, ``floor + softplus(raw - floor)``. Without it a pixel that never varies (t
 MR slice) drives log_var down without end, and one image with something there dominates a batch.
 A hard clip would have no gradient below the floor. The authors' code bounds nothing.
 
+``beta`` weights each pixel's loss by its own predicted variance, taken as a constant:
+
+    loss = mean exp(beta log_var) [exp(-log_var) (x_hat - x)² + log_var]
+
+Its minimum in log_var is the same. With 0, the authors' loss, a dark background whose variance is
+nearly that of rounding is worth ten thousand times a pixel of the head, a batch with something
+there throws the network back, and where training ends is a matter of luck. With 0.5 an error counts
+by the root of its variance and training goes down steadily (docs/selection.md has both).
+
 Reference: Mao et al., "Abnormality detection in chest X-ray images using uncertainty prediction
-autoencoders", MICCAI 2020.
+autoencoders", MICCAI 2020; the weight after Seitzer, Tavakoli, Antic and Martius, "On the pitfalls
+of heteroscedastic uncertainty estimation with probabilistic neural networks", ICLR 2022.
 
 Use: first choice for radiographs: edges, which are hard for every image, stop counting as lesions.
 """
@@ -20,21 +30,45 @@ Use: first choice for radiographs: edges, which are hard for every image, stop c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings
 
-__all__ = ["AEU", "FLOOR"]
+__all__ = ["AEU", "FLOOR", "AEUSettings"]
 
 #: Least log-variance: that of rounding to 256 levels on [-1, 1].
 FLOOR = math.log((2 / 255) ** 2 / 12)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AEUSettings(ModelSettings):
+    """Settings of the autoencoder with predicted variance.
+
+    Args:
+        beta: power of the predicted variance that weights a pixel's loss, in [0, 1]; 0 is the
+            authors' loss, at 1 the reconstruction learns from the plain squared error.
+    """
+
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta <= 1:
+            raise SettingsError(f"beta must be in [0, 1], got {self.beta}")
+
+
 class AEU(Autoencoder):
     """Autoencoder with predicted pixel variance."""
+
+    Settings: ClassVar[type[ModelSettings]] = AEUSettings
+    usual_options: ClassVar[Mapping[str, Any]] = {"beta": 0.5}
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
@@ -59,6 +93,9 @@ class AEU(Autoencoder):
         """Return the error in units of its predicted variance, and the log-variance."""
         x_hat, log_var = self.decode_both(self.encode(x))
         error = (-log_var).exp() * (x_hat - x).square()
+        if self.settings.beta:
+            weight = (self.settings.beta * log_var.detach()).exp()
+            error, log_var = weight * error, weight * log_var
         return {"reconstruction": error.mean(), "log_var": log_var.mean()}
 
     def anomaly_map(self, x: Tensor) -> Tensor:

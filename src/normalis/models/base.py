@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -135,6 +135,9 @@ class AnomalyModel(ABC):
     Settings: ClassVar[type[ModelSettings]] = ModelSettings
     #: Whether ``latent_dim`` means anything to the method.
     has_latent: ClassVar[bool] = True
+    #: Settings that `AnomalyDetector` and ``fit`` use unless told otherwise. The defaults of
+    #: ``Settings`` are the source's, and stay what they were when experiments were recorded.
+    usual_options: ClassVar[Mapping[str, Any]] = {}
     settings: Any  # of the class's own Settings
 
     @abstractmethod

@@ -35,14 +35,14 @@ and discriminative representations via the principle of maximal coding rate redu
 and Abbeel, "Responsive safety in reinforcement learning by PID Lagrangian methods", ICML 2020.
 
 Use: to ask how much a latent may hold instead of how wide it is, with `latent_dim` generous (128)
-and the rate as the dial; ``held_out=True`` where it is meant for new images, and ``damping=0.1``,
-as `fit --rate` does.
+and the rate as the dial; ``held_out=True`` where it is meant for new images, as `fit --rate` does.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -55,13 +55,11 @@ from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings, Phase, check_at_least
 
-__all__ = ["USUAL_DAMPING", "USUAL_RATE", "RateAE", "RateAESettings"]
+__all__ = ["USUAL_RATE", "RateAE", "RateAESettings"]
 
 #: Nats that ``--rate auto`` takes: what lost least over the study's data sets as they are; rules
 #: that look at normal images were no better on all (docs/selection.md).
 USUAL_RATE = 16.0
-#: Damping that ``--rate`` takes: of 0 and 0.1, the one tried, what holds the rate closer.
-USUAL_DAMPING = 0.1
 _BATCH = 256  # images encoded at a time where no gradient is needed
 _NEWEST = 0.3  # share of the newest epoch in what is known of held-out images
 
@@ -104,6 +102,8 @@ class RateAE(Autoencoder):
     """Autoencoder whose latent holds at most a stated number of nats on normal images."""
 
     Settings: ClassVar[Any] = RateAESettings
+    #: Of 0 and 0.1, what was tried, what holds the rate closer.
+    usual_options: ClassVar[Mapping[str, Any]] = {"damping": 0.1}
     covariance: Tensor
     multiplier: Tensor
     steps: Tensor
