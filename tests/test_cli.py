@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.markup import escape
 
 import normalis
+from normalis import cli
 from normalis.cli import main
 from small_runs import anomalies, phantoms, read_table, write_mvtec, write_pngs
 
@@ -195,6 +197,20 @@ def test_fit_score_evaluate_report(run, root, fitted, tmp_path):
     status, out, err = run("report", tmp_path / "out", "--out", tmp_path / "page.html")
     assert status == 0, err
     assert "not for diagnosis" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def row(path, number=None):
+    return {"path": path, "slice": number, "anomaly_score": 1.5, "p_value": 0.25}
+
+
+def test_the_table_of_scores_names_the_common_folder_once():
+    table = cli._most_anomalous([row("/data/a/1.png"), row("/data/b [x]/2.png")])
+    assert [c.header for c in table.columns] == ["image", "score", "p-value"], "no slice, no column"
+    assert list(table.columns[0].cells) == ["a/1.png", escape("b [x]/2.png")]
+    assert table.title == "Most anomalous, below /data"
+    table = cli._most_anomalous([row("array, row 3", 2) | {"p_value": None}])
+    assert [list(c.cells) for c in table.columns] == [["array, row 3"], ["2"], ["1.5"]]
+    assert cli._most_anomalous([]).row_count == 0
 
 
 def test_fit_is_resumable_and_finished_runs_are_kept(run, root, fitted):

@@ -201,6 +201,14 @@ def test_scores_without_labels_patients_and_calibration(tmp_path):
     assert set(page.cases["p"]) == {None}
 
 
+def test_without_labels_no_column_of_labelled_images(tmp_path, page):
+    folder = folders.score_folder(tmp_path / "s", n=12, labels=False)
+    plain = Page(write_report(folder, tmp_path / "page.html"))
+    for column, always in (("images flagged", True), ("labelled anomalies found", False)):
+        assert column in page.text
+        assert (column in plain.text) == always
+
+
 def test_scores_csv_alone_is_enough(tmp_path):
     folder = folders.score_folder(tmp_path / "s", n=6)
     (folder / "score.json").unlink()

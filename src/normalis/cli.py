@@ -6,6 +6,7 @@ Everything slow is imported inside the commands, so that ``normalis --help`` ans
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,21 @@ def _bar(description: str) -> Iterator[tuple[Bar, Any]]:
     )
     with Progress(*columns, console=errors) as bar:
         yield bar, bar.add_task(description, total=None, note="")
+
+
+def _most_anomalous(top: list[dict[str, Any]]) -> Table:
+    """Tabulate rows of scores; paths below the folder that they share, columns that say something.
+
+    A path that is no file's own, such as a row of an array, stays as it is.
+    """
+    folders = {str(Path(row["path"]).parent) for row in top}
+    shared = os.path.commonpath(folders) if folders and all(map(os.path.isabs, folders)) else ""
+    named = {"image": "path", "slice": "slice", "score": "anomaly_score", "p-value": "p_value"}
+    kept = {c: k for c, k in named.items() if any(row[k] not in (None, "") for row in top)}
+    rows = [[row[key] for key in kept.values()] for row in top]
+    if shared:
+        rows = [[os.path.relpath(path, shared), *others] for path, *others in rows]
+    return _table("Most anomalous" + f", below {escape(shared)}" * bool(shared), list(kept), rows)
 
 
 def _table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
@@ -468,8 +484,7 @@ def score(
             options=options,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    rows = [[r["path"], r["slice"], r["anomaly_score"], r["p_value"]] for r in summary.top]
-    console.print(_table("Most anomalous", ["image", "slice", "score", "p-value"], rows))
+    console.print(_most_anomalous(summary.top))
     console.print(f"{summary.images} images scored, {summary.skipped} skipped")
     for reason in summary.drift:
         errors.print(f"[yellow]drift:[/] {escape(reason)}", soft_wrap=True)

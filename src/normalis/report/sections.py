@@ -341,8 +341,15 @@ def calibration_table(source: Source) -> Table | None:
     title = "What the calibration certifies"
     columns = ["false-positive rate", "flag above the score"]
     cases = source.cases
+    counted: dict[str, Any] = {}
     if cases is not None:
-        columns += ["images flagged", "labelled normals flagged", "labelled anomalies found"]
+        groups = {
+            "images flagged": np.ones(len(cases.p_value), bool),
+            "labelled normals flagged": cases.labelled & ~cases.anomalous,
+            "labelled anomalies found": cases.anomalous,
+        }
+        counted = {name: chosen for name, chosen in groups.items() if chosen.any()}
+        columns += counted
     rows = []
     for rate, threshold in level_thresholds(calibration):
         certified = rate >= calibration.smallest_rate - 1e-9
@@ -350,8 +357,7 @@ def calibration_table(source: Source) -> Table | None:
         row = [_percent(rate), shown if certified else "cannot be certified"]
         if cases is not None:
             flags = cases.p_value <= rate
-            known = (np.ones_like(flags), cases.labelled & ~cases.anomalous, cases.anomalous)
-            row += [_share(flags, chosen) if certified else "" for chosen in known]
+            row += [_share(flags, chosen) if certified else "" for chosen in counted.values()]
         rows.append(row)
     n, unit = calibration.n_units, f"{calibration.level}s"
     note = (
@@ -372,8 +378,6 @@ def _statement(source: Source) -> str:
 
 def _share(flags: Any, chosen: Any) -> str:
     total = int(chosen.sum())
-    if not total:
-        return ""
     hits = int((flags & chosen).sum())
     return f"{hits:,} of {total:,} ({_percent(hits / total)})"
 
