@@ -18,7 +18,7 @@ import normalis.detector
 from normalis import AnomalyDetector, checkpoints, records
 from normalis.datasets import open_dataset
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
-from normalis.models.ae_u import AEU
+from normalis.models.ae_u import AEU, ROUNDING
 from normalis.models.base import DirectModel
 from small_runs import anomalies, detector, phantoms, read_table, write_mvtec, write_pngs
 from test_images_dicom import make as make_dicom
@@ -497,10 +497,10 @@ def test_a_run_keeps_its_settings_when_what_is_usual_changes(images, tmp_path, m
         earlier = detector(epochs=1).fit(images, run=tmp_path / "run")
     again = AnomalyDetector.load(tmp_path / "run")
     assert again.model_.settings == earlier.model_.settings
-    assert again.model_.settings.beta == 0
-    assert detector(epochs=1).fit(images).model_.settings.beta == 0.5
-    asked = detector(epochs=1, method_options={"hidden_dim": 8, "beta": 0.25}).fit(images)
-    assert asked.model_.settings.beta == 0.25, "what was asked for comes before what is usual"
+    assert again.model_.settings.noise == ROUNDING
+    assert detector(epochs=1).fit(images).model_.settings.noise == 2
+    asked = detector(epochs=1, method_options={"hidden_dim": 8, "noise": 3.0}).fit(images)
+    assert asked.model_.settings.noise == 3, "what was asked for comes before what is usual"
 
 
 def test_a_run_holds_its_rule_and_no_pickle(tmp_path, rng):

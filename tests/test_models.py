@@ -19,7 +19,7 @@ from normalis import models, training, trivial
 from normalis.entropy import coding_rate, coding_rate_from_covariance
 from normalis.errors import DataError, NotFittedError, SettingsError
 from normalis.models.ae_perceptual import PerceptualAE
-from normalis.models.ae_u import AEU, FLOOR
+from normalis.models.ae_u import AEU
 from normalis.models.backbone import doublings
 from normalis.models.base import Autoencoder, DirectModel, ModelSettings
 from normalis.models.ceae import CeAE, CeAESettings
@@ -776,13 +776,17 @@ def test_ae_u_weights_a_pixel_by_a_power_of_its_variance():
             models.build("ae-u", beta=beta)
 
 
-def test_ae_u_never_trusts_a_pixel_beyond_rounding(build):
-    model = build("ae-u", image_size=32).eval()
+@pytest.mark.parametrize(("options", "levels"), [({}, 12**-0.5), ({"noise": 2.0}, 2.0)])
+def test_ae_u_never_trusts_a_pixel_beyond_its_noise(build, options, levels):
+    """By default that of rounding to 256 levels."""
+    model = build("ae-u", image_size=32, **options).eval()
     assert isinstance(model, AEU)
     with torch.no_grad():
         model.decoder.output.weight.mul_(1e6)
-    log_var = model.decode_both(model.encode(model_input(2)))[1]
-    assert log_var.min() >= FLOOR
+        log_var = model.decode_both(model.encode(model_input(2)))[1]
+    assert log_var.min() == pytest.approx(2 * math.log(2 * levels / 255))
+    with pytest.raises(SettingsError, match=r"noise must be in \(0, 255\), got 0"):
+        build("ae-u", noise=0.0)
 
 
 def test_dae_noise_has_the_stated_strength_and_stays_on_the_foreground(build):

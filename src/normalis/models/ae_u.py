@@ -6,19 +6,20 @@
 The loss is twice the negative logarithm of a Gaussian's density, up to a constant; at its minimum
 exp(log_var) is the variance of the pixel. The decoder's last layer has one more output per channel.
 
-Deviation: log_var has a soft floor at log((2 / 255)² / 12) = -12.2, the variance of rounding to 8
-bits, ``floor + softplus(raw - floor)``. Without it a pixel that never varies (the background of an
-MR slice) drives log_var down without end, and one image with something there dominates a batch.
-A hard clip would have no gradient below the floor. The authors' code bounds nothing.
+Deviation: log_var has a soft floor, ``floor + softplus(raw - floor)`` with the floor at the variance
+of ``noise`` grey levels. Without it a pixel that never varies (the background of an MR slice) drives
+log_var down without end, and one image with something there dominates a batch. A hard clip would
+have no gradient below the floor. The authors' code bounds nothing. By default the floor is the least
+that there is, the rounding to 256 levels, sqrt(1 / 12) of a level: log_var >= -12.2. `fit` takes 2
+levels, about what detectors and coils put into a dark background: below, a faint ghost beside the
+head weighs more than a tumour in it, both in the map and in training (docs/selection.md).
 
 ``beta`` weights each pixel's loss by its own predicted variance, taken as a constant:
 
     loss = mean exp(beta log_var) [exp(-log_var) (x_hat - x)² + log_var]
 
-Its minimum in log_var is the same. With 0, the authors' loss, a dark background whose variance is
-nearly that of rounding is worth ten thousand times a pixel of the head, a batch with something
-there throws the network back, and where training ends is a matter of luck. With 0.5 an error counts
-by the root of its variance and training goes down steadily (docs/selection.md has both).
+Its minimum in log_var is the same. With 0.5 training goes down steadily where the plain loss, 0,
+jumps; what comes out was not better (docs/selection.md).
 
 Reference: Mao et al., "Abnormality detection in chest X-ray images using uncertainty prediction
 autoencoders", MICCAI 2020; the weight after Seitzer, Tavakoli, Antic and Martius, "On the pitfalls
@@ -41,10 +42,10 @@ from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings
 
-__all__ = ["AEU", "FLOOR", "AEUSettings"]
+__all__ = ["AEU", "ROUNDING", "AEUSettings"]
 
-#: Least log-variance: that of rounding to 256 levels on [-1, 1].
-FLOOR = math.log((2 / 255) ** 2 / 12)
+#: Standard deviation of rounding, in grey levels.
+ROUNDING = 12**-0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +53,18 @@ class AEUSettings(ModelSettings):
     """Settings of the autoencoder with predicted variance.
 
     Args:
+        noise: standard deviation in grey levels of 255, the least that is predicted for a pixel.
         beta: power of the predicted variance that weights a pixel's loss, in [0, 1]; 0 is the
             authors' loss, at 1 the reconstruction learns from the plain squared error.
     """
 
+    noise: float = ROUNDING
     beta: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.noise < 255:
+            raise SettingsError(f"noise must be in (0, 255), got {self.noise}")
         if not 0 <= self.beta <= 1:
             raise SettingsError(f"beta must be in [0, 1], got {self.beta}")
 
@@ -68,10 +73,11 @@ class AEU(Autoencoder):
     """Autoencoder with predicted pixel variance."""
 
     Settings: ClassVar[type[ModelSettings]] = AEUSettings
-    usual_options: ClassVar[Mapping[str, Any]] = {"beta": 0.5}
+    usual_options: ClassVar[Mapping[str, Any]] = {"noise": 2.0}
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
+        self.floor = math.log((2 * self.settings.noise / 255) ** 2)  # least log-variance
         self.encoder = Encoder.of(settings)
         self.decoder = Decoder.of(settings, channels=2 * settings.channels)
 
@@ -87,7 +93,7 @@ class AEU(Autoencoder):
     def decode_both(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return x_hat and log_var, (B, C, H, W) each, float32."""
         x_hat, raw = self.decoder(z).float().chunk(2, 1)
-        return x_hat, FLOOR + F.softplus(raw - FLOOR)
+        return x_hat, self.floor + F.softplus(raw - self.floor)
 
     def losses(self, x: Tensor, **draws: Tensor) -> dict[str, Tensor]:
         """Return the error in units of its predicted variance, and the log-variance."""
