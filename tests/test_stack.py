@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from normalis import models
 from normalis.errors import TrainingError
@@ -79,6 +80,41 @@ def test_stacked_models_are_the_models_trained_alone(method, latents, recipe):
         x = images(8).float() / 127.5 - 1
         with torch.no_grad():
             torch.testing.assert_close(a.anomaly_score(x), b.anomaly_score(x), rtol=1e-2, atol=1e-3)
+
+
+def norms_of_gradients(training):
+    """Return the norm of each step's gradient, of each model, as the optimisers get it."""
+    norms = []
+
+    def look(optimiser, *_):
+        gradients = [p.grad for group in optimiser.param_groups for p in group["params"]]
+        stacked = gradients[0].ndim == 5  # of the first convolution
+        of_models = zip(*gradients, strict=True) if stacked else [gradients]
+        norms.extend(torch.stack([g.norm() for g in part]).norm() for part in of_models)
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        training.run()
+    finally:
+        handle.remove()
+    return torch.stack(norms)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_gradients_are_clipped_model_by_model(stacked):
+    def norms(clip):
+        built, seeds = members("ae-u", (2, 5), (0,), clip=clip)
+        with torch.no_grad():
+            for parameter in built[1].encoder.parameters():
+                parameter.mul_(0)  # a model whose gradient is smaller
+        one_step = TrainingSettings(epochs=1, **FLOAT32 | {"batch_size": N})
+        given = {"settings": one_step, "seeds": seeds, "device": "cpu", "stacked": stacked}
+        return norms_of_gradients(Training(built, images(), **given))
+
+    free = norms(0.0)
+    between = free.mean().item()
+    assert free[1] < between < free[0]
+    torch.testing.assert_close(norms(between), torch.stack([free.mean(), free[1]]))
 
 
 def test_a_stack_of_latents_keeps_its_padding_at_zero():

@@ -82,6 +82,7 @@ class Stack:
         models: of one of `groups`, on one device.
         optimisers: one Adam per model over all its parameters; what they hold is taken over.
         learning_rate: of the common Adam.
+        clip: largest norm of the gradient of each model; None for any.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Stack:
         optimisers: Sequence[torch.optim.Optimizer],
         *,
         learning_rate: float,
+        clip: float | None = None,
     ) -> None:
+        self.clip = clip
         self.models, self.optimisers = list(models), list(optimisers)
         widest = max(self.models, key=lambda m: m.settings.latent_dim)
         self._losses = _Losses(copy.deepcopy(widest)).train()
@@ -132,8 +135,21 @@ class Stack:
         with context:
             losses = torch.vmap(self._call)(self.parameters, self.buffers, x, draws)
         torch.stack(list(losses.values())).sum().backward()
+        if self.clip is not None:
+            self._clip_gradients(self.clip)
         self.optimiser.step()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _clip_gradients(self, largest: float) -> None:
+        """Scale each model's gradient to a norm, as `torch.nn.utils.clip_grad_norm_` does for one.
+
+        Padding adds zeros, which no norm sees.
+        """
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)  # (M,)
+        factor = (largest / (norms + 1e-6)).clamp(max=1)
+        for gradient in gradients:
+            gradient.mul_(factor.reshape(-1, *[1] * (gradient.ndim - 1)))
 
     def _call(
         self,

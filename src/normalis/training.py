@@ -219,6 +219,8 @@ class _Member:
             with autocast(self.settings.precision, x.device):
                 losses = phase.losses(x, **draws)
             torch.stack(list(losses.values())).sum().backward()
+            if phase.clip is not None:
+                torch.nn.utils.clip_grad_norm_(phase.parameters, phase.clip)
             optimiser.step()
             values = {f"{phase.name}{name}": loss.detach() for name, loss in losses.items()}
             if phase.after:
@@ -325,7 +327,12 @@ class Training:
         rate = self.settings.learning_rate
         return [
             (
-                Stack([m.model for m in p], [m.optimisers[0] for m in p], learning_rate=rate),
+                Stack(
+                    [m.model for m in p],
+                    [m.optimisers[0] for m in p],
+                    learning_rate=rate,
+                    clip=p[0].phases[0].clip,
+                ),
                 p,
             )
             for p in parts

@@ -121,12 +121,14 @@ class Phase:
         parameters: what the phase's own optimiser updates.
         losses: (x, **draws) -> named losses, already weighted.
         after: called once the optimiser has stepped, with the losses' values.
+        clip: largest norm of a step's gradient over all parameters; a larger one is scaled down.
     """
 
     name: str
     parameters: Sequence[nn.Parameter]
     losses: Callable[..., dict[str, Tensor]]
     after: Callable[[dict[str, float]], None] | None = None
+    clip: float | None = None
 
 
 class AnomalyModel(ABC):
