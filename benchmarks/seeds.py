@@ -134,7 +134,7 @@ def read(out: Path) -> list[dict[str, str]]:
 def table(rows: list[dict[str, str]]) -> str:
     """Return mean, least and most of the fits of each setting."""
     lines = [
-        "| set | setting | fits | AUROC | where position and leaks say little | its own reading "
+        "| set | setting | fits | AUROC, all images | where it counts | there, its own reading "
         "| pixel AP | jumps of the loss |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]

@@ -145,6 +145,7 @@ def capacity_of(experiment: Experiment) -> float:
 def variant(method: str, options: Mapping[str, Any]) -> str:
     """Name a method by those of its options that the study compares."""
     told = {"balance": "balanced", "held_out": "held out", "damping": "damped"}
+    told |= {"noise": "floored", "clip": "clipped"}
     return ", ".join([method, *(word for name, word in told.items() if options.get(name))])
 
 
