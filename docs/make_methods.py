@@ -217,10 +217,12 @@ def page(cost: dict[str, tuple[str, str]], caption: str) -> str:
         said, file = describe(cls), cls.__module__.rpartition(".")[2]
         rows.append(f"| [`{name}`](#{name}) | {said['summary']} | {' | '.join(cost[name])} |")
         own = options_of(cls)
+        usual = ", ".join(f"`{k}={v!r}`" for k, v in cls.usual_options.items())
         sections.append(
             f"### {name}\n\n{said['summary']}\n\n```text\n{said['equation']}\n```\n\n"
             f"*When to use it:* {said['Use']}\n\n*Reference:* {said['Reference']}\n\n"
             + (f"*Settings of its own:* {own}\n\n" if own else "")
+            + (f"*`fit` and `AnomalyDetector` set:* {usual}\n\n" if usual else "")
             + ("" if cls.has_latent else "*`latent_dim` means nothing to it.*\n\n")
             + f"Deviations and details: [`{file}.py`](../src/normalis/models/{file}.py)\n"
         )

@@ -93,6 +93,8 @@ def test_methods_are_listed(run):
     status, out, _ = run("methods")
     assert status == 0
     assert {"ae", "vae", "pca"} <= set(out.split())
+    assert "The variational autoencoder." in out
+    assert "noise=2, clip=1" in out, "what fit sets beyond a method's defaults"
 
 
 @pytest.mark.parametrize(

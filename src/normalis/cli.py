@@ -633,11 +633,24 @@ def report(
 
 @app.command()
 def methods() -> None:
-    """List the methods that `fit --method` takes."""
-    from normalis.models import model_names
+    """List the methods that `fit --method` takes, what they are, and what `fit` sets of them."""
+    from inspect import cleandoc
 
+    from normalis.models import model_class, model_names
+
+    rows = []
     for name in model_names():
-        console.print(name)
+        cls = model_class(name)
+        said = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+        usual = ", ".join(f"{k}={_cell(v)}" for k, v in cls.usual_options.items())
+        rows.append([name, " ".join(cleandoc(said).split("\n\n")[0].split()), usual])
+    table = Table(title="Methods", title_justify="left", header_style="bold")
+    table.add_column("method", no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("set by fit")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def _write_or_print(value: Any, out: Path | None) -> None:
