@@ -113,7 +113,7 @@ def against(results: Path) -> str:
             "the paper's AE, best d in hindsight": best(paper, values),
             "the same, read by median": best([f"{r}, read by median" for r in paper], values),
             "ae-u as its authors have it": f"ae-u, d = 16{mark}",
-            "the same, read by median ": f"ae-u, d = 16{mark}, read by median",
+            "that, read by median": f"ae-u, d = 16{mark}, read by median",
             "best without a network": best(plain, values),
         }
         for title, row in rows.items():

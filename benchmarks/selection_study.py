@@ -76,9 +76,10 @@ class Grid:
 
 
 #: capacity at which a method stands in the grid of methods, where it has one
-_FIXED = dict.fromkeys(("ae", "ae-u", "vae", "memae", "ceae", "constrained-ae"), 16.0)
+USUAL = "ae-u, floored, clipped"  # the method of `fit`
+_FIXED = dict.fromkeys(("ae", "ae-u", USUAL, "vae", "memae", "ceae", "constrained-ae"), 16.0)
 _MEDIAN = ("median",)
-DEFAULT = "ae-u, median"  # the default of `fit`, among methods
+DEFAULT = f"{USUAL}, median"  # as `fit` reads it
 RATE = "rate-ae, held out, damped"
 GRIDS = {
     "d 1-128": Grid(),

@@ -209,16 +209,16 @@ def test_methods_are_candidates_in_either_reading_and_without_a_capacity():
     normals, outcomes = made()
     for side in (normals, outcomes):
         for row in side:
-            kind = {2.0: ("ae", "native"), 8.0: ("ae-u", "median"), 16.0: ("ae", "median")}
+            kind = {2.0: ("ae", "native"), 8.0: (study.USUAL, "median"), 16.0: ("ae", "median")}
             row["method"], row["reading"] = kind.get(row["capacity"], ("other", "native"))
             row["capacity"] = 16.0
     (setting,) = study.settings_of(normals, outcomes, "methods")
-    assert setting.candidates == ("ae", "ae, median", "ae-u, median")
+    assert setting.candidates == ("ae", "ae, median", study.DEFAULT)
     fared = study.fare(setting, study.choose(setting), repeats=5)
     # Rules that need capacities or errors in common are left out; the baselines stand for them.
-    assert {"minimax-regret", "ensemble-mean", "ae-u, median", "ae"} <= set(fared)
+    assert {"minimax-regret", "ensemble-mean", study.DEFAULT, "ae"} <= set(fared)
     assert not {"always-16", "elbow", "lesion-scale-prior"} & set(fared)
-    assert fared["ae-u, median"].over_first == (0.0, 0.0, 0.0)
+    assert fared[study.DEFAULT].over_first == (0.0, 0.0, 0.0)
     assert fared["ae"].choices == ("ae", "ae")
 
 

@@ -229,7 +229,7 @@ def fit(
         float | None, typer.Option(help="Of Adam; by default the recipe's own.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="paper (250 epochs), or fast (a third of them, blunter maps).")
+        str, typer.Option(help="paper (250 epochs), or fast (a third of them, a little worse).")
     ] = "paper",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     standardize: Annotated[

@@ -72,7 +72,7 @@ class AnomalyDetector(BaseEstimator):
         batch_size: images per training step.
         learning_rate: of Adam; None for the recipe's own, 1e-3 and a peak of 4e-3.
         recipe: ``paper``, or ``fast``: the paper's error on held-out normal images in a third of
-            its steps, at the price of blunter maps (docs/performance.md).
+            its steps, about a point worse where it differs (docs/performance.md).
         precision: ``auto``, ``float32`` or ``bfloat16``.
         standardize: whether each image's own brightness and contrast are removed.
         scorer: how the model's residual is read, a name from `normalis.scorers.SCORERS`; ``auto``
