@@ -539,7 +539,8 @@ def draw(found: dict, folder: Path) -> None:
     }  # fmt: skip
     if not curves:
         return
-    rules = set(RULES).intersection(*(f for (g, _), (_, f) in real.items() if g in grids))
+    allowed = [f for (g, _), (_, f) in real.items() if g in grids]
+    rules = [rule for rule in RULES if all(rule in fared for fared in allowed)]  # in one order
     regrets = {
         f"read by {reading}": {
             rule: {n: f[rule].regret[0] for (g, n), (_, f) in real.items() if g == grid}

@@ -151,10 +151,14 @@ def _tests(name: str, old: Floats, new: Floats, max_anomalous: float) -> list[tu
             tests.append(("above", int((new >= high).sum()), high))
         for side, seen, edge in tests:
             p = _emptied(seen, new.size, rank, old.size, 1.0 - max_anomalous)
-            text = f"fewer than {100 * max_anomalous:.0f} % anomalies explain (normal: {due:.0f} %)"
+            text = (
+                f"as {due:.0f} % of normal ones are; more than {100 * max_anomalous:.0f} % of them "
+                "would have to be anomalous to explain that"
+            )
             found.append((p, _sentence(name, seen, new.size, side, edge, text)))
     return found
 
 
 def _sentence(name: str, seen: int, total: int, side: str, edge: float, text: str) -> str:
-    return f"{name}: {100 * seen / max(1, total):.0f} % of new ones are {side} {edge:.4g}, {text}"
+    share = 100 * seen / max(1, total)
+    return f"{name}: {share:.0f} % of the new ones are {side} {edge:.4g}, {text}"
