@@ -66,6 +66,8 @@ def tables(records: list[dict], repeated: set[str]) -> str:
     official, retrained = [], []
     for record in sorted(records, key=order):
         settings = settings_of(record)
+        if settings["subset"]["validation_share"]:  # trained on fewer, for a study of its own
+            continue
         part = scored(record)
         everything = np.ones(len(part["score"]), bool)
         if settings["subset"]["drop_train_twins"] is None:
