@@ -559,12 +559,20 @@ def _print_evaluation(name: str, result: Any) -> None:
             rows = [row for row in rows if row.subset == "all"][:8]
         rows = [row for row in rows if row.value == row.value]  # NaN: nothing to count
         if rows:
+            columns = ["images", "figure", "value", "95 % interval", "n"]
             cells = [
-                [r.subset, r.name, r.value, _interval(r.low, r.high), r.n_images, r.note]
-                for r in rows
+                [r.subset, r.name, r.value, _interval(r.low, r.high), r.n_images] for r in rows
             ]
-            columns = ["images", "figure", "value", "95 % interval", "n", ""]
-            console.print(_table(f"{title}: {name}", columns, cells))
+            notes = [r.note for r in rows]
+            common = len(set(notes)) == 1
+            if not common:
+                columns, cells = (
+                    [*columns, ""],
+                    [[*c, n] for c, n in zip(cells, notes, strict=True)],
+                )
+            table = _table(f"{title}: {name}", columns, cells)
+            table.caption, table.caption_justify = (notes[0] if common else None), "left"
+            console.print(table)
     verdict = {True: "beats every", False: "does not beat every", None: "was not compared with a"}
     console.print(f"The method {verdict[result.beats_baselines]} trivial baseline.")
     for note in result.notes:
