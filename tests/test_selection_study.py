@@ -16,6 +16,7 @@ from normalis.sweep import run_plan
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 study = importlib.import_module("selection_study")
 evidence = importlib.import_module("selection_evidence")
+seeds = importlib.import_module("seeds")
 
 DIMS = (2.0, 8.0, 16.0, 32.0)
 
@@ -248,3 +249,17 @@ def test_committed_evidence_is_in_small_files():
     files = list(kept.rglob("*.parquet"))
     assert files
     assert max(file.stat().st_size for file in files) < 2**20
+
+
+def test_the_page_has_the_fits_that_are_recorded():
+    rows = seeds.read(seeds.ROOT / "results" / "seeds.csv")
+    assert {row["options"] for row in rows} == set(seeds.TRIED)
+    assert seeds.table(rows) in seeds.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_table_of_fits_has_their_mean_and_their_extremes():
+    fit = {"dataset": "heads", "options": "", "auroc_part": "0.5", "native": "0.5", "pixel_ap": ""}
+    found = seeds.table([{**fit, "auroc": a, "jumps": j} for a, j in (("0.7", "1"), ("0.8", "4"))])
+    *_, line = found.splitlines()
+    assert "| heads | the authors' loss | 2 | 75.0 (70.0 to 80.0) | 50.0 (50.0 to 50.0)" in line
+    assert line.endswith("|  | 2.5 |")

@@ -652,12 +652,10 @@ def methods() -> None:
         said = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
         usual = ", ".join(f"{k}={_cell(v)}" for k, v in cls.usual_options.items())
         rows.append([name, " ".join(cleandoc(said).split("\n\n")[0].split()), usual])
-    table = Table(title="Methods", title_justify="left", header_style="bold")
-    table.add_column("method", no_wrap=True)
-    table.add_column("what it is")
-    table.add_column("set by fit")
-    for row in rows:
-        table.add_row(*map(escape, row))
+    table = _table("Methods", ["method", "what it is", "set by fit"], rows)
+    table.columns[0].no_wrap = True
+    for column in table.columns:
+        column.justify = "left"
     console.print(table)
 
 

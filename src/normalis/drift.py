@@ -152,8 +152,8 @@ def _tests(name: str, old: Floats, new: Floats, max_anomalous: float) -> list[tu
         for side, seen, edge in tests:
             p = _emptied(seen, new.size, rank, old.size, 1.0 - max_anomalous)
             text = (
-                f"as {due:.0f} % of normal ones are; more than {100 * max_anomalous:.0f} % of them "
-                "would have to be anomalous to explain that"
+                f"where {due:.0f} % of normal ones are; {100 * max_anomalous:.0f} % anomalies "
+                "would not explain that"
             )
             found.append((p, _sentence(name, seen, new.size, side, edge, text)))
     return found
