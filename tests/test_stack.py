@@ -82,6 +82,17 @@ def test_stacked_models_are_the_models_trained_alone(method, latents, recipe):
             torch.testing.assert_close(a.anomaly_score(x), b.anomaly_score(x), rtol=1e-2, atol=1e-3)
 
 
+def test_a_stack_in_bfloat16_is_near_the_one_in_float32():
+    """Batch normalisation gets bfloat16 there, with statistics in float32."""
+    usual = models.model_class("ae-u").usual_options
+
+    def of(precision):
+        built, seeds = members("ae-u", (2, 5), (0,), **usual)
+        return losses(train(built, seeds, stacked=True, precision=precision, epochs=2))
+
+    torch.testing.assert_close(of("bfloat16"), of("float32"), rtol=3e-2, atol=1e-2)
+
+
 def norms_of_gradients(training):
     """Return the norm of each step's gradient, of each model, as the optimisers get it."""
     norms = []

@@ -15,6 +15,9 @@ it is stacked, so that its layers start from the fan-in of its own latent, not o
 
 On a GPU a stack turns many small kernels into few larger ones. On a CPU the arithmetic is the limit
 and nothing is gained (docs/performance.md).
+
+Batch normalisation is always computed in float32: under autocast its input is bfloat16 and its
+statistics are not, and on a GPU that has no gradient below `torch.vmap`.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from normalis.models import method_name
 from normalis.models.base import Autoencoder
@@ -73,6 +78,17 @@ class _Losses(nn.Module):
 
     def forward(self, x: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
         return self.model.losses(x, **draws)
+
+
+class _NormaliseInFloat32(TorchFunctionMode):
+    """Hands float32 to batch normalisation, whatever autocast made of its input."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.batch_norm:
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 class Stack:
@@ -132,7 +148,7 @@ class Stack:
             Each loss, (M,).
         """
         self.optimiser.zero_grad(set_to_none=True)
-        with context:
+        with context, _NormaliseInFloat32():
             losses = torch.vmap(self._call)(self.parameters, self.buffers, x, draws)
         torch.stack(list(losses.values())).sum().backward()
         if self.clip is not None:
