@@ -1,4 +1,4 @@
-"""What only a GPU can say; without one these are skipped, and the rest of the tests runs on a CPU."""
+"""What only a GPU can say: without one these are skipped."""
 
 import numpy as np
 import pytest

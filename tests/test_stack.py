@@ -185,8 +185,10 @@ def test_only_what_was_compared_shares_a_stack():
         models.build("vae", latent_dim=2, **SMALL),
         models.build("vae", latent_dim=4, **SMALL),
         models.build("ae", latent_dim=2, loss="l1", **SMALL),
+        models.build("ae-u", latent_dim=2, members=2, **SMALL),
+        models.build("ae-u", latent_dim=4, members=2, **SMALL),
     ]
-    assert groups(built) == [[0, 2], [1], [3], [4], [5], [6]]
+    assert groups(built) == [[0, 2], [1], [3], [4], [5], [6], [7], [8]]
     assert set(STACKABLE) <= set(models.MODELS)
 
 

@@ -194,14 +194,20 @@ def estimate(job: Job, *, n_train: int, known: Sequence[Mapping[str, Any]] = ())
     same = [r for r in mine if r["method"] == experiment.method] or mine
     per_pixel = [_step_s(r) for r in same]
     step_s = float(np.median(per_pixel)) if per_pixel else _STEP_S / (64 * 64 * 64)
-    return steps * step_s * settings.batch_size * experiment.image_size**2
+    pixels = settings.batch_size * experiment.image_size**2
+    return steps * step_s * pixels * _networks(experiment.options)
+
+
+def _networks(options: Mapping[str, Any]) -> int:
+    """Return how many networks one training is of."""
+    return int(options.get("members", 1))
 
 
 def _step_s(record: Mapping[str, Any]) -> float:
-    """Return the seconds of a training step per pixel of a batch."""
+    """Return the seconds of a network's training step per pixel of a batch."""
     settings = record["settings"]
     batch = settings["training"]["batch_size"]
-    steps = record["epochs"] * -(-record["n_train"] // batch)
+    steps = record["epochs"] * -(-record["n_train"] // batch) * _networks(settings["options"])
     return float(record["fit_s"] / (steps * batch * settings["image_size"] ** 2))
 
 

@@ -63,7 +63,7 @@ def _alike(a: Autoencoder, b: Autoencoder) -> bool:
     if type(a) is not type(b):
         return False
     name = method_name(type(a))
-    if name not in STACKABLE:
+    if name not in STACKABLE or len(a.phases()) > 1:
         return False
     other = replace(b.settings, latent_dim=a.settings.latent_dim)
     return bool((other if STACKABLE[name] else b.settings) == a.settings)

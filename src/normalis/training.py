@@ -213,7 +213,7 @@ class _Member:
     def step(self, x: Tensor) -> dict[str, Tensor]:
         """Take one optimiser step for every phase; return the losses."""
         draws = {k: v.to(x.device) for k, v in self.model.draw(x, self.generator).items()}
-        logged: dict[str, Tensor] = {}
+        logged: dict[str, list[Tensor]] = {}
         for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
             optimiser.zero_grad(set_to_none=True)
             with autocast(self.settings.precision, x.device):
@@ -222,11 +222,12 @@ class _Member:
             if phase.clip is not None:
                 torch.nn.utils.clip_grad_norm_(phase.parameters, phase.clip)
             optimiser.step()
-            values = {f"{phase.name}{name}": loss.detach() for name, loss in losses.items()}
+            found = {f"{phase.name}{name}": loss.detach() for name, loss in losses.items()}
             if phase.after:
-                phase.after({k: float(v) for k, v in values.items()})
-            logged |= values
-        return logged
+                phase.after({k: float(v) for k, v in found.items()})
+            for name, value in found.items():
+                logged.setdefault(name, []).append(value)
+        return {name: torch.stack(values).mean(0) for name, values in logged.items()}
 
     def set_rate(self, factor: float) -> None:
         for optimiser in self.optimisers:

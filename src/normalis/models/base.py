@@ -117,7 +117,8 @@ class Phase:
     """One half of a training step: these parameters follow these losses.
 
     Attributes:
-        name: prefix of the logged losses; empty for the main phase.
+        name: prefix of the logged losses; empty for the main phase. What several phases log by one
+            name is averaged.
         parameters: what the phase's own optimiser updates.
         losses: (x, **draws) -> named losses, already weighted.
         after: called once the optimiser has stepped, with the losses' values.
