@@ -177,10 +177,10 @@ def test_a_fit_says_what_rate_came_out(tmp_path):
     )  # fmt: skip
     detector.fit(drawn, run=tmp_path / "run")
     kept = AnomalyDetector.load(tmp_path / "run").info_["measured"]
-    assert list(kept) == ["rate"]
-    assert kept["rate"] > 0
+    assert 0 <= kept["rate_low"] < kept["rate"] < kept["rate_high"]
     said = " ".join(run("explain", tmp_path / "run").output.split())
-    assert f"others, neither seen nor watched: {kept['rate']:.1f}" in said
+    interval = f"({kept['rate_low']:.1f} to {kept['rate_high']:.1f})"
+    assert f"others, neither seen nor watched: {kept['rate']:.1f} nats {interval}" in said
     plain = AnomalyDetector(image_size=32, epochs=1, device="cpu", method_options={"hidden_dim": 8})
     assert "measured" not in plain.fit(drawn).info_
 

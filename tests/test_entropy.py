@@ -17,6 +17,7 @@ from normalis.entropy import (
     coding_rate,
     coding_rate_bias,
     coding_rate_from_covariance,
+    coding_rate_of_groups,
     decoder_coding_rate,
     decoder_geometry,
     decoder_referred_rate,
@@ -209,6 +210,38 @@ def test_coding_rate_is_the_same_for_arrays_and_tensors_and_wide_batches():
     wide = torch.randn(6, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     direct = coding_rate_from_covariance(torch.cov(wide.T))
     assert float(coding_rate(wide)) == pytest.approx(float(direct))
+
+
+def test_coding_rate_of_few_groups_is_unbiased_and_its_interval_holds():
+    """40 patients of 3 near copies each, of whom a plain covariance reports too little."""
+    variances = np.array([400.0, 100, 50, 20, 10, 5, 2, 1])
+    truth = 0.5 * np.log1p(variances).sum()
+    rng = np.random.default_rng(0)
+    groups, plain, found = np.repeat(np.arange(40), 3), [], []
+    for _ in range(100):
+        z = np.repeat(rng.normal(size=(40, 8)) * variances**0.5, 3, axis=0)
+        z += rng.normal(size=z.shape) * 1e-3
+        plain.append(coding_rate_from_covariance(np.cov(z, rowvar=False)))
+        found.append(coding_rate_of_groups(z, groups))
+    assert np.mean(plain) < truth - 0.3
+    assert np.mean([e.value for e in found]) == pytest.approx(truth, abs=0.1)
+    assert 0.88 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.99
+    order = rng.permutation(len(z))
+    names = np.array([f"patient {g}" for g in groups])
+    again = coding_rate_of_groups(z[order], names[order])
+    assert again.value == pytest.approx(found[-1].value)
+
+
+def test_coding_rate_of_groups_says_where_they_are_too_few():
+    z = np.repeat(np.random.default_rng(0).normal(size=(20, 30)) * 10, 3, axis=0)
+    with pytest.warns(ValidityWarning, match="at least 10 groups, got 6"):
+        assert np.isnan(coding_rate_of_groups(z, np.arange(60) % 6).value)
+    with pytest.warns(ValidityWarning, match="20 groups are too few: .* biased low by about"):
+        assert np.isnan(coding_rate_of_groups(z, np.arange(60) // 3).value)
+    with pytest.raises(DataError, match="one entry per vector, 60, got"):
+        coding_rate_of_groups(z, np.arange(59))
+    many = np.random.default_rng(1).normal(size=(5000, 2)) * 3
+    assert coding_rate_of_groups(many).value == pytest.approx(coding_rate(many), rel=1e-3)
 
 
 def test_coding_rate_trains():

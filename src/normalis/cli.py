@@ -22,6 +22,7 @@ from normalis.cli_experiments import app as experiments
 from normalis.cli_experiments import typed_values
 from normalis.cli_export import app as export
 from normalis.cli_theory import app as theory
+from normalis.cli_theory import rate_found
 from normalis.errors import NormalisError
 
 if TYPE_CHECKING:
@@ -390,11 +391,9 @@ def _summarise_fit(detector: Any, out: Path) -> None:
             f"trained by the recipe {used.recipe}: {used.epochs} epochs, "
             f"learning rate {used.learning_rate:g}"
         )
-    if "rate" in info.get("measured", {}):
+    if found := rate_found(info):
         asked = detector.model_.settings.rate
-        console.print(
-            f"held-out normal images: {info['measured']['rate']:.1f} nats, {asked:g} asked"
-        )
+        console.print(f"held-out normal images, neither seen nor watched: {found}; {asked:g} asked")
     if "selection" in info:
         chosen = info["selection"]
         console.print(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from normalis.entropy import Fingerprint
     from normalis.entropy.resampling import Estimate
 
-__all__ = ["app"]
+__all__ = ["app", "rate_found"]
 
 app = typer.Typer()
 console = Console()
@@ -96,6 +96,17 @@ def explain(
     )
 
 
+def rate_found(info: Mapping[str, Any]) -> str:
+    """Say what rate was measured after a fit, with its interval; empty if none was."""
+    measured = info.get("measured", {})
+    if "rate" not in measured:
+        return ""
+    said = f"{measured['rate']:.1f} nats"
+    if "rate_low" not in measured:  # a run of before there was one
+        return said
+    return f"{said} ({measured['rate_low']:.1f} to {measured['rate_high']:.1f})"
+
+
 def _unchosen(body: Mapping[str, Any]) -> str:
     """Say why no rule chose the latent dimension."""
     from normalis.models import model_class
@@ -107,8 +118,8 @@ def _unchosen(body: Mapping[str, Any]) -> str:
     if rate is not None:
         whose = "held-out" if held_out else "training"
         said = f"{method} is limited by its rate, {rate:g} nats on {whose} normal images, instead"
-        found = body["info"].get("measured", {}).get("rate")
-        return said if found is None else f"{said}; others, neither seen nor watched: {found:.1f}"
+        found = rate_found(body["info"])
+        return f"{said}; others, neither seen nor watched: {found}" if found else said
     if given == "auto":
         return f"the width that {method} has, wide enough not to matter; something else limits it"
     return (

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from normalis import models, scorers
 from normalis.calibration import Calibration
+from normalis.duplicates import likeness_groups
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
 from normalis.fitting import Place, judge, score_loaded, train_models
 from normalis.images import IntensityRule
@@ -38,6 +39,7 @@ from normalis.normals import (
     folds,
     is_array,
     normal_images,
+    patients_of,
     samples_to_score,
     split,
     take,
@@ -368,8 +370,13 @@ class AnomalyDetector(BaseEstimator):
         (model, *others) = self.models_
         if others or normals.held is None or not isinstance(model, Autoencoder):
             return {}
-        some = normals.held.pixels[:: -(-len(normals.held.rows) // _FOR_A_RULE)]
-        return model.measure(to_model_input(torch.from_numpy(some), standardize=self.standardize))
+        every = -(-len(normals.held.rows) // _FOR_A_RULE)
+        some = take(normals.held, np.arange(len(normals.held.rows)) % every == 0)
+        groups = patients_of(some)
+        return model.measure(
+            to_model_input(torch.from_numpy(some.pixels), standardize=self.standardize),
+            list(likeness_groups(some.pixels)) if groups is None else groups,
+        )
 
     @property
     def _place(self) -> Place:

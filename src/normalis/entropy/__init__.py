@@ -29,6 +29,7 @@ from normalis.entropy.coding_rate import (
     coding_rate,
     coding_rate_bias,
     coding_rate_from_covariance,
+    coding_rate_of_groups,
 )
 from normalis.entropy.decoder_referred import (
     DecoderGeometry,
@@ -95,6 +96,7 @@ __all__ = [
     "coding_rate",
     "coding_rate_bias",
     "coding_rate_from_covariance",
+    "coding_rate_of_groups",
     "components_for_share",
     "decoder_coding_rate",
     "decoder_geometry",

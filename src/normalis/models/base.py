@@ -250,11 +250,12 @@ class Autoencoder(nn.Module, AnomalyModel):
             seen: (M, C, H, W) images that are.
         """
 
-    def measure(self, held: Tensor) -> dict[str, float]:
+    def measure(self, held: Tensor, groups: Sequence[Any] | None = None) -> dict[str, float]:
         """Return what a fitted method has to say of images it has neither trained on nor watched.
 
         Args:
             held: (N, C, H, W) normal images in [-1, 1].
+            groups: (N,) patient or group of near copies of each.
         """
         return {}
 

@@ -42,14 +42,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from normalis.entropy.coding_rate import coding_rate, coding_rate_from_covariance
+from normalis.entropy.coding_rate import (
+    coding_rate,
+    coding_rate_from_covariance,
+    coding_rate_of_groups,
+)
 from normalis.entropy.validity import ValidityWarning
 from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
@@ -219,12 +223,15 @@ class RateAE(Autoencoder):
         """
         return coding_rate(self._codes(x).numpy())
 
-    def measure(self, held: Tensor) -> dict[str, float]:
-        """Return the rate that held-out images have, where they are enough to say it."""
+    @torch.no_grad()
+    def measure(self, held: Tensor, groups: Sequence[Any] | None = None) -> dict[str, float]:
+        """Return the rate of held-out images with its 95 % interval, where they can say it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ValidityWarning)  # an absent number says it
-            rate = self.rate_of(held)
-        return {} if math.isnan(rate) else {"rate": rate}
+            rate = coding_rate_of_groups(self._codes(held).numpy(), groups)
+        if math.isnan(rate.value):
+            return {}
+        return {"rate": rate.value, "rate_low": rate.low, "rate_high": rate.high}
 
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Return the squared error of the reconstruction, or averaged over fixed noise."""
