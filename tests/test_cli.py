@@ -8,6 +8,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.markup import escape
@@ -66,6 +67,19 @@ def fitted(run, root, tmp_path):
 def is_one_error_line(err):
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     return len(lines) == 1 and "Traceback" not in err
+
+
+def test_a_fit_says_where_one_image_decides_the_threshold(run, tmp_path):
+    for count, said in ((130, True), (400, False)):
+        drawn = np.random.default_rng(0).integers(0, 256, (count, 32, 32), np.uint8)
+        np.save(tmp_path / f"{count}.npy", drawn)
+        options = ["--image-size", "32", "--epochs", "1", "--option", "hidden_dim=8"]
+        out = ["--out", tmp_path / f"run{count}"]
+        status, shown, err = run("fit", tmp_path / f"{count}.npy", *out, *options)
+        assert status == 0, err
+        hint = "at 0.05 an image is flagged if it scores above the highest of 26 held-out images"
+        assert (hint in shown) == said
+        assert ("--calibration cv+ makes use of all" in shown) == said
 
 
 # --- help and errors --------------------------------------------------------------------------

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from normalis import models, scorers
 from normalis.experiment_data import Store
 from normalis.experiments import plan
 from normalis.selection import RULES
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 study = importlib.import_module("selection_study")
 evidence = importlib.import_module("selection_evidence")
 seeds = importlib.import_module("seeds")
+many_seeds = importlib.import_module("many_seeds")
 
 DIMS = (2.0, 8.0, 16.0, 32.0)
 
@@ -255,6 +258,27 @@ def test_the_page_has_the_fits_that_are_recorded():
     rows = seeds.read(seeds.ROOT / "results" / "seeds.csv")
     assert {row["options"] for row in rows} == set(seeds.TRIED)
     assert seeds.table(rows) in seeds.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("part", many_seeds.PARTS)
+def test_the_page_has_what_more_seeds_said(part):
+    rows = many_seeds.read(many_seeds.ROOT / "results" / "many_seeds" / f"{part}.csv")
+    assert {row["dataset"] for row in rows} == set(many_seeds.SETS)
+    assert tuple(rows[0]) == many_seeds.COLUMNS[part]
+    assert many_seeds.TABLES[part](rows) in many_seeds.PAGE.read_text(encoding="utf-8")
+
+
+def test_networks_together_are_joined_as_the_method_joins_them():
+    one = [models.build("ae-u", seed=s, latent_dim=2, hidden_dim=8) for s in (0, 1)]
+    both = models.build("ae-u", latent_dim=2, hidden_dim=8, members=2)
+    for network, member in zip(one, both.members, strict=True):
+        member.load_state_dict(network.state_dict(), strict=False)
+    x = torch.rand(3, 1, 64, 64) * 2 - 1
+    found = dict(many_seeds.together([m.eval() for m in one], x))
+    expected = scorers.build("median").anomaly_score(both.eval(), x)
+    torch.testing.assert_close(found["maps"], expected.detach())
+    assert [how for how, _ in many_seeds.together(one[:1], x)] == ["maps"]
+    assert len(found) == 4
 
 
 def test_a_table_of_fits_has_their_mean_and_their_extremes():

@@ -28,6 +28,7 @@ from normalis.errors import NormalisError
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+    from normalis.calibration import Calibration
     from normalis.datasets import Dataset
     from normalis.training import Progress
 
@@ -408,7 +409,24 @@ def _summarise_fit(detector: Any, out: Path) -> None:
             console.print(f"p <= {detector.fpr:g} {promise}", soft_wrap=True)
         except NormalisError as error:
             console.print(f"note: {error}", soft_wrap=True)
+        if hint := _too_few_to_decide(detector.calibration_, detector.fpr):
+            console.print(f"note: {hint}", soft_wrap=True)
     console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)
+
+
+def _too_few_to_decide(calibration: Calibration, rate: float) -> str:
+    """Say if one or two odd held-out images decide a threshold; empty if they do not."""
+    units = calibration.n_units
+    above = int(rate * (units + 1) + 1e-9)  # held-out scores that a flagged image must exceed
+    if calibration.kind != "split" or above > 2:
+        return ""
+    which = "the highest" if above < 2 else "the second highest"
+    what = {"image": "images", "patient": "patients", "group": "groups of near copies"}
+    return (
+        f"at {rate:g} an image is flagged if it scores above {which} of {units} held-out "
+        f"{what[calibration.level]}, so that an odd one among them can hide every anomaly; "
+        "--calibration cv+ makes use of all"
+    )
 
 
 @app.command()
