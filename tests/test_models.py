@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 from normalis import models, training, trivial
-from normalis.entropy import coding_rate, coding_rate_from_covariance
+from normalis.entropy import coding_rate, coding_rate_from_covariance, coding_rate_of_groups
 from normalis.errors import DataError, NotFittedError, SettingsError
 from normalis.models.ae_perceptual import PerceptualAE
 from normalis.models.ae_u import AEU
@@ -563,6 +563,26 @@ def test_rate_ae_measures_how_its_rate_carries_over(build):
     error = rate_step(model, x)["reconstruction"].item()
     excess = model.transfer.item() * model.training_rate() / model.settings.rate - 1
     assert model.multiplier.item() == pytest.approx(max(0, before + 0.005 * error * excess))
+
+
+def test_rate_ae_watches_the_rate_behind_few_images_where_it_is_to_be_unbiased(build):
+    options = {"image_size": 32, "held_out": True, "unbiased": True}
+    model, x = build("rate-ae", **options).train(), model_input(16)
+    rate_step(model, x)
+    held, seen = model_input(60, seed=1), model_input(40, seed=2)
+    model.watch(held, seen)
+    with torch.no_grad():
+        codes = model.eval().encode(held).double().numpy()
+    rate = coding_rate_of_groups(codes, parts=20).value
+    assert rate > coding_rate_from_covariance(np.cov(codes, rowvar=False)), "few say too little"
+    expected = 0.7 + 0.3 * rate / model.training_rate()
+    assert model.transfer.item() == pytest.approx(expected, rel=1e-3)
+
+    few, compared = model_input(6, seed=1), build("rate-ae", image_size=32, held_out=True)
+    compared.load_state_dict(model.state_dict())
+    for one in (model, compared):  # six cannot say it: as without the option
+        one.train().watch(few, seen)
+    assert model.transfer.item() == pytest.approx(compared.transfer.item())
 
 
 def test_rate_ae_holds_its_rate_on_held_out_images_where_those_of_training_say_more():

@@ -47,7 +47,6 @@ __all__ = [
 
 _MAX_BIAS = 0.05
 _MIN_GROUPS = 10  # with fewer, what one of them changes says little about the next
-_MAX_PARTS = 100  # left out in turn; more groups are left out several at a time
 
 
 @overload
@@ -114,12 +113,15 @@ def coding_rate_bias(eigenvalues: NDArray[np.floating], n: int) -> float:
     return float((share.sum() ** 2 + (share**2).sum()) / (4 * n))
 
 
-def coding_rate_of_groups(z: NDArray[np.floating], groups: ArrayLike | None = None) -> Estimate:
+def coding_rate_of_groups(
+    z: NDArray[np.floating], groups: ArrayLike | None = None, *, parts: int = 100
+) -> Estimate:
     """Estimate R of the population that groups of images were drawn from, bias removed.
 
     Args:
         z: (N, d) latent vectors.
         groups: (N,) patient or group of near copies of each; None makes each image its own.
+        parts: that are left out in turn; more groups than these are left out several at a time.
 
     Returns:
         Nats with a 95 % interval (a normal approximation); NaN with a warning for fewer than ten
@@ -142,7 +144,8 @@ def coding_rate_of_groups(z: NDArray[np.floating], groups: ArrayLike | None = No
     if count < _MIN_GROUPS:
         reason = f"the rate of a population needs at least {_MIN_GROUPS} groups, got {count}"
         return Estimate(*[undefined(reason)] * 3)
-    part, parts = member % _MAX_PARTS, min(count, _MAX_PARTS)
+    parts = min(count, max(parts, _MIN_GROUPS))
+    part = member % parts
     whole = _rate_of(z)
     without = np.array([_rate_of(z[part != k]) for k in range(parts)])
     bias = (parts - 1) * (without.mean() - whole)

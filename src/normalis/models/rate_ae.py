@@ -25,9 +25,11 @@ gradient: R of the running average is then multiplied by
 
     R(held) / R(as many of the training images) * R(training images) / R(running average)
 
-in which the bias of a small sample cancels. Scoring has no noise, which lifts the limit for images
-unlike those of training; ``samples=k`` averages the map over k fixed draws of noise instead, the
-same for every image.
+in which the bias of a small sample cancels, though not all of it. With ``unbiased`` R(held) is
+freed of its bias instead (`normalis.entropy.coding_rate_of_groups`) and stands for itself: the
+factor is R(held) / R(running average).
+Scoring has no noise, which lifts the limit for images unlike those of training; ``samples=k``
+averages the map over k fixed draws of noise instead, the same for every image.
 
 Reference: Cai, Chen and Cheng, MICCAI 2024, Eq. (8); the rate after Yu et al., "Learning diverse
 and discriminative representations via the principle of maximal coding rate reduction", NeurIPS
@@ -65,6 +67,7 @@ __all__ = ["USUAL_RATE", "RateAE", "RateAESettings"]
 #: that look at normal images were no better on all (docs/selection.md).
 USUAL_RATE = 16.0
 _BATCH = 256  # images encoded at a time where no gradient is needed
+_PARTS = 20  # of held-out images, left out in turn to find the bias of their rate
 _NEWEST = 0.3  # share of the newest epoch in what is known of held-out images
 
 
@@ -81,6 +84,7 @@ class RateAESettings(ModelSettings):
         memory: share of the running covariance that a step keeps; the average then spans about
             (1 + memory) / (1 - memory) batches.
         held_out: whether R* is meant for held-out normal images; the training must have some.
+        unbiased: whether R of these is freed of the bias of few images.
         samples: draws of noise that an anomaly map averages over; 0 scores without noise.
     """
 
@@ -90,6 +94,7 @@ class RateAESettings(ModelSettings):
     damping: float = 0.0
     memory: float = 0.9
     held_out: bool = False
+    unbiased: bool = False
     samples: int = 0
 
     def __post_init__(self) -> None:
@@ -106,8 +111,8 @@ class RateAE(Autoencoder):
     """Autoencoder whose latent holds at most a stated number of nats on normal images."""
 
     Settings: ClassVar[Any] = RateAESettings
-    #: Of 0 and 0.1, what was tried, what holds the rate closer.
-    usual_options: ClassVar[Mapping[str, Any]] = {"damping": 0.1}
+    #: Of what was tried, what holds the rate closer (docs/selection.md).
+    usual_options: ClassVar[Mapping[str, Any]] = {"damping": 0.1, "unbiased": True}
     covariance: Tensor
     multiplier: Tensor
     steps: Tensor
@@ -192,12 +197,25 @@ class RateAE(Autoencoder):
     @torch.no_grad()
     def watch(self, held: Tensor, seen: Tensor) -> None:
         """Measure how the rate carries over to images that are not trained on."""
-        held_codes, codes = self._codes(held), self._codes(seen)
-        n = min(len(held), len(seen))
-        every = torch.linspace(0, len(seen) - 1, n).long()
-        carried = coding_rate(held_codes) / coding_rate(codes[every]) * coding_rate(codes)
+        held_codes = self._codes(held)
+        carried = self._unbiased(held_codes) if self.settings.unbiased else None
+        if carried is None:
+            carried = self._compared(held_codes, self._codes(seen))
         # An average of some epochs, for a single one is noisy.
         self.transfer.lerp_(carried.to(self.transfer) / self.training_rate(), _NEWEST)
+
+    def _unbiased(self, codes: Tensor) -> Tensor | None:
+        """Return R of the population of held-out images, None if they are too few to say it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ValidityWarning)
+            rate = coding_rate_of_groups(codes.numpy(), parts=_PARTS).value
+        return None if math.isnan(rate) else torch.tensor(rate)
+
+    def _compared(self, held_codes: Tensor, codes: Tensor) -> Tensor:
+        """Return R of held-out images as a share of that of as many training images."""
+        n = min(len(held_codes), len(codes))
+        every = torch.linspace(0, len(codes) - 1, n).long()
+        return coding_rate(held_codes) / coding_rate(codes[every]) * coding_rate(codes)
 
     def _codes(self, x: Tensor) -> Tensor:
         """Return the codes of images as scoring sees them, (N, latent_dim), float64."""
