@@ -394,7 +394,8 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         )
     if found := rate_found(info):
         asked = detector.model_.settings.rate
-        console.print(f"held-out normal images, neither seen nor watched: {found}; {asked:g} asked")
+        said = f"held-out normal images, neither seen nor watched: {found}; {asked:g} asked"
+        console.print(said, soft_wrap=True)
     if "selection" in info:
         chosen = info["selection"]
         console.print(
