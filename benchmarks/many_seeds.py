@@ -38,7 +38,7 @@ from normalis.experiments import Subset
 from normalis.loading import ImageSettings
 from normalis.metrics import auroc
 from normalis.models.inputs import as_tensor, to_model_input
-from normalis.normals import normal_images, patients_of, split
+from normalis.normals import groups_of, normal_images, split
 from normalis.records import write_csv
 from normalis.scorers.base import reduce_map
 from normalis.scorers.median import median_filter
@@ -188,8 +188,8 @@ def rate_of_a_fit(
     with torch.no_grad():
         x = to_model_input(as_tensor(left.pixels)).to(device)
         codes = torch.cat([model.encode(part) for part in x.split(256)]).cpu().numpy()
-    groups: Any = patients_of(left) or likeness_groups(left.pixels)
-    return rate_row((dataset, draw, seed, int(unbiased)), codes.astype(np.float64), groups)
+    fit = (dataset, draw, seed, int(unbiased))
+    return rate_row(fit, codes.astype(np.float64), groups_of(left))
 
 
 def rate_row(fit: tuple[Any, ...], codes: Any, groups: Any) -> tuple[Any, ...]:

@@ -367,6 +367,14 @@ def test_what_can_be_trained_as_one(root, out):
     assert all(len(s) == 1 for s in stacks_of(jobs, 1))
 
 
+def test_trainings_of_several_networks_are_no_stack(root, out):
+    options = {"methods": ["ae-u"], "seeds": [0, 1]}
+    one = jobs_of(planned(root, out, **options))
+    several = jobs_of(planned(root, out, options={"members": 2}, **options))
+    assert [len(s) for s in stacks_of(one, 8)] == [2]
+    assert [len(s) for s in stacks_of(several, 8)] == [1, 1], "they are trained one by one"
+
+
 def test_a_killed_stack_goes_on_from_its_checkpoint(root, out, monkeypatch):
     jobs = jobs_of(planned(root, out, latent_dims=[2, 3], epochs=4))
     monkeypatch.setattr("normalis.checkpoints.EVERY_S", 0.0)

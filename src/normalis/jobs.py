@@ -99,7 +99,7 @@ def stacks_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
 def _stack_key(experiment: Experiment) -> str:
     """Return what trainings of one stack have in common; of a method that cannot, all."""
     body = experiment.training_body()
-    if experiment.method in STACKABLE:
+    if experiment.method in STACKABLE and _networks(experiment.options) == 1:
         body.pop("seed")
         if STACKABLE[experiment.method]:
             body["model"].pop("latent_dim")

@@ -28,6 +28,7 @@ __all__ = [
     "as_dataset",
     "fingerprint",
     "folds",
+    "groups_of",
     "is_array",
     "normal_images",
     "patients_of",
@@ -131,6 +132,12 @@ def patients_of(loaded: Loaded) -> list[str] | None:
     return None if any(p is None for p in patients) else [str(p) for p in patients]
 
 
+def groups_of(loaded: Loaded) -> NDArray[Any]:
+    """Return the patient of each image, or where not all are known its group of near copies."""
+    patients = patients_of(loaded)
+    return likeness_groups(loaded.pixels) if patients is None else np.array(patients)
+
+
 def take(loaded: Loaded, chosen: NDArray[np.bool_]) -> Loaded:
     """Return some of the images."""
     rows = [row for row, keep in zip(loaded.rows, chosen, strict=True) if keep]
@@ -210,7 +217,5 @@ def folds(loaded: Loaded, count: int, seed: int) -> NDArray[np.int64]:
 
 def _units(loaded: Loaded) -> tuple[NDArray[Any], NDArray[np.intp], str]:
     """Return what is held out whole: names, the number of each image's, and what they are."""
-    patients = patients_of(loaded)
-    groups = likeness_groups(loaded.pixels) if patients is None else np.array(patients)
-    units, member = np.unique(groups, return_inverse=True)
-    return units, member, "distinct images" if patients is None else "patients"
+    units, member = np.unique(groups_of(loaded), return_inverse=True)
+    return units, member, "distinct images" if patients_of(loaded) is None else "patients"

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normalis.entropy.resampling import Estimate
+from normalis.entropy.resampling import MIN_GROUPS, Estimate
 from normalis.entropy.validity import as_matrix, undefined
 from normalis.errors import DataError
 
@@ -46,7 +46,6 @@ __all__ = [
 ]
 
 _MAX_BIAS = 0.05
-_MIN_GROUPS = 10  # with fewer, what one of them changes says little about the next
 
 
 @overload
@@ -141,10 +140,10 @@ def coding_rate_of_groups(
         raise DataError(f"groups must have one entry per vector, {len(z)}, got {labels.shape}")
     member = np.unique(labels, return_inverse=True)[1]
     count = int(member.max()) + 1
-    if count < _MIN_GROUPS:
-        reason = f"the rate of a population needs at least {_MIN_GROUPS} groups, got {count}"
+    if count < MIN_GROUPS:
+        reason = f"the rate of a population needs at least {MIN_GROUPS} groups, got {count}"
         return Estimate(*[undefined(reason)] * 3)
-    parts = min(count, max(parts, _MIN_GROUPS))
+    parts = min(count, max(parts, MIN_GROUPS))
     part = member % parts
     whole = _rate_of(z)
     without = np.array([_rate_of(z[part != k]) for k in range(parts)])

@@ -28,7 +28,7 @@ from normalis.errors import DataError, SettingsError
 
 __all__ = ["Estimate", "half_sampling"]
 
-_MIN_GROUPS = 10  # with fewer, the spread of half samples says little about the next patient
+MIN_GROUPS = 10  # with fewer, the spread of half samples says little about the next patient
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def _half_sample_error(
     shape: tuple[int, ...],
 ) -> NDArray[np.float64]:
     names = np.unique(labels)
-    if len(names) < _MIN_GROUPS:
-        reason = f"an interval needs at least {_MIN_GROUPS} groups, got {len(names)}"
+    if len(names) < MIN_GROUPS:
+        reason = f"an interval needs at least {MIN_GROUPS} groups, got {len(names)}"
         return np.full(shape, undefined(reason))
     rng = np.random.default_rng(seed)
     half = len(names) // 2
