@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from normalis.calibration import calibrate, realised_rate_interval
-from normalis.trivial import pca_residual
+from normalis.baselines import pca_residual
+from normalis.calibration.conformal import calibrate, realised_rate_interval
 
 RATES = (0.2, 0.1, 0.05, 0.02, 0.01)
 SHARES = (0.0, 0.01, 0.05, 0.10)

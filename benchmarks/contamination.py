@@ -19,7 +19,7 @@ import numpy as np
 
 from normalis import AnomalyDetector
 from normalis.metrics import auroc, average_precision
-from normalis.records import write_json
+from normalis.storage import write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "contamination"
 SHARES = (0.0, 0.01, 0.05, 0.1)

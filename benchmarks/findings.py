@@ -19,8 +19,8 @@ import numpy as np
 from normalis.audit import audit
 from normalis.datasets import open_dataset
 from normalis.metrics import auroc, average_precision, bootstrap
-from normalis.records import Records
-from normalis.versus import row_of
+from normalis.research.paired import row_of
+from normalis.storage import Records
 from pages import fill
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -33,11 +33,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from metrics import machine, make, ours, streaming
 from normalis import duplicates, models, scorers
 from normalis.datasets import open_dataset
-from normalis.loading import stream
+from normalis.engines.onnx import OnnxScorer
+from normalis.loading.arrays import stream
 from normalis.models.inputs import to_model_input
-from normalis.onnx_engine import OnnxScorer
-from normalis.overlays import resize_map
-from normalis.training import Training, TrainingSettings
+from normalis.output.overlays import resize_map
+from normalis.training.loop import Training, TrainingSettings
 from scoring import fitted, write_images
 
 BATCH = 64

@@ -33,16 +33,16 @@ from torch import Tensor
 from normalis import models, scorers
 from normalis.duplicates import likeness_groups
 from normalis.entropy import coding_rate_from_covariance, coding_rate_of_groups
-from normalis.experiment_data import Store
-from normalis.experiments import Subset
-from normalis.loading import ImageSettings
+from normalis.loading.arrays import ImageSettings
+from normalis.loading.held_out import groups_of, normal_images, split
 from normalis.metrics import auroc
 from normalis.models.inputs import as_tensor, to_model_input
-from normalis.normals import groups_of, normal_images, split
-from normalis.records import write_csv
+from normalis.research.data import Store
+from normalis.research.experiments import Subset
 from normalis.scorers.base import reduce_map
 from normalis.scorers.median import median_filter
-from normalis.training import Training, TrainingSettings, pick_device, settings_for
+from normalis.storage import write_csv
+from normalis.training.loop import Training, TrainingSettings, pick_device, settings_for
 from pages import fill
 from seeds import source
 

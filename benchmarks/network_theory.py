@@ -39,11 +39,11 @@ from normalis.entropy import (
     predicted_auroc_from,
     spectrum,
 )
-from normalis.experiment_data import Arrays, Store, nearest
-from normalis.experiments import Experiment, Subset, default_epochs
-from normalis.jobs import fitted
 from normalis.models.base import Autoencoder
-from normalis.records import Records, RunFolder
+from normalis.research.data import Arrays, Store, nearest
+from normalis.research.experiments import Experiment, Subset, default_epochs
+from normalis.research.jobs import fitted
+from normalis.storage import Records, RunFolder
 from theory import IMAGES, ROOT, body, heights, look_alikes, number, split, table, write_table
 
 mpl.use("Agg")

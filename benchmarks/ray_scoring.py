@@ -27,10 +27,10 @@ import numpy as np
 from metrics import machine
 from normalis import AnomalyDetector, open_dataset
 from normalis.datasets import Sample
-from normalis.normals import samples_to_score
-from normalis.outputs import ScoreOptions
-from normalis.ray_cluster import Cluster
-from normalis.ray_scoring import PART
+from normalis.engines.cluster import Cluster
+from normalis.engines.ray_scoring import PART
+from normalis.loading.held_out import samples_to_score
+from normalis.output.folder import ScoreOptions
 from scoring import BARE, fitted, score, write_images
 
 

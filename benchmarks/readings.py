@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, median_filter
 
-from normalis.experiment_data import Store
-from normalis.experiments import Experiment
-from normalis.jobs import fitted
 from normalis.metrics import auroc, average_precision
 from normalis.metrics.comparison import compare_draws
 from normalis.metrics.intervals import Draws, draw_statistics
 from normalis.models.inputs import as_tensor, to_model_input
-from normalis.records import Records, write_csv
-from normalis.versus import row_of, versus
+from normalis.research.data import Store
+from normalis.research.experiments import Experiment
+from normalis.research.jobs import fitted
+from normalis.research.paired import row_of, versus
+from normalis.storage import Records, write_csv
 from pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,7 +1,7 @@
 """Does the recipe ``fast`` reach the recipe ``paper``'s error on held-out normals in fewer steps?
 
-    normalis sweep examples/recipes.toml --data ROOT --out results
-    normalis sweep examples/default.toml --data ROOT --out results
+    normalis research sweep examples/recipes.toml --data ROOT --out results
+    normalis research sweep examples/default.toml --data ROOT --out results
     python benchmarks/recipes.py [--results results]
 
 Reads the records of these plans and rewrites their tables in docs/performance.md. For each data
@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from normalis.experiments import expand, read_plan
 from normalis.models.ae_u import AEU
-from normalis.records import Records
+from normalis.research.experiments import expand, read_plan
 from normalis.scorers import usual_reduction
+from normalis.storage import Records
 from pages import fill
 
 READINGS = ("native", "median")

@@ -4,7 +4,8 @@
     python benchmarks/scoring.py --memory 1000 10000 100000
     python benchmarks/scoring.py --agree RUN DATA
 
-Without options: images a second of decoding alone (`normalis.loading.stream`, what scoring reads
+Without options: images a second of decoding alone (`normalis.loading.arrays.stream`, what scoring
+reads
 from), of ``normalis score`` with neither maps nor pictures on each engine, with maps, with maps and
 pictures, and of the reference's evaluation: eager PyTorch at batch 1, each file opened, greyed,
 resized and normalised by itself (`training.Files`). Every repeat times all of them in turns, and
@@ -43,11 +44,11 @@ from metrics import machine
 from normalis import AnomalyDetector, open_dataset
 from normalis.datasets import Sample
 from normalis.datasets.phantom import PhantomSettings, generate
+from normalis.engines.onnx import on_engine
 from normalis.errors import MissingExtraError
-from normalis.loading import from_array, stream
-from normalis.normals import samples_to_score
-from normalis.onnx_engine import on_engine
-from normalis.outputs import ScoreOptions, score_to_folder
+from normalis.loading.arrays import from_array, stream
+from normalis.loading.held_out import samples_to_score
+from normalis.output.folder import ScoreOptions, score_to_folder
 from training import Files
 
 DISTINCT = 200

@@ -21,16 +21,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from normalis import models, scorers
-from normalis.experiment_data import Arrays, Store
-from normalis.experiments import Subset
 from normalis.fitting import Place, train_models
-from normalis.loading import ImageSettings
+from normalis.loading.arrays import ImageSettings
+from normalis.loading.held_out import normal_images
 from normalis.metrics import auroc, average_precision
 from normalis.models.base import Autoencoder
 from normalis.models.inputs import as_tensor, to_model_input
-from normalis.normals import normal_images
-from normalis.records import write_csv
-from normalis.training import settings_for
+from normalis.research.data import Arrays, Store
+from normalis.research.experiments import Subset
+from normalis.storage import write_csv
+from normalis.training.loop import settings_for
 from pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]

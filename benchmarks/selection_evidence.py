@@ -21,20 +21,20 @@ import torch
 
 from normalis.duplicates import duplicate_groups, likeness_groups
 from normalis.entropy import ValidityWarning
-from normalis.experiment_data import Arrays, Store
-from normalis.experiments import Experiment
-from normalis.jobs import fitted
 from normalis.metrics import average_precision
 from normalis.models.base import AnomalyModel
 from normalis.models.inputs import as_tensor, to_model_input
 from normalis.models.nested_ae import NestedAE, widths_up_to
 from normalis.models.rate_ae import RateAE
-from normalis.records import Records, RunFolder, write_atomically
+from normalis.research.data import Arrays, Store
+from normalis.research.experiments import Experiment
+from normalis.research.jobs import fitted
+from normalis.research.selection import gather_evidence
+from normalis.research.selection.evidence import normal_geometry
+from normalis.research.selection.prior import lesion_prior
 from normalis.scorers import build
 from normalis.scorers.base import Scorer
-from normalis.selection import gather_evidence
-from normalis.selection.evidence import normal_geometry
-from normalis.selection.prior import lesion_prior
+from normalis.storage import Records, RunFolder, write_atomically
 
 #: Trainings with held-out normals whose evidence is kept, each in every reading it supports.
 METHODS = ("ae", "rate-ae", "nested-ae", "ae-u", "vae", "memae", "ceae", "constrained-ae", "dae")

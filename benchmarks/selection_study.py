@@ -1,11 +1,11 @@
-"""Score the rules of `normalis.selection` on trained networks; rewrite the study in the docs.
+"""Score the rules of `research.selection` on trained networks; rewrite the study in the docs.
 
-    normalis sweep examples/selection_study.toml --data ROOT --out results
+    normalis research sweep examples/selection_study.toml --data ROOT --out results
     python benchmarks/selection_study.py --data ROOT     # evidence of what is there, and tables
     python benchmarks/selection_study.py --tables        # tables from the committed evidence
 
     python benchmarks/selection_study.py --phantoms ROOT      # write the phantom data sets
-    normalis sweep examples/selection_study_phantoms.toml --data ROOT --out RUNS
+    normalis research sweep examples/selection_study_phantoms.toml --data ROOT --out RUNS
     python benchmarks/selection_study.py --results RUNS --data ROOT
 
 Evidence lies in ``results/evidence`` (see `selection_evidence`): rules read ``normals``, which
@@ -29,9 +29,9 @@ from scipy.stats import rankdata
 
 from normalis.datasets.phantom import PhantomSettings, add_lesions, generate
 from normalis.errors import SettingsError
-from normalis.experiments import expand, read_plan
-from normalis.selection import RULES, Evidence, Selection, select_capacity
-from normalis.synthetic import SYNTHETIC
+from normalis.research.experiments import expand, read_plan
+from normalis.research.selection import RULES, Evidence, Selection, select_capacity
+from normalis.research.synthetic import SYNTHETIC
 from pages import fill, folded
 from selection_evidence import gather, read, variant
 from selection_pictures import draw_curves, draw_regret

@@ -6,9 +6,10 @@
 The reference is the loop that the paper's authors publish, in its parts, one fit after the other: a
 ``DataLoader`` without workers over images that are *kept decoded in memory* (which is kinder to it
 than its files), float32, batches of 64 copied to the GPU, Adam at 1e-3, the loss read after each
-step. Ours is `normalis.training.Training`: the images lie on the GPU, ``precision="auto"``; one
+step. Ours is `normalis.training.loop.Training`: the images lie on the GPU, ``precision="auto"``;
+one
 model alone, and the 24 of d = 1, 2, 4, ..., 128 and three seeds as one computation
-(`normalis.stack`).
+(`normalis.training.stack`).
 
 Each repeat times N epochs of each, in turns; a column is 24 x 250 epochs of one, or 250 of the
 stack. ``--full`` then trains the whole column as one stack, scores every test image by every model
@@ -33,9 +34,9 @@ from metrics import machine
 from normalis import models
 from normalis.datasets import open_dataset
 from normalis.datasets.phantom import PhantomSettings, generate
-from normalis.loading import ImageSettings, load
+from normalis.loading.arrays import ImageSettings, load
 from normalis.models.inputs import to_model_input
-from normalis.training import Training, TrainingSettings, pick_device
+from normalis.training.loop import Training, TrainingSettings, pick_device
 
 EPOCHS = 250
 LATENTS, SEEDS = (1, 2, 4, 8, 16, 32, 64, 128), (0, 1, 2)

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from kill import write_toy
-from normalis.experiment_data import Store
-from normalis.experiments import plan
-from normalis.jobs import jobs_of, run_job
-from normalis.records import Records
-from normalis.sweep import run_plan
+from normalis.research.data import Store
+from normalis.research.experiments import plan
+from normalis.research.jobs import jobs_of, run_job
+from normalis.research.sweep import run_plan
+from normalis.storage import Records
 
 
 def timed(function: Any, experiments: list[Any], out: Path, **options: Any) -> dict[str, float]:
@@ -66,7 +66,7 @@ def main() -> None:
         f"local, {given.workers} workers": (run_plan, {"jobs": given.workers}),
     }
     try:
-        from normalis.ray_engine import run_plan_on_ray
+        from normalis.research.ray import run_plan_on_ray
 
         engines["ray, this machine"] = (run_plan_on_ray, {})
     except ImportError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from normalis.synthetic import SCALES, SYNTHETIC, synthesise
+from normalis.research.synthetic import SCALES, SYNTHETIC, synthesise
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

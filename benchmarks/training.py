@@ -7,7 +7,8 @@ The reference is the loop that the paper's authors publish, in its parts: a ``Da
 greys, resizes and normalises one image file at a time, a ``DataLoader`` without workers, float32,
 batches of 64, Adam at 1e-3, and every 25 epochs an evaluation of the test images at batch 1. With
 ``--keep-decoded`` its ``Dataset`` keeps the resized images and only normalises them, which is
-kinder to it. Ours is `normalis.training` as `fit` runs it: ``precision="auto"``, all cores; for the
+kinder to it. Ours is `normalis.training.loop` as `fit` runs it: ``precision="auto"``, all cores;
+for the
 24 fits two processes of one thread each, as `sweep` runs them.
 
 Each repeat times N epochs and one evaluation of each side, in turns, and extrapolates: a fit of the
@@ -42,9 +43,9 @@ from metrics import machine
 from normalis import models
 from normalis.datasets import Sample, open_dataset
 from normalis.datasets.phantom import PhantomSettings, generate
-from normalis.loading import ImageSettings, load
+from normalis.loading.arrays import ImageSettings, load
 from normalis.models.inputs import to_model_input
-from normalis.training import Training, TrainingSettings
+from normalis.training.loop import Training, TrainingSettings
 
 EPOCHS, EVERY, FITS = 250, 25, 24
 CPU = torch.device("cpu")

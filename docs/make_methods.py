@@ -4,7 +4,7 @@
     python docs/make_methods.py --results RESULTS --data ROOT --dataset NAME
 
 With --results, the models are those that a sweep kept for the standard row of each method
-(`normalis reproduce methods`), and one normal and four anomalous test images of that data set are
+(`normalis research reproduce methods`), and one normal and four anomalous test images of that data set are
 shown; half of the other normal test images fix the colours. --no-cost keeps the costs that the
 page has, and measures those of methods new to it.
 """
@@ -25,16 +25,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from normalis import AnomalyDetector, jobs, models, scorers, training
-from normalis.experiment_data import Store
-from normalis.experiments import Experiment
+from normalis import AnomalyDetector, models, scorers
+from normalis.calibration.colours import ColourScale
 from normalis.models.base import AnomalyModel, Autoencoder, ModelSettings
 from normalis.models.inputs import as_tensor, to_model_input
 from normalis.models.vgg19 import VGG19
-from normalis.overlays import ColourScale, grey, over
-from normalis.records import Records
-from normalis.reproduce import is_standard
+from normalis.output.overlays import grey, over
+from normalis.research import jobs
+from normalis.research.data import Store
+from normalis.research.experiments import Experiment
+from normalis.research.reproduce import is_standard
 from normalis.scorers.base import Scorer
+from normalis.storage import Records
+from normalis.training import loop as training
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

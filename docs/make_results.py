@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from normalis.reproduce import figure3
-from normalis.tables import fill_in, write_figure
-from normalis.versus import versus
+from normalis.research.paired import versus
+from normalis.research.reproduce import figure3
+from normalis.research.tables import fill_in, write_figure
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"

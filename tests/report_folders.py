@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from normalis.calibration import calibrate
-from normalis.records import Records, RunFolder, write_csv, write_json
-from normalis.selection import Selection
+from normalis.calibration.conformal import calibrate
+from normalis.research.selection import Selection
+from normalis.storage import Records, RunFolder, write_csv, write_json
 
 SIDE = 160
 COLUMNS = ("path", "slice", "patient_id", "anomaly_score", "p_value", "flagged")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from normalis.assessment import assess
 from normalis.datasets import open_dataset
 from normalis.errors import DataError
+from normalis.evaluation.of_detector import assess
 from small_runs import anomalies, detector, phantoms, write_mvtec, write_pngs
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import betabinom, kstest
 
-from normalis.calibration import (
+from normalis.calibration.conformal import (
     Calibration,
     benjamini_hochberg,
     calibrate,

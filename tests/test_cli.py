@@ -30,8 +30,7 @@ SMALL = [
     "--device",
     "cpu",
 ]
-COMMANDS = ["check", "compare", "demo", "evaluate", "fit", "methods", "prepare", "report"]
-COMMANDS += ["reproduce", "results", "score", "sweep"]
+COMMANDS = ["check", "demo", "evaluate", "export", "fit", "methods", "report", "research", "score"]
 
 
 @pytest.fixture
@@ -119,9 +118,9 @@ def test_methods_are_listed(run):
         (["score", "absent", "absent", "--out", "out"], "must hold model.json"),
         (["evaluate", "absent", "absent"], "must hold model.json"),
         (["report", "absent", "--out", "page.html"], "does not exist"),
-        (["prepare", "phantom"], "--out is needed"),
-        (["prepare", "phantoms", "--out", "x"], "phantom"),
-        (["sweep", "absent.toml", "--out", "x"], "absent.toml"),
+        (["research", "prepare", "phantom"], "--out is needed"),
+        (["research", "prepare", "phantoms", "--out", "x"], "phantom"),
+        (["research", "sweep", "absent.toml", "--out", "x"], "absent.toml"),
     ],
 )
 def test_errors_are_one_line_on_standard_error(run, tmp_path, monkeypatch, arguments, message):
@@ -288,11 +287,11 @@ def test_methods_without_a_latent_say_so(run, root, tmp_path):
 
 
 def test_prepare_lists_and_builds(run, tmp_path):
-    status, out, _ = run("prepare")
+    status, out, _ = run("research", "prepare")
     assert status == 0
     assert "brain_tumor" in out
     given = ["--out", tmp_path / "ph", "--option", "image_size=32"]
-    status, out, err = run("prepare", "phantom", *given)
+    status, out, err = run("research", "prepare", "phantom", *given)
     assert status == 0, err
     assert "600" in out
     assert (tmp_path / "ph").is_dir()

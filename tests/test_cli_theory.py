@@ -38,7 +38,7 @@ def run(*words):
 
 def test_fingerprint_reads_normal_training_images_only(data, head_slices, tmp_path):
     file = tmp_path / "out" / "found.json"
-    done = run("fingerprint", data, "--image-size", 32, "--out", file)
+    done = run("research", "fingerprint", data, "--image-size", 32, "--out", file)
     assert done.exit_code == 0, done.output
     found = json.loads(file.read_text())
     assert found["images"] == 60, "the 60 anomalous test images are not looked at"
@@ -55,7 +55,7 @@ def test_fingerprint_reads_normal_training_images_only(data, head_slices, tmp_pa
 
 
 def test_fingerprint_needs_no_file(data):
-    done = run("fingerprint", data, "--image-size", 32)
+    done = run("research", "fingerprint", data, "--image-size", 32)
     assert done.exit_code == 0
     assert "numbers:" not in done.output
 
@@ -89,7 +89,7 @@ def test_explain_says_why_and_what_it_rests_on(data, tmp_path, words, rule, reas
     assert detector.latent_dim_ == selection["latent_dim"] == detector.model_.settings.latent_dim
     if not words:
         assert detector.latent_dim_ == 16
-    said = run("explain", tmp_path / "run").output
+    said = run("research", "explain", tmp_path / "run").output
     assert f"latent dimension {detector.latent_dim_}, without any label, by the rule {rule}" in said
     for part in ("lesion of 4 px", "assumes lesions", reason):
         assert part in said
@@ -123,12 +123,12 @@ def test_explain_says_what_else_limits_a_method(data, tmp_path):
     for method, said in (("nested-ae", "128: the width that nested-ae has"), ("knn", "no latent")):
         done = run("fit", data, "--out", tmp_path / method, "--method", method, *TINY[:4])
         assert done.exit_code == 0, done.output
-        assert said in run("explain", tmp_path / method).output
+        assert said in run("research", "explain", tmp_path / method).output
 
 
 def test_explain_says_that_a_given_number_was_not_chosen(data, tmp_path):
     assert run("fit", data, "--out", tmp_path / "run", "--latent-dim", 2, *TINY).exit_code == 0
-    said = run("explain", tmp_path / "run").output
+    said = run("research", "explain", tmp_path / "run").output
     assert "latent dimension 2: it was given" in said
 
 
@@ -162,7 +162,7 @@ def test_fit_takes_a_rate_in_place_of_a_latent_dimension(data, tmp_path, rate, n
     assert settings.damping == 0.1, "or the rate ends wherever its swing is"
     plain = AnomalyDetector(method="rate-ae", image_size=32, epochs=1, device="cpu")
     plain.set_params(method_options={"hidden_dim": 8}).fit(data)
-    said = run("explain", tmp_path / "run").output
+    said = run("research", "explain", tmp_path / "run").output
     assert f"rate, {nats:g} nats on held-out normal images" in " ".join(said.split())
     kept, both = (d.info_["data"]["calibration_images"] for d in (detector, plain))
     assert kept == pytest.approx(both / 2, abs=1), "a half was watched"
@@ -178,7 +178,7 @@ def test_a_fit_says_what_rate_came_out(tmp_path):
     detector.fit(drawn, run=tmp_path / "run")
     kept = AnomalyDetector.load(tmp_path / "run").info_["measured"]
     assert 0 <= kept["rate_low"] < kept["rate"] < kept["rate_high"]
-    said = " ".join(run("explain", tmp_path / "run").output.split())
+    said = " ".join(run("research", "explain", tmp_path / "run").output.split())
     interval = f"({kept['rate_low']:.1f} to {kept['rate_high']:.1f})"
     assert f"others, neither seen nor watched: {kept['rate']:.1f} nats {interval}" in said
     plain = AnomalyDetector(image_size=32, epochs=1, device="cpu", method_options={"hidden_dim": 8})

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from normalis import AnomalyDetector
-from normalis.assessment import assess
-from normalis.calibration import calibrate
+from normalis.calibration.conformal import calibrate
 from normalis.datasets import open_dataset
+from normalis.engines.export import export_onnx
 from normalis.errors import DataError, NotFittedError, SettingsError
-from normalis.export import export_onnx
-from normalis.loading import ImageSettings, from_array
-from normalis.normals import folds
-from normalis.outputs import ScoreOptions, score_to_folder
+from normalis.evaluation.of_detector import assess
+from normalis.loading.arrays import ImageSettings, from_array
+from normalis.loading.held_out import folds
+from normalis.output.folder import ScoreOptions, score_to_folder
 from small_runs import anomalies, detector, phantoms, read_table, write_mvtec, write_pngs
 
 SETTINGS = ImageSettings(image_size=16)
@@ -104,7 +104,7 @@ def test_a_run_is_read_as_it_was_written(method, tmp_path):
 
 
 def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):
-    from normalis import checkpoints
+    from normalis.training import checkpoints
 
     monkeypatch.setattr(checkpoints, "EVERY_S", 0)
     x = phantoms(30)

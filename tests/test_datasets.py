@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from normalis import datasets
-from normalis.datasets import LAYOUTS, fingerprint, open_dataset
+from normalis.datasets import LAYOUTS, open_dataset
 from normalis.datasets.listing import list_images, natural_key
 from normalis.errors import DataError, LayoutError
 
@@ -69,7 +69,6 @@ def test_names_that_are_no_unicode(tmp_path):
     (tmp_path / os.fsdecode(name)).write_bytes(b"x")
     samples = open_dataset(tmp_path).samples
     assert os.fsencode(samples[0].path.name) == name
-    assert len(fingerprint(samples)) == 64
 
 
 def test_folder_says_that_it_takes_tumours_as_normal(tmp_path):
@@ -283,28 +282,6 @@ def test_folder_of_data_sets_names_them(tmp_path):
     touch(tmp_path, "brain/train/good/1.png", "liver/train/good/1.png")
     with pytest.raises(LayoutError, match="brain, liver"):
         open_dataset(tmp_path)
-
-
-# --- fingerprint ----------------------------------------------------------------------------------
-
-
-def test_fingerprint_follows_content_and_not_place_or_date(tmp_path):
-    first = fingerprint(open_dataset(touch(tmp_path / "a", "x/1.png", "x/2.png")).samples)
-    copy = touch(tmp_path / "b c", "x/1.png", "x/2.png")
-    os.utime(copy / "x/1.png", (0, 0))
-    assert fingerprint(open_dataset(copy).samples) == first
-    (copy / "x/1.png").write_bytes(b"x/1.pnG")
-    assert fingerprint(open_dataset(copy).samples) != first
-
-
-def test_fingerprint_follows_labels_and_survives_a_vanished_file(tmp_path):
-    folder = benchmark(tmp_path, LISTS, "n1.png", "n2.png", "n3.png", "a b.png")
-    samples = open_dataset(folder).samples
-    assert fingerprint(samples) != fingerprint(samples[:-1])
-    before = fingerprint(samples)
-    (folder / "images" / "n1.png").unlink()
-    assert fingerprint(samples) != before
-    assert len(fingerprint(())) == 64
 
 
 # --- the real images ------------------------------------------------------------------------------

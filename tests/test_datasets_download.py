@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from normalis.datasets import download_archive
-from normalis.datasets.download import download, verify
 from normalis.errors import DataError
+from normalis.research.datasets import download_archive
+from normalis.research.datasets.download import download, verify
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
 SHA = "sha256:" + hashlib.sha256(CONTENT).hexdigest()

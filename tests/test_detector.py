@@ -15,11 +15,13 @@ from PIL import Image
 from sklearn.base import clone
 
 import normalis.detector
-from normalis import AnomalyDetector, checkpoints, records
+from normalis import AnomalyDetector
+from normalis import storage as records
 from normalis.datasets import open_dataset
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
 from normalis.models.ae_u import AEU, ROUNDING
 from normalis.models.base import DirectModel
+from normalis.training import checkpoints
 from small_runs import anomalies, detector, phantoms, read_table, write_mvtec, write_pngs
 from test_images_dicom import make as make_dicom
 from test_images_dicom import write as write_dicom
@@ -626,7 +628,7 @@ def test_an_unfinished_run_is_of_one_setting_and_one_data_set(images, tmp_path):
 
 _FIT = """
 import sys, time
-from normalis import checkpoints
+from normalis.training import checkpoints
 from small_runs import detector, phantoms
 checkpoints.EVERY_S = 0.0
 slow = lambda step: time.sleep(0.2)
@@ -638,7 +640,11 @@ detector(epochs=40).fit(phantoms(30), run=sys.argv[1], progress=slow)
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
 def test_kill_9_leaves_a_run_that_goes_on_to_the_same_weights(images, tmp_path):
     run = tmp_path / "run"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        )
+    }
     process = subprocess.Popen([sys.executable, "-c", _FIT, str(run)], env=environment)
     try:
         give_up = time.monotonic() + 240

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from normalis.calibration import calibrate
-from normalis.drift import SCORE, find_drift, least_anomalous, unit_medians
+from normalis.calibration.conformal import calibrate
+from normalis.calibration.drift import SCORE, find_drift, least_anomalous, unit_medians
 from normalis.errors import MetricError, SettingsError
 
 

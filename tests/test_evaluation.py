@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normalis import metrics
-from normalis.calibration import calibrate
+from normalis.calibration.conformal import calibrate
 from normalis.errors import MetricError
 from normalis.evaluation import compare, evaluate, independent_units, trivial_scores
 

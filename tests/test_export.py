@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 
 from normalis import errors, models
 from normalis.cli import app
+from normalis.engines.export import OUTPUTS, export_onnx
 from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError
-from normalis.export import OUTPUTS, export_onnx
 from small_runs import detector, phantoms
 
 SMALL = {"image_size": 16, "latent_dim": 2, "hidden_dim": 8}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from normalis import AnomalyDetector, models
-from normalis.training import Training, TrainingSettings
+from normalis.training.loop import Training, TrainingSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

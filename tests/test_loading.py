@@ -14,7 +14,7 @@ from PIL import Image
 from normalis.datasets.base import Sample
 from normalis.errors import DataError, SettingsError, UnreadableImageError
 from normalis.images import IntensityRule, cache, decoding
-from normalis.loading import ImageSettings, from_array, load, load_masks, stream, to_unit
+from normalis.loading.arrays import ImageSettings, from_array, load, load_masks, stream, to_unit
 from test_images_dicom import make as make_dicom
 from test_images_dicom import write as write_dicom
 
@@ -608,6 +608,6 @@ def test_masks_equal_the_reference(real_data):
 
 def test_the_module_needs_no_torch():
     heavy = {"torch", "pydicom", "nibabel", "scipy", "sklearn"}
-    code = f"import normalis.loading, sys; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import normalis.loading.arrays, sys; print(sorted({heavy} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"

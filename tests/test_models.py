@@ -15,7 +15,8 @@ from safetensors.torch import load, save, save_file
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from normalis import models, training, trivial
+from normalis import baselines as trivial
+from normalis import models
 from normalis.entropy import coding_rate, coding_rate_from_covariance, coding_rate_of_groups
 from normalis.errors import DataError, NotFittedError, SettingsError
 from normalis.models.ae_perceptual import PerceptualAE
@@ -32,6 +33,7 @@ from normalis.models.rate_ae import RateAE
 from normalis.models.ssim import similarity
 from normalis.models.vae import VAE, gaussian_kl
 from normalis.models.vgg19 import VGG19
+from normalis.training import loop as training
 
 METHODS_PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 SMALL = {"hidden_dim": 8, "latent_dim": 3}

@@ -9,8 +9,8 @@ from PIL import Image
 
 from normalis.datasets import Dataset, Sample, open_dataset
 from normalis.errors import DataError
-from normalis.loading import ImageSettings, from_array
-from normalis.normals import (
+from normalis.loading.arrays import ImageSettings, from_array
+from normalis.loading.held_out import (
     as_dataset,
     fingerprint,
     is_array,

@@ -8,12 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from normalis import errors, models, onnx_engine, scorers
+from normalis import errors, models, scorers
 from normalis.cli import app
 from normalis.datasets import open_dataset
+from normalis.engines import onnx as onnx_engine
+from normalis.engines.onnx import OnnxScorer, on_engine
 from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError
-from normalis.onnx_engine import OnnxScorer, on_engine
-from normalis.outputs import ScoreOptions, score_to_folder
+from normalis.output.folder import ScoreOptions, score_to_folder
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
 
 SMALL = {"image_size": 16, "latent_dim": 2, "hidden_dim": 8}

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normalis import outputs
 from normalis.datasets import open_dataset
 from normalis.errors import DataError, RunError
-from normalis.outputs import ScoreOptions, score_to_folder
-from normalis.records import exclusive
+from normalis.output import folder as outputs
+from normalis.output.folder import ScoreOptions, score_to_folder
 from normalis.report.pictures import find_pictures
 from normalis.report.sources import read_scores
+from normalis.storage import exclusive
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
 from test_images_dicom import make as make_dicom
 from test_images_dicom import write as write_dicom

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normalis.overlays import PANEL, ColourScale, grey, heat, numbered, over, render, resize_map
+from normalis.calibration.colours import ColourScale
+from normalis.output.overlays import PANEL, grey, heat, numbered, over, render, resize_map
 
 SCALE = ColourScale(quiet=0.2, full=0.8)
 

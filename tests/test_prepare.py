@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normalis.datasets import DATASETS, named, open_dataset, prepare
+from normalis.datasets import open_dataset
 from normalis.datasets.atomic import new_folder
-from normalis.datasets.catalogue import Counts
 from normalis.errors import DataError, SettingsError
+from normalis.research.datasets import DATASETS, named, prepare
+from normalis.research.datasets.catalogue import Counts
 
 SMALL = Counts(train=3, test_normal=2, test_anomalous=2)
 NAMES = {

@@ -13,8 +13,8 @@ import torch
 
 from normalis.datasets import open_dataset
 from normalis.errors import MissingExtraError, RunError, SettingsError
-from normalis.outputs import ScoreOptions, score_to_folder
-from normalis.records import Records
+from normalis.output.folder import ScoreOptions, score_to_folder
+from normalis.storage import Records
 from small_runs import detector, phantoms, read_table, write_pngs
 from test_sweep import planned, write_tiny
 
@@ -24,7 +24,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import warnings
 warnings.simplefilter("ignore")
 from test_sweep import TINY, planned
-from normalis.ray_engine import run_plan_on_ray
+from normalis.research.ray import run_plan_on_ray
 
 root, out, mode = sys.argv[1:]
 experiments = planned(root, out, latent_dims=[1, 2, 3, 4, 5, 6], epochs=60)
@@ -59,10 +59,10 @@ import os, signal, sys, threading, time
 from pathlib import Path
 import warnings
 warnings.simplefilter("ignore")
-from normalis import ray_scoring
+from normalis.engines import ray_scoring
 from normalis.datasets import open_dataset
 from normalis.detector import AnomalyDetector
-from normalis.outputs import ScoreOptions, score_to_folder
+from normalis.output.folder import ScoreOptions, score_to_folder
 
 run, images, out = map(Path, sys.argv[1:])
 os.environ["SCORED_FOR"] = str(out)
@@ -113,7 +113,12 @@ def python(script, *arguments, cwd=None):
     """Run a script in a network namespace; return the last line that it printed, from JSON."""
     pytest.importorskip("ray", reason="Ray is not installed")
     command = isolated([sys.executable, "-c", script, *map(str, arguments)])
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
         check=False, cwd=cwd,
@@ -149,7 +154,7 @@ def one_thread():
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_ray_on_this_machine_writes_the_same_records(tmp_path):
-    from normalis.sweep import run_plan
+    from normalis.research.sweep import run_plan
 
     root, out, found = run_inside(tmp_path, "local")
     assert found["failures"] == {}
@@ -205,7 +210,7 @@ def test_scoring_without_ray_answers_with_the_install_line(tmp_path, monkeypatch
 
 
 def test_missing_ray_answers_with_the_install_line(tmp_path, monkeypatch):
-    from normalis.ray_engine import run_plan_on_ray
+    from normalis.research.ray import run_plan_on_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"normalis\[ray\]"):
@@ -214,7 +219,7 @@ def test_missing_ray_answers_with_the_install_line(tmp_path, monkeypatch):
 
 def test_impossible_shares_are_refused(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
-    from normalis.ray_engine import run_plan_on_ray
+    from normalis.research.ray import run_plan_on_ray
 
     with pytest.raises(SettingsError, match="negative share"):
         run_plan_on_ray([], tmp_path, gpus_per_job=-1)
@@ -222,7 +227,7 @@ def test_impossible_shares_are_refused(tmp_path):
 
 def test_finished_plan_starts_no_cluster(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    from normalis.ray_engine import run_plan_on_ray
+    from normalis.research.ray import run_plan_on_ray
 
     monkeypatch.setattr(ray, "init", lambda **k: pytest.fail("a cluster was started"))
     assert run_plan_on_ray([], tmp_path) == {}
@@ -230,7 +235,7 @@ def test_finished_plan_starts_no_cluster(tmp_path, monkeypatch):
 
 def test_unknown_cluster_is_said(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    from normalis.ray_engine import run_plan_on_ray
+    from normalis.research.ray import run_plan_on_ray
 
     def refuse(**options):
         raise ConnectionError("nobody there")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from normalis.errors import RunError, SettingsError
-from normalis.records import (
+from normalis.storage import (
     ClaimedError,
     Records,
     RunFolder,
@@ -119,7 +119,7 @@ def test_claim_is_exclusive_and_freed(tmp_path):
 
 def test_claim_of_a_killed_process_is_free(tmp_path):
     code = (
-        "import sys, time; from normalis.records import Records\n"
+        "import sys, time; from normalis.storage import Records\n"
         "with Records(sys.argv[1]).claim('x'): print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -17,11 +17,11 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 import report_folders as folders
 from normalis.errors import RunError
-from normalis.records import write_json
 from normalis.report import pictures, triage, write_report
 from normalis.report.curves import precision_recall, roc
 from normalis.report.results import rows_of
 from normalis.report.sources import detect, read_records, read_scores
+from normalis.storage import write_json
 
 
 class Page(HTMLParser):
@@ -270,7 +270,7 @@ def test_names_of_experiments_are_escaped(tmp_path):
          "settings": {}, "metrics": {}}
         for d in (2, 4)
     ]  # fmt: skip
-    from normalis.records import Records
+    from normalis.storage import Records
 
     for i, record in enumerate(records):
         Records(tmp_path / "r").append(str(i), record)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import report_folders as folders
-from normalis.records import write_json
 from normalis.report import write_report
+from normalis.storage import write_json
 
 CHROMIUM = Path("/usr/bin/chromium")
 # Without these Chromium looks up its maker's hosts at every start.

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from normalis import tables
 from normalis.cli import app
-from normalis.datasets.catalogue import named
 from normalis.errors import DataError, SettingsError
-from normalis.experiments import expand, plan
 from normalis.metrics import auroc
-from normalis.records import Records
-from normalis.reproduce import (
+from normalis.research import tables
+from normalis.research.datasets.catalogue import named
+from normalis.research.experiments import expand, plan
+from normalis.research.reproduce import (
     DIMS,
     Cell,
     compare,
@@ -25,6 +24,7 @@ from normalis.reproduce import (
     plan_of,
     reference,
 )
+from normalis.storage import Records
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -368,10 +368,10 @@ def run(*arguments):
 
 def test_drawing_needs_no_data_and_no_training(tmp_path):
     out = store(tmp_path / "results", record())
-    text = run("reproduce", "table1", "--out", out, "--only-draw")
+    text = run("research", "reproduce", "table1", "--out", out, "--only-draw")
     assert "87.1" in text
     assert (out / "tables/table1.tex").is_file()
-    run("reproduce", "figure3", "--out", out, "--only-draw")
+    run("research", "reproduce", "figure3", "--out", out, "--only-draw")
     assert (out / "tables/figure3.svg").is_file()
 
 
@@ -379,7 +379,9 @@ def test_dry_run_lists_a_line_per_experiment_and_trains_nothing(tmp_path):
     from test_sweep import write_tiny
 
     root = write_tiny(tmp_path / "data")
-    text = run("reproduce", "table1", "--data", root, "--out", tmp_path / "r", "--dry-run")
+    text = run(
+        "research", "reproduce", "table1", "--data", root, "--out", tmp_path / "r", "--dry-run"
+    )
     assert len(re.findall(r"^[0-9a-f]{12}  ", text, re.MULTILINE)) == 24
     assert "24 experiments, about" in text
     assert not (tmp_path / "r/records").exists()
@@ -396,20 +398,30 @@ def test_sweep_and_results_from_the_command_line(tmp_path):
         'options = { hidden_dim = 8 }\nimages = { image_size = 16 }\nscorers = ["native", "l1"]\n'
     )
     out = tmp_path / "r"
-    run("sweep", plan, "--data", root, "--out", out, "--jobs", 1, "--device", "cpu")
+    run("research", "sweep", plan, "--data", root, "--out", out, "--jobs", 1, "--device", "cpu")
     file = tmp_path / "all.csv"
-    text = run("results", out, "--where", "scorer=l1", "--columns", "dataset,auroc", "--csv", file)
+    text = run(
+        "research",
+        "results",
+        out,
+        "--where",
+        "scorer=l1",
+        "--columns",
+        "dataset,auroc",
+        "--csv",
+        file,
+    )
     assert "1 records" in text
     assert file.read_text().splitlines()[0] == "dataset,auroc"
     assert len(Records(out).identities()) == 2
-    text = run("results", out)
+    text = run("research", "results", out)
     assert re.search(r"2 records; all of dataset tiny, method ae, latent_dim 2, seed 0", text)
     for identity in Records(out).identities():
         assert re.search(rf"(native|l1) .*{identity[:12]} ", text)  # one line, no cell broken
 
 
 def test_prepare_lists_the_data_sets():
-    text = run("prepare")
+    text = run("research", "prepare")
     for name in ("rsna", "vindr_cxr", "brats2021"):
         assert name in text
 

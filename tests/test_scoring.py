@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from normalis import models, scorers
-from normalis.loading import ImageSettings, Loaded, from_array
+from normalis.loading.arrays import ImageSettings, Loaded, from_array
 from normalis.scorers.base import Scorer
 from normalis.scoring import score, score_pixels
 from small_runs import phantoms

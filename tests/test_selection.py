@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from normalis import selection
 from normalis.datasets.phantom import PhantomSettings, generate
 from normalis.errors import DataError, SettingsError
 from normalis.metrics import auroc
-from normalis.selection import (
+from normalis.research import selection
+from normalis.research.selection import (
     RULES,
     Evidence,
     Selection,
@@ -21,8 +21,8 @@ from normalis.selection import (
     gather_evidence,
     select_capacity,
 )
-from normalis.selection.evidence import normal_geometry
-from normalis.selection.prior import lesion_prior
+from normalis.research.selection.evidence import normal_geometry
+from normalis.research.selection.prior import lesion_prior
 
 DIMS = (2.0, 4.0, 8.0, 16.0, 32.0)
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from normalis import models, scorers
-from normalis.experiment_data import Store
-from normalis.experiments import plan
-from normalis.selection import RULES
-from normalis.sweep import run_plan
+from normalis.research.data import Store
+from normalis.research.experiments import plan
+from normalis.research.selection import RULES
+from normalis.research.sweep import run_plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 study = importlib.import_module("selection_study")

@@ -4,8 +4,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from normalis import models
 from normalis.errors import TrainingError
-from normalis.stack import STACKABLE, groups
-from normalis.training import Training, TrainingSettings
+from normalis.training.loop import Training, TrainingSettings
+from normalis.training.stack import STACKABLE, groups
 
 SMALL = {"image_size": 16, "hidden_dim": 16}
 FLOAT32 = {"precision": "float32", "batch_size": 8}

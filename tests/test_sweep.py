@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from normalis.errors import DataError, RunError, SettingsError
-from normalis.experiment_data import Arrays, Store, select
-from normalis.experiments import (
+from normalis.metrics import auroc
+from normalis.research.data import Arrays, Store, select
+from normalis.research.experiments import (
     Experiment,
     Subset,
     default_epochs,
@@ -23,7 +24,7 @@ from normalis.experiments import (
     read_plan,
     write_plan,
 )
-from normalis.jobs import (
+from normalis.research.jobs import (
     estimate,
     fitted,
     is_trained,
@@ -32,10 +33,9 @@ from normalis.jobs import (
     stacks_of,
     train_together,
 )
-from normalis.metrics import auroc
-from normalis.records import Records
-from normalis.sweep import run_plan
-from normalis.training import TrainingSettings
+from normalis.research.sweep import run_plan
+from normalis.storage import Records
+from normalis.training.loop import TrainingSettings
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 TINY = {
@@ -377,7 +377,7 @@ def test_trainings_of_several_networks_are_no_stack(root, out):
 
 def test_a_killed_stack_goes_on_from_its_checkpoint(root, out, monkeypatch):
     jobs = jobs_of(planned(root, out, latent_dims=[2, 3], epochs=4))
-    monkeypatch.setattr("normalis.checkpoints.EVERY_S", 0.0)
+    monkeypatch.setattr("normalis.training.checkpoints.EVERY_S", 0.0)
 
     def stop(epoch, epochs):
         if epoch == 2:
@@ -404,7 +404,7 @@ def test_interrupted_training_goes_on_exactly(root, out, monkeypatch):
     (experiment,) = planned(root, out, latent_dims=[2], epochs=4)
     arrays = Store(out, root).get(experiment.data)
     straight, _ = fitted(experiment, arrays, out / "straight", device="cpu")
-    monkeypatch.setattr("normalis.checkpoints.EVERY_S", 0.0)
+    monkeypatch.setattr("normalis.training.checkpoints.EVERY_S", 0.0)
 
     def stop(epoch, epochs):
         if epoch == 2:
@@ -474,9 +474,9 @@ def test_workers_share_a_plan(root, out):
 SCRIPT = """
 import sys
 from test_sweep import TINY
-from normalis.experiment_data import Store
-from normalis.experiments import plan
-from normalis.sweep import run_plan
+from normalis.research.data import Store
+from normalis.research.experiments import plan
+from normalis.research.sweep import run_plan
 root, out = sys.argv[1:]
 table = {**TINY, "latent_dims": list(range(1, 9)), "epochs": 40}
 run_plan(plan(table, Store(out, root).fingerprints), out, jobs=1, device="cpu",
@@ -504,7 +504,13 @@ def test_kill_9_loses_and_repeats_nothing(root, out):
 def _run_and_kill(root, out, *, after, rng):
     """Kill the sweep with -9 a random moment after its nth training began."""
     command = [sys.executable, "-c", SCRIPT, str(root), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
+        "OMP_NUM_THREADS": "1",
+    }
     started, finished = 0, 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout:

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from normalis.errors import DataError, SettingsError
-from normalis.synthetic import SCALES, SYNTHETIC, synthesise
-from normalis.synthetic.energy import match_energy, normal_energy
-from normalis.synthetic.region import soft_region
+from normalis.research.synthetic import SCALES, SYNTHETIC, synthesise
+from normalis.research.synthetic.energy import match_energy, normal_energy
+from normalis.research.synthetic.region import soft_region
 
 LOCAL = [name for name in SYNTHETIC if SCALES[name] < 1]
 

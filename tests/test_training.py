@@ -4,7 +4,7 @@ import torch
 from normalis import models
 from normalis.errors import DataError, SettingsError, TrainingError
 from normalis.models.inputs import to_model_input
-from normalis.training import (
+from normalis.training.loop import (
     Training,
     TrainingSettings,
     batches,

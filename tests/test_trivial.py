@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from normalis import trivial
+from normalis import baselines as trivial
 from normalis.errors import DataError
 
 

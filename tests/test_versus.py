@@ -5,8 +5,8 @@ import pytest
 
 from normalis.errors import DataError, SettingsError
 from normalis.metrics import auroc, holm, paired_bootstrap
-from normalis.records import Records
-from normalis.versus import row_of, versus
+from normalis.research.paired import row_of, versus
+from normalis.storage import Records
 
 N = 120
 LABELS = np.arange(N) % 2 == 1
@@ -162,7 +162,9 @@ def test_from_the_command_line(tmp_path, rng):
     scores = 3 * LABELS + rng.random(N)
     out = store(tmp_path / "r", record(rng.random(N), "knn", d=None), record(scores))
     file = tmp_path / "all.csv"
-    found = CliRunner().invoke(app, ["compare", str(out), "--dataset", "toy", "--csv", str(file)])
+    found = CliRunner().invoke(
+        app, ["research", "compare", str(out), "--dataset", "toy", "--csv", str(file)]
+    )
     assert found.exit_code == 0, found.output
     assert "toy: against knn" in found.output
     assert "better" in found.output

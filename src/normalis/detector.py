@@ -23,14 +23,13 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from normalis import models, scorers
-from normalis.calibration import Calibration
+from normalis.calibration.colours import ColourScale
+from normalis.calibration.conformal import Calibration
 from normalis.errors import DataError, NotFittedError, RunError, SettingsError
 from normalis.fitting import Place, judge, score_loaded, train_models
 from normalis.images import IntensityRule
-from normalis.loading import ImageSettings, Loaded, from_array, stream
-from normalis.models.base import AnomalyModel, Autoencoder
-from normalis.models.inputs import to_model_input
-from normalis.normals import (
+from normalis.loading.arrays import ImageSettings, Loaded, from_array, stream
+from normalis.loading.held_out import (
     Images,
     Normals,
     as_dataset,
@@ -43,10 +42,11 @@ from normalis.normals import (
     split,
     take,
 )
-from normalis.overlays import ColourScale
-from normalis.records import RunFolder, content_hash, versions, write_csv
+from normalis.models.base import AnomalyModel, Autoencoder
+from normalis.models.inputs import to_model_input
 from normalis.scoring import BATCH_SIZE, Explained, Reader, Scored, explain, joined_scores, score
-from normalis.training import Progress, TrainingSettings, pick_device, settings_for
+from normalis.storage import RunFolder, content_hash, versions, write_csv
+from normalis.training.loop import Progress, TrainingSettings, pick_device, settings_for
 
 if TYPE_CHECKING:
     from normalis.datasets import Sample
@@ -63,13 +63,14 @@ class AnomalyDetector(BaseEstimator):
         method: a name from `normalis.models.MODELS`, or a class of your own.
         latent_dim: size of the bottleneck, the paper's *d*. ``auto`` is what hedged best without a
             label, 16, with a table of what that stakes on the size of lesions
-            (`normalis.selection.usual_latent_dim`), and the method's own width where something
+            (`normalis.research.selection.usual_latent_dim`), and the method's own width where
+            something
             else limits it; ``closed-form`` chooses by that table
-            (`normalis.selection.choose_latent_dim`), found no better.
+            (`normalis.research.selection.choose_latent_dim`), found no better.
         image_size: side to which images are resized, a multiple of 16.
         channels: 1 (grey) or 3.
         epochs: passes over the training images; None for the recipe's own, 250 for ``paper`` and
-            83 for ``fast``, more where the images are few (`normalis.training.settings_for`).
+            83 for ``fast``, more where the images are few (`normalis.training.loop.settings_for`).
         batch_size: images per training step.
         learning_rate: of Adam; None for the recipe's own, 1e-3 and a peak of 4e-3.
         recipe: ``paper``, or ``fast``: the paper's error on held-out normal images in a third of
@@ -85,7 +86,8 @@ class AnomalyDetector(BaseEstimator):
         calibration: ``split`` holds out normal images, by patient where patients are known and by
             group of near duplicates elsewhere, so that p-values and thresholds are exact; ``cv+``,
             for few images, trains one model per fold on the others and holds nothing back, at the
-            price of a guarantee of twice the rate (`normalis.calibration`); ``none`` trains on
+            price of a guarantee of twice the rate (`normalis.calibration.conformal`); ``none``
+            trains on
             everything, as the paper does.
         calibration_share: share of the patients or groups held out by ``split``.
         folds: of ``cv+``.
@@ -240,7 +242,7 @@ class AnomalyDetector(BaseEstimator):
         if self.calibration == "cv+" and self.latent_dim == "closed-form":
             raise SettingsError(
                 "latent_dim must be a number or auto with calibration cv+, got closed-form: each "
-                "fold would have to choose for itself; choose one first (normalis explain), or "
+                "fold would have to choose for itself; choose one first (normalis research explain), or "
                 "use split"
             )
         if not (isinstance(self.folds, Integral) and self.folds >= 2):
@@ -399,8 +401,8 @@ class AnomalyDetector(BaseEstimator):
         if not isinstance(self.latent_dim, str):
             return self.latent_dim
         # Not at import: the closed forms are for this setting only.
-        from normalis.selection import choose_latent_dim, usual_latent_dim
-        from normalis.selection.usual import USUAL_LATENT_DIM
+        from normalis.research.selection import choose_latent_dim, usual_latent_dim
+        from normalis.research.selection.usual import USUAL_LATENT_DIM
 
         own: int = models.model_class(self.method).Settings.latent_dim
         limits = models.model_class(self.method).has_latent and own == USUAL_LATENT_DIM

@@ -17,18 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normalis.calibration import Calibration, calibrate
-from normalis.checkpoints import train_resumably
+from normalis.calibration.colours import ColourScale
+from normalis.calibration.conformal import Calibration, calibrate
 from normalis.duplicates import likeness_groups
-from normalis.loading import Loaded
+from normalis.loading.arrays import Loaded
+from normalis.loading.held_out import patients_of, split, take
 from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import to_model_input
-from normalis.normals import patients_of, split, take
-from normalis.overlays import ColourScale
-from normalis.records import RunFolder
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Reader, Scored, image_statistics, score
-from normalis.training import Progress, Training, TrainingSettings, fit
+from normalis.storage import RunFolder
+from normalis.training.checkpoints import train_resumably
+from normalis.training.loop import Progress, Training, TrainingSettings, fit
 
 __all__ = ["Judgement", "Place", "judge", "score_loaded", "train_models"]
 

@@ -1,6 +1,7 @@
 """A fitted model and a stream of images to anomaly maps and scores, in constant memory.
 
-Images arrive in batches from `normalis.loading.stream`, whose workers decode the next ones while
+Images arrive in batches from `normalis.loading.arrays.stream`, whose workers decode the next ones
+while
 the model works on these, on a CPU one batch per thread. Nothing is kept: memory does not grow with
 the number of images.
 """
@@ -21,7 +22,7 @@ from normalis.datasets import Sample
 from normalis.errors import DataError, UnreadableImageError
 from normalis.images import Frame, IntensityRule, read_frames
 from normalis.images.decoding import map_ahead
-from normalis.loading import ImageSettings, Loaded, Row, load, to_unit
+from normalis.loading.arrays import ImageSettings, Loaded, Row, load, to_unit
 from normalis.models.base import AnomalyModel
 from normalis.models.inputs import FLAT, as_tensor, to_model_input
 from normalis.scorers.base import Scorer

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis import trivial
+from normalis import baselines
 from normalis.metrics.auroc import auroc
 from normalis.metrics.intervals import bootstrap
 
@@ -140,7 +140,7 @@ def class_differences(
         The differences; their ``size`` is that of the shares, or of AUROC from chance, doubled.
     """
     found = []
-    for name, score in trivial.property_scores(properties).items():
+    for name, score in baselines.property_scores(properties).items():
         ours, theirs = score[is_anomalous], score[~is_anomalous]
         if "=" in name:
             size = abs(ours.mean() - theirs.mean())

@@ -21,7 +21,7 @@ from normalis.datasets.base import Sample
 from normalis.errors import UnreadableImageError
 
 if TYPE_CHECKING:
-    from normalis.loading import Row
+    from normalis.loading.arrays import Row
 
 __all__ = ["Fact", "count_properties", "image_key", "take_inventory"]
 
@@ -68,7 +68,7 @@ def take_inventory(
     """Hash and probe the files of images that were loaded.
 
     Args:
-        rows: of `normalis.loading.Loaded`.
+        rows: of `normalis.loading.arrays.Loaded`.
         progress: called with the share that is done.
     """
     files = list(dict.fromkeys(r.sample.path for r in rows if r.sample.index is None))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis import trivial
+from normalis import baselines
 from normalis.audit.confounds import (
     ClassDifference,
     Shift,
@@ -25,7 +25,7 @@ from normalis.audit.result import Audit
 from normalis.datasets.base import Dataset
 
 if TYPE_CHECKING:
-    from normalis.loading import Loaded
+    from normalis.loading.arrays import Loaded
 
 __all__ = ["audit"]
 
@@ -85,7 +85,7 @@ def _read(
     dataset: Dataset, image_size: int, tell: Progress
 ) -> tuple[NDArray[Any], list[Any], list[tuple[Path, str]]]:
     """Read the fitted side, then the test by the same intensity rule."""
-    from normalis.loading import ImageSettings, load, to_unit
+    from normalis.loading.arrays import ImageSettings, load, to_unit
 
     settings = ImageSettings(image_size=image_size)
     sides = (
@@ -132,10 +132,10 @@ def _confounds(
     tell("trivial scores", 0.0)
     train = pixels[[not fact.is_test for fact in facts]]
     properties = [facts[i].properties for i in chosen]
-    by_property = trivial.property_scores(properties)
+    by_property = baselines.property_scores(properties)
     found = separate(by_property, is_anomalous, groups=units, either=True)
     if len(train):
-        by_pixels = trivial.pixel_scores(pixels[chosen], train)
+        by_pixels = baselines.pixel_scores(pixels[chosen], train)
         found += separate(by_pixels, is_anomalous, groups=units)
     tell("trivial scores", 1.0)
     found.sort(key=lambda score: -score.auroc)
@@ -149,17 +149,17 @@ def _shifts(pixels: NDArray[Any], facts: Sequence[Fact], groups: NDArray[np.int6
     if len(train) < _LEAST_TO_COMPARE or len(test) < _LEAST_TO_COMPARE:
         return []
     ours, theirs = (_columns([facts[i].properties for i in side]) for side in (train, test))
-    threshold = trivial.foreground_threshold(pixels[train])
+    threshold = baselines.foreground_threshold(pixels[train])
     for columns, side in ((ours, train), (theirs, test)):
         x = pixels[side]
-        columns["mean_intensity"] = trivial.mean_intensity(x)
-        columns["contrast"] = trivial.contrast(x)
-        columns["foreground_area"] = trivial.foreground_area(x, threshold=threshold)
+        columns["mean_intensity"] = baselines.mean_intensity(x)
+        columns["contrast"] = baselines.contrast(x)
+        columns["foreground_area"] = baselines.foreground_area(x, threshold=threshold)
     # PCA is fitted on half of the training, by patient: its own images' residuals are too small.
     units = independent_units(facts, groups)
     half, rest = ([i for i in train if units[i] % 2 == k] for k in (0, 1))
     if half and rest:
-        residual = trivial.pca_residual(pixels[rest + test], pixels[half])
+        residual = baselines.pca_residual(pixels[rest + test], pixels[half])
         ours["pca16_residual"], theirs["pca16_residual"] = np.split(residual, [len(rest)])
     return find_shifts(ours, theirs)
 

@@ -1,8 +1,7 @@
 """Which files are normal, anomalous, of which patient, in which split. Nothing is decoded here.
 
 `LAYOUTS` lists the forms of a data folder that are recognised; a new one is a file with
-``recognise(path) -> bool`` and ``read(path) -> Dataset``, and a line in the table. `DATASETS`
-lists the data sets that are known by name.
+``recognise(path) -> bool`` and ``read(path) -> Dataset``, and a line in the table.
 """
 
 from __future__ import annotations
@@ -16,50 +15,30 @@ from normalis.datasets.base import Dataset, Sample, Split
 from normalis.errors import DataError, LayoutError
 
 __all__ = [
-    "DATASETS",
     "KNOWN_PATTERNS",
     "LAYOUTS",
     "Dataset",
     "Sample",
     "Split",
-    "download_archive",
-    "fingerprint",
-    "named",
     "offer_pattern",
     "open_dataset",
     "patients_from_pattern",
-    "prepare",
 ]
 
 # In this order they are asked. The first wins over all others, the last takes what is left.
 LAYOUTS: dict[str, str] = {
-    "images + data.json": "normalis.datasets.benchmark",
-    "train + test/{normal,tumor,annotation}": "normalis.datasets.brats",
-    "MVTec/BMAD": "normalis.datasets.mvtec",
-    "manifest": "normalis.datasets.manifest",
-    "arrays": "normalis.datasets.arrays",
-    "folder of images": "normalis.datasets.folder",
-}
-
-DATASETS: dict[str, str] = {
-    "phantom": "normalis.datasets.phantom:PHANTOM",
-    "rsna": "normalis.datasets.rsna:RSNA",
-    "vindr_cxr": "normalis.datasets.vindr_cxr:VINDR_CXR",
-    "brain_tumor": "normalis.datasets.brain_tumor:BRAIN_TUMOR",
-    "brats2021": "normalis.datasets.brats2021:BRATS2021",
-    "lag": "normalis.datasets.lag:LAG",
-    "isic2018": "normalis.datasets.isic2018:ISIC2018",
-    "camelyon16": "normalis.datasets.camelyon16:CAMELYON16",
+    "images + data.json": "normalis.datasets.layouts.benchmark",
+    "train + test/{normal,tumor,annotation}": "normalis.datasets.layouts.brats",
+    "MVTec/BMAD": "normalis.datasets.layouts.mvtec",
+    "manifest": "normalis.datasets.layouts.manifest",
+    "arrays": "normalis.datasets.layouts.arrays",
+    "folder of images": "normalis.datasets.layouts.folder",
 }
 
 _LAZY = {
-    "download_archive": "normalis.datasets.download",
-    "fingerprint": "normalis.datasets.identity",
-    "named": "normalis.datasets.catalogue",
     "KNOWN_PATTERNS": "normalis.datasets.patients",
     "offer_pattern": "normalis.datasets.patients",
     "patients_from_pattern": "normalis.datasets.patients",
-    "prepare": "normalis.datasets.preparing",
 }
 
 

@@ -132,10 +132,10 @@ def trivial_scores(
     Raises:
         DataError: if the images' shapes differ or there is no training image.
     """
-    from normalis import trivial
+    from normalis import baselines
 
-    scores = dict(trivial.pixel_scores(test, train))
-    for name, values in trivial.property_scores(file_properties or []).items():
+    scores = dict(baselines.pixel_scores(test, train))
+    for name, values in baselines.property_scores(file_properties or []).items():
         scores[name] = values
         scores[f"{name}_reversed"] = -values
     return scores

@@ -1,7 +1,7 @@
 """Files become resized images in native units: in threads, in order, from the cache if possible.
 
 What comes out is not yet on [0, 1]: which map of intensities is right is known only once all
-training images are seen (`normalis.loading`).
+training images are seen (`normalis.loading.arrays`).
 """
 
 from __future__ import annotations

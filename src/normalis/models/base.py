@@ -4,7 +4,7 @@
 
     AnomalyModel            scores images: anomaly_map, anomaly_score, state, load_state
     ├── DirectModel         is fitted in one go, without a training loop: fit(x)
-    └── Autoencoder         is trained by `normalis.training`: encode, decode, draw, losses
+    └── Autoencoder         is trained by `normalis.training.loop`: encode, decode, draw, losses
 
 A method says what its losses are and how its failure is read; it knows nothing of epochs, data
 sets or files. Images are ``float32`` tensors (B, C, H, W) in [-1, 1].
@@ -205,7 +205,7 @@ class DirectModel(AnomalyModel):
 
 
 class Autoencoder(nn.Module, AnomalyModel):
-    """A network that compresses an image and rebuilds it; trained by `normalis.training`.
+    """A network that compresses an image and rebuilds it; trained by `normalis.training.loop`.
 
     The anomaly map is by default the squared error, averaged over channels, as in the paper.
     """

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from normalis.errors import RunError
-from normalis.records import write_atomically
 from normalis.report.sources import Source, detect, read_records, read_run, read_scores
+from normalis.storage import write_atomically
 
 __all__ = ["write_report"]
 

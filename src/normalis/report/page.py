@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
-from normalis.records import versions
+from normalis.storage import versions
 
 __all__ = ["render"]
 

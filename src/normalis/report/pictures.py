@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
-from normalis.overlays import numbered
+from normalis.output.overlays import numbered
 from normalis.report.sources import Cases
 
 __all__ = ["EMBEDDED", "Picture", "find_pictures", "read_picture"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from normalis.calibration import realised_rate_interval
+from normalis.calibration.conformal import realised_rate_interval
 from normalis.errors import MetricError, SettingsError
 from normalis.metrics import Interval, auroc, average_precision, bootstrap
 from normalis.report import charts
@@ -227,7 +227,7 @@ def _selection(source: Source) -> Chart | None:
         f"{losses}.",
         caption=f"d = {kept['choice']} by the rule {kept['rule']}. By the closed form, from normal "
         "images alone: what each d would lose to the best on lesions of one size. Normal images do "
-        "not say which size yours have; normalis explain prints the reasons.",
+        "not say which size yours have; normalis research explain prints the reasons.",
         wide=True,
     )
 

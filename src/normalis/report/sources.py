@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.calibration import Calibration
+from normalis.calibration.conformal import Calibration
 from normalis.errors import RunError, SettingsError
-from normalis.records import Records, RunFolder
+from normalis.storage import Records, RunFolder
 
 __all__ = ["Cases", "Source", "detect", "read_records", "read_run", "read_scores"]
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.calibration import Calibration
+from normalis.calibration.colours import ColourScale
+from normalis.calibration.conformal import Calibration
 from normalis.errors import SettingsError
-from normalis.overlays import ColourScale, heat
+from normalis.output.overlays import heat
 from normalis.report.pictures import EMBEDDED, find_pictures, read_picture
 from normalis.report.sources import Cases, Source
 

@@ -1,0 +1,1 @@
+"""What is normal for a score: p-values and thresholds from held-out normals, drift, colours."""

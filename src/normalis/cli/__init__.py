@@ -1,0 +1,707 @@
+"""The command line: parses, calls, prints; nothing else.
+
+Everything slow is imported inside the commands, so that ``normalis --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from normalis.cli.export import app as export
+from normalis.cli.values import rate_found, typed_values
+from normalis.errors import NormalisError, SettingsError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from normalis.calibration.conformal import Calibration
+    from normalis.datasets import Dataset
+    from normalis.training.loop import Progress
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="normalis",
+    help="Learn what normal medical images look like; rank new ones by how abnormal they are.\n\n"
+    "For triage and research, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(export)
+console = Console()
+errors = Console(stderr=True)
+
+#: Commands that moved below `normalis research`.
+MOVED = ("prepare", "sweep", "reproduce", "results", "compare", "fingerprint", "explain")
+
+
+def _mount() -> None:
+    """Add the command groups that installed packages offer, such as ``research``."""
+    for entry in entry_points(group="normalis.commands"):
+        app.add_typer(entry.load(), name=entry.name)
+    for name in MOVED:
+        app.command(name, hidden=True, context_settings=_ANYTHING)(_moved(name))
+
+
+_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _moved(name: str) -> Callable[[], None]:
+    def answer() -> None:
+        raise SettingsError(f"`normalis {name}` is now `normalis research {name}`")
+
+    return answer
+
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder, data.json, manifest or array.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")]
+
+
+def main() -> None:
+    """Run the command line; errors that we raise become one line and exit status 2."""
+    try:
+        app()
+    except NormalisError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("[bold]stopped[/]; run the same command again to go on")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from normalis import __version__
+
+        console.print(__version__)
+        raise typer.Exit
+    del context
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[tuple[Bar, Any]]:
+    """Show a progress bar with time left; on standard error, so that output stays clean."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=errors) as bar:
+        yield bar, bar.add_task(description, total=None, note="")
+
+
+def _most_anomalous(top: list[dict[str, Any]]) -> Table:
+    """Tabulate rows of scores; paths below the folder that they share, columns that say something.
+
+    A path that is no file's own, such as a row of an array, stays as it is.
+    """
+    folders = {str(Path(row["path"]).parent) for row in top}
+    shared = os.path.commonpath(folders) if folders and all(map(os.path.isabs, folders)) else ""
+    named = {"image": "path", "slice": "slice", "score": "anomaly_score", "p-value": "p_value"}
+    kept = {c: k for c, k in named.items() if any(row[k] not in (None, "") for row in top)}
+    rows = [[row[key] for key in kept.values()] for row in top]
+    if shared:
+        rows = [[os.path.relpath(path, shared), *others] for path, *others in rows]
+    return _table("Most anomalous" + f", below {escape(shared)}" * bool(shared), list(kept), rows)
+
+
+def _table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _describe(data: Dataset) -> None:
+    """Say how a data set was recognised."""
+    errors.print(f"[bold]{escape(str(data.root))}[/]: layout {escape(data.layout)}")
+    for (split, label), count in sorted(data.counts().items()):
+        errors.print(f"  {split:<10} {label:<10} {count:>7}")
+    for note in data.notes:
+        errors.print(f"  note: {escape(note)}")
+
+
+def _report_skipped(skipped: list[tuple[Path, str]], where: Path | None = None) -> None:
+    if not skipped:
+        return
+    listed = f"; all are listed in {where}" if where else ""
+    errors.print(f"[yellow]{len(skipped)} images could not be read and were skipped[/]{listed}")
+    for path, reason in skipped[:5]:
+        errors.print(f"  {escape(str(path))}: {escape(reason)}", soft_wrap=True)
+
+
+@app.command()
+def check(
+    data: Data,
+    patients: Annotated[
+        str | None,
+        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where leaks are found.")] = False,
+) -> None:
+    """Say what is in DATA and what is wrong with it, before any training."""
+    from normalis.audit import audit
+    from normalis.datasets import open_dataset
+
+    dataset = open_dataset(data)
+    if not as_json:
+        _describe(dataset)
+    with _bar("check") as (bar, task):
+        found = audit(dataset, patient_pattern=patients, progress=_stages(bar, task))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        _print_audit(found)
+    if out is not None:
+        from normalis.storage import write_json
+
+        write_json(out, found.to_dict())
+    if strict and found.has_leaks:
+        raise typer.Exit(1)
+
+
+def _stages(bar: Bar, task: Any) -> Callable[[str, float], None]:
+    def update(stage: str, share: float) -> None:
+        bar.update(task, completed=round(100 * share), total=100, note=stage)
+
+    return update
+
+
+def _print_audit(found: Any) -> None:
+    _report_skipped([(Path(path), reason) for path, reason in found.unreadable])
+    for title, columns, rows in found.tables():
+        console.print(_table(title, columns, rows))
+    colours = {"leak": "red", "confound": "magenta", "shift": "yellow", "note": "cyan"}
+    for finding in found.findings:
+        colour = colours.get(finding.severity, "white")
+        console.print(f"[{colour}]{finding.severity:>9}[/] {escape(finding.text)}", soft_wrap=True)
+
+
+@app.command()
+def fit(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    method: Annotated[str, typer.Option(help="Method; see `normalis methods`.")] = "ae-u",
+    latent_dim: Annotated[
+        str,
+        typer.Option(
+            help="Size of the bottleneck, the paper's d. auto: what hedged best without a label, "
+            "16, or the method's own width where something else limits it; closed-form: by a "
+            "formula over lesion sizes, found no better. normalis research explain says why."
+        ),
+    ] = "auto",
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --method rate-ae: nats that the latent may hold on held-out normal images "
+            "(half of those for calibration are watched), or auto: what hedged best in the study."
+        ),
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Side in pixels, a multiple of 16.")] = 64,
+    channels: Annotated[int, typer.Option(help="1 (grey) or 3.")] = 1,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training images; by default the recipe's own."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 64,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of Adam; by default the recipe's own.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="paper (250 epochs), or fast (a third of them, a little worse).")
+    ] = "paper",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    standardize: Annotated[
+        bool, typer.Option("--standardize", help="Remove each image's brightness and contrast.")
+    ] = False,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="How the residual is read; auto: median, or native where a method has a score "
+            "of its own. The paper's is native."
+        ),
+    ] = "auto",
+    reduction: Annotated[
+        str | None,
+        typer.Option(
+            help="Map to number: mean, max, top:0.01, quantile:0.95; by default the scorer's own."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="split holds out normals for p-values; cv+ trains one model per fold and holds "
+            "out none (few images); none trains on all, without p-values."
+        ),
+    ] = "split",
+    folds: Annotated[int, typer.Option(help="Of --calibration cv+.")] = 5,
+    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal (volumes).")] = "axial",
+    slices: Annotated[
+        tuple[float, float], typer.Option(help="Range of slices of a volume, 0 to 1.")
+    ] = (0.0, 1.0),
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Values that become 0 and 1, for images deeper than 8 bits."),
+    ] = None,
+    percentiles: Annotated[
+        tuple[float, float],
+        typer.Option(help="Percentiles of training values that become 0 and 1."),
+    ] = (0.5, 99.5),
+    patients: Annotated[
+        str | None,
+        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Setting of the method, NAME=VALUE; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+) -> None:
+    """Learn from the normal training images of DATA; an interrupted fit goes on."""
+    options = _with_rate(_options(option), rate, method, watch=calibration == "split")
+    dataset = _open(data, patients)
+    _describe(dataset)
+    from normalis.detector import AnomalyDetector
+
+    detector = AnomalyDetector(
+        method=method,
+        latent_dim=_whole_or_rule(latent_dim),
+        image_size=image_size,
+        channels=channels,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        recipe=recipe,
+        precision=precision,
+        standardize=standardize,
+        scorer=scorer,
+        reduction=reduction,
+        calibration=calibration,
+        folds=folds,
+        plane=plane,
+        slice_range=slices,
+        window=window,
+        percentiles=percentiles,
+        random_state=seed,
+        device=device,
+        method_options=options,
+    )
+    _notice_latent(method, latent_dim)
+    with _bar(f"fit {method}") as (bar, task):
+        detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar, task))
+    _report_skipped(detector.skipped_, out / "skipped.csv")
+    _summarise_fit(detector, out)
+
+
+def _open(data: Path, patients: str | None = None) -> Dataset:
+    from normalis.datasets import offer_pattern, open_dataset, patients_from_pattern
+
+    dataset = open_dataset(data)
+    if patients:
+        return patients_from_pattern(dataset, patients)
+    offered = offer_pattern(dataset)
+    if offered:
+        errors.print(
+            f"note: file names look as if they held patient ids ({offered[0]}); confirm with "
+            f"--patients '{escape(offered[1])}'",
+            soft_wrap=True,
+        )
+    return dataset
+
+
+def _whole_or_rule(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def _notice_latent(method: str, latent_dim: str) -> None:
+    from normalis.models import model_class
+
+    if latent_dim != "auto" and not model_class(method).has_latent:
+        errors.print(f"note: {method} has no latent vector; --latent-dim {latent_dim} is ignored")
+
+
+def _options(pairs: list[str] | None) -> dict[str, Any] | None:
+    """Read NAME=VALUE pairs; values as TOML would read them, else text."""
+    given: dict[str, str] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--option must be NAME=VALUE, got {pair!r}")
+        given[name] = value
+    return typed_values(given) or None
+
+
+def _with_rate(
+    options: dict[str, Any] | None, rate: str | None, method: str, *, watch: bool
+) -> dict[str, Any] | None:
+    """Add the rate to the options, meant for held-out images where there are some to watch."""
+    if rate is None:
+        return options
+    if method != "rate-ae":
+        raise typer.BadParameter(f"--rate needs --method rate-ae, got --method {method}")
+    from normalis.models.rate_ae import USUAL_RATE
+
+    try:
+        nats = USUAL_RATE if rate == "auto" else float(rate)
+    except ValueError:
+        raise typer.BadParameter(f"--rate must be a number of nats or auto, got {rate!r}") from None
+    return {"held_out": watch, **(options or {}), "rate": nats}
+
+
+def _epochs(bar: Bar, task: Any) -> Callable[[Progress], None]:
+    def update(step: Progress) -> None:
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in step.losses.items())
+        bar.update(task, completed=step.epoch, total=step.epochs, note=losses)
+
+    return update
+
+
+def _summarise_fit(detector: Any, out: Path) -> None:
+    info = detector.info_
+    console.print(
+        f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
+        f"{info['data']['calibration_images']} scored unseen for calibration"
+    )
+    if detector.history_:
+        used = detector.training_
+        console.print(
+            f"trained by the recipe {used.recipe}: {used.epochs} epochs, "
+            f"learning rate {used.learning_rate:g}"
+        )
+    if found := rate_found(info):
+        asked = detector.model_.settings.rate
+        said = f"held-out normal images, neither seen nor watched: {found}; {asked:g} asked"
+        console.print(said, soft_wrap=True)
+    if "selection" in info:
+        chosen = info["selection"]
+        console.print(
+            f"latent dimension {detector.latent_dim_} by the rule {chosen['rule']}; why, and what "
+            f"would change it: normalis research explain {out}",
+            soft_wrap=True,
+        )
+    if detector.calibration_ is not None:
+        try:
+            detector.calibration_.check_rate(detector.fpr)
+            promise = detector.calibration_.statement(detector.fpr)
+            console.print(f"p <= {detector.fpr:g} {promise}", soft_wrap=True)
+        except NormalisError as error:
+            console.print(f"note: {error}", soft_wrap=True)
+        if hint := _too_few_to_decide(detector.calibration_, detector.fpr):
+            console.print(f"note: {hint}", soft_wrap=True)
+    console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)
+
+
+def _too_few_to_decide(calibration: Calibration, rate: float) -> str:
+    """Say if one or two odd held-out images decide a threshold; empty if they do not."""
+    units = calibration.n_units
+    above = int(rate * (units + 1) + 1e-9)  # held-out scores that a flagged image must exceed
+    if calibration.kind != "split" or above > 2:
+        return ""
+    which = "the highest" if above < 2 else "the second highest"
+    what = {"image": "images", "patient": "patients", "group": "groups of near copies"}
+    return (
+        f"at {rate:g} an image is flagged if it scores above {which} of {units} held-out "
+        f"{what[calibration.level]}, so that an odd one among them can hide every anomaly; "
+        "--calibration cv+ makes use of all"
+    )
+
+
+@app.command()
+def score(
+    run: Run,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder, file or data set.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder to write.")],
+    fpr: Annotated[float, typer.Option(help="Share of normals that may be flagged.")] = 0.05,
+    maps: Annotated[bool, typer.Option(help="Write anomaly maps.")] = True,
+    overlays: Annotated[bool, typer.Option(help="Write pictures.")] = True,
+    all_overlays: Annotated[
+        bool, typer.Option("--all-overlays", help="Pictures of all, even beyond 1,000 images.")
+    ] = False,
+    scorer: Annotated[
+        str | None, typer.Option(help="Read the model another way; needs --normals.")
+    ] = None,
+    reduction: Annotated[
+        str | None, typer.Option(help="With --scorer: mean, max, top:0.01, quantile:0.95.")
+    ] = None,
+    scorer_option: Annotated[
+        list[str] | None, typer.Option(help="Setting of the scorer, NAME=VALUE; repeatable.")
+    ] = None,
+    normals: Annotated[
+        Path | None, typer.Option(help="With --scorer: the data that RUN was fitted on.")
+    ] = None,
+    patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="torch, onnx (CPUs; for tens of thousands) or ray (a cluster).")
+    ] = "torch",
+    address: Annotated[
+        str,
+        typer.Option(help="Ray cluster; local starts one on this machine, auto finds one."),
+    ] = "local",
+    cpus_per_job: Annotated[float, typer.Option(help="Cores of one worker (ray).")] = 1.0,
+    gpus_per_job: Annotated[float, typer.Option(help="Share of a GPU of one worker (ray).")] = 0.0,
+) -> None:
+    """Score IMAGES: a table, anomaly maps and pictures in OUT."""
+    from normalis.detector import AnomalyDetector
+    from normalis.engines.cluster import Cluster
+    from normalis.loading.held_out import samples_to_score
+    from normalis.output.folder import ScoreOptions, score_to_folder
+
+    if not 0 < fpr < 1:
+        raise typer.BadParameter(f"--fpr must be in (0, 1), got {fpr}")
+    detector = AnomalyDetector.load(run, device=device)
+    if scorer is not None:
+        if normals is None:
+            raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")
+        chosen = _open(normals, patients)
+        detector = detector.read_by(
+            scorer, chosen, reduction=reduction, scorer_options=_options(scorer_option)
+        )
+    dataset = _open(images, patients)
+    _describe(dataset)
+    samples = samples_to_score(dataset)
+    root = dataset.root if dataset.root.is_dir() else dataset.root.parent
+    options = ScoreOptions(
+        maps=maps,
+        overlays=overlays,
+        all_overlays=all_overlays,
+        fpr=fpr,
+        engine=engine,
+        cluster=Cluster(address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job),
+    )
+    with _bar("score") as (bar, task):
+        summary = score_to_folder(
+            detector,
+            samples,
+            out,
+            root=root,
+            options=options,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(_most_anomalous(summary.top))
+    console.print(f"{summary.images} images scored, {summary.skipped} skipped")
+    for reason in summary.drift:
+        errors.print(f"[yellow]drift:[/] {escape(reason)}", soft_wrap=True)
+    if summary.flagged is not None:
+        console.print(f"{summary.flagged} flagged at a false-positive rate of {fpr:g}")
+    elif detector.calibration_ is None:
+        console.print("no p-values: the run was fitted with --calibration none")
+    else:
+        least = detector.calibration_.smallest_rate
+        console.print(
+            f"none flagged: the normals held out certify rates from {least:.2g}, not {fpr:g}"
+        )
+    console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)
+    if overlays:
+        console.print(f"pictures: {out / 'overlays'}", soft_wrap=True)
+    console.print("for triage and research, not for diagnosis")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Data,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="JSON file; by default RUN/evaluation_NAME.json."),
+    ] = None,
+    fpr: Annotated[float, typer.Option(help="Nominal false-positive rate.")] = 0.05,
+    patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
+    from normalis.detector import AnomalyDetector
+    from normalis.evaluation.of_detector import assess
+    from normalis.storage import write_json
+
+    detector = AnomalyDetector.load(run, device=device)
+    dataset = _open(data, patients)
+    with _bar("evaluate") as (bar, task):
+        result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar, task))
+    _report_skipped(skipped)
+    _print_evaluation(dataset.name, result)
+    for finding in found.findings:
+        if finding.severity in ("leak", "confound"):
+            console.print(f"{finding.severity}: {escape(finding.text)}", soft_wrap=True)
+    file = out or run / f"evaluation_{dataset.name.replace('/', '_')}.json"
+    write_json(
+        file,
+        {
+            "data": dataset.name,
+            "method": detector.method,
+            "skipped": len(skipped),
+            **result.to_dict(),
+            "findings": [{"severity": f.severity, "text": f.text} for f in found.findings],
+        },
+    )
+    console.print(f"metrics: {file}", soft_wrap=True)
+
+
+def _print_evaluation(name: str, result: Any) -> None:
+    titles = {
+        "ranking": "Ranking",
+        "kind": "AUROC by kind of anomaly",
+        "baseline": "Trivial baselines (AUROC)",
+        "deployable": "At the threshold from normal images",
+        "group": "False-positive rate by group",
+        "lesion": "Lesions",
+        "oracle": "Oracle: something was chosen with these labels",
+    }
+    for section, title in titles.items():
+        rows = [row for row in result.table() if row.section == section]
+        if section == "baseline":
+            rows = [row for row in rows if row.subset == "all"][:8]
+        rows = [row for row in rows if row.value == row.value]  # NaN: nothing to count
+        if rows:
+            columns = ["images", "figure", "value", "95 % interval", "n"]
+            cells = [
+                [r.subset, r.name, r.value, _interval(r.low, r.high), r.n_images] for r in rows
+            ]
+            notes = [r.note for r in rows]
+            common = len(set(notes)) == 1
+            if not common:
+                columns, cells = (
+                    [*columns, ""],
+                    [[*c, n] for c, n in zip(cells, notes, strict=True)],
+                )
+            table = _table(f"{title}: {name}", columns, cells)
+            table.caption, table.caption_justify = (notes[0] if common else None), "left"
+            console.print(table)
+    verdict = {True: "beats every", False: "does not beat every", None: "was not compared with a"}
+    console.print(f"The method {verdict[result.beats_baselines]} trivial baseline.")
+    for note in result.notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}" if low == low else "none"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("demo"),
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the generated images and the training.")] = 0,
+) -> None:
+    """Do the main job on generated head slices: fit, score, evaluate, report."""
+    from normalis.datasets.phantom import write_demo
+
+    data, run, scored = out / "data", out / "run", out / "scored"
+    if not data.exists():
+        write_demo(data, seed=seed)
+    console.rule("1. normalis fit: learn normal images")
+    context = {"epochs": epochs, "seed": seed}
+    if not (run / "model.json").exists():
+        fit(data, run, **{**_defaults(fit), **context})
+    console.rule("2. normalis score: rank new images")
+    if not (scored / "scores.csv").exists():
+        score(run, data, scored, **_defaults(score))
+    console.rule("3. normalis evaluate: with the labels of the generated images")
+    evaluate(run, data, **_defaults(evaluate) | {"out": scored / "evaluation.json"})
+    console.rule("4. normalis report: a page to look through")
+    report(scored, out / "report.html", **_defaults(report))
+    console.rule("where to look")
+    console.print(
+        f"  {out / 'report.html'}   open it in a browser\n"
+        f"  {scored / 'overlays'}   a picture per image\n"
+        f"  {scored / 'scores.csv'}   one row per image\n"
+        f"  {run / 'model.json'}   what was fitted",
+        soft_wrap=True,
+    )
+
+
+def _defaults(command: Callable[..., None]) -> dict[str, Any]:
+    """Return the default of every option of a command, to call it from another."""
+    import inspect
+
+    parameters = inspect.signature(command).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+@app.command()
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run, an output of `score`, or of `sweep`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
+) -> None:
+    """Write one HTML page that opens from disk: figures, tables and, for scores, a triage view."""
+    from normalis.report import write_report
+
+    page = write_report(path, out)
+    console.print(f"page: {page}   open it in a browser", soft_wrap=True)
+    console.print("for triage and research, not for diagnosis")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods that `fit --method` takes, what they are, and what `fit` sets of them."""
+    from inspect import cleandoc
+
+    from normalis.models import model_class, model_names
+
+    rows = []
+    for name in model_names():
+        cls = model_class(name)
+        said = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
+        usual = ", ".join(f"{k}={_cell(v)}" for k, v in cls.usual_options.items())
+        rows.append([name, " ".join(cleandoc(said).split("\n\n")[0].split()), usual])
+    table = _table("Methods", ["method", "what it is", "set by fit"], rows)
+    table.columns[0].no_wrap = True
+    for column in table.columns:
+        column.justify = "left"
+    console.print(table)
+
+
+def _write_or_print(value: Any, out: Path | None) -> None:
+    from normalis.storage import write_json
+
+    if out is None:
+        print(json.dumps(value, indent=1))
+    else:
+        write_json(out, value)
+
+
+_mount()

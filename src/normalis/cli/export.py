@@ -1,0 +1,29 @@
+"""The command that hands a fitted model to other programs: export. It parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+__all__ = ["app"]
+
+app = typer.Typer()
+console = Console()
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Write the network of RUN as ONNX: images in, anomaly maps and reconstructions out."""
+    from normalis.detector import AnomalyDetector
+    from normalis.engines.export import export_onnx
+
+    detector = AnomalyDetector.load(run, device="cpu")
+    written = export_onnx(detector, out, overwrite=overwrite)
+    console.print(f"written: {written}", soft_wrap=True, markup=False)

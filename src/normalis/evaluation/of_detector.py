@@ -1,0 +1,192 @@
+"""A fitted detector and a labelled data set -> the honest table.
+
+Scores the test images once, lets the audit say which of them leak and which belong together, puts
+the trivial scores beside, and hands all to `normalis.evaluation`. Labels are used here and nowhere
+before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normalis import baselines
+from normalis.audit import Audit, audit
+from normalis.audit.findings import all_alike
+from normalis.audit.inventory import image_key
+from normalis.errors import DataError, SettingsError
+from normalis.evaluation import Evaluation, evaluate, trivial_scores
+from normalis.loading.arrays import Row, load, load_masks
+from normalis.scoring import joined_scores
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from normalis.calibration.conformal import Calibration
+    from normalis.datasets import Dataset, Sample
+    from normalis.detector import AnomalyDetector
+    from normalis.scoring import Scored
+
+__all__ = ["assess"]
+
+_THRESHOLDS = (0.95, 0.999)
+_MOST_DEMOGRAPHICS = ("age", "sex", "scanner", "manufacturer", "model")
+
+
+def assess(
+    detector: AnomalyDetector,
+    data: Dataset,
+    *,
+    fpr: float = 0.05,
+    progress: Callable[[str, float], None] | None = None,
+) -> tuple[Evaluation, Audit, list[tuple[Path, str]]]:
+    """Evaluate a detector on the test split of a data set.
+
+    Args:
+        detector: fitted.
+        data: with labelled test images.
+        fpr: nominal false-positive rate of the deployable figures.
+        progress: called with the stage and the share of it that is done.
+
+    Returns:
+        The evaluation, the audit of the data, and (path, reason) of images that were skipped.
+
+    Raises:
+        DataError: if the data set has no labelled test images.
+    """
+    tell = progress or (lambda stage, share: None)
+    samples = _labelled(data)
+    skipped: list[tuple[Path, str]] = []
+    parts = _score(detector, samples, skipped, tell, with_maps=data.has_masks)
+    rows = [row for part in parts for row in part.rows]
+    scores = np.concatenate([part.anomaly_score for part in parts])
+    shown = [part.anomaly_map for part in parts if part.anomaly_map is not None]
+    maps = np.concatenate(shown) if shown else None
+    found = audit(data, image_size=64, progress=tell)
+    keys = [image_key(row.sample, row.slice_index) for row in rows]
+    tell("metrics", 0.0)
+    masks = load_masks(rows, image_size=detector.image_size) if maps is not None else None
+    result = evaluate(
+        scores,
+        np.array([bool(row.is_anomalous) for row in rows]),
+        groups=[found.groups.get(key, f"image {i}") for i, key in enumerate(keys)],
+        leaked={
+            f"{t}": _listed(keys, found.leaked(t))
+            for t in _THRESHOLDS
+            if not (t == min(_THRESHOLDS) and all_alike(found))
+        },
+        baselines=_baselines(detector, data, rows, found, keys),
+        kind=[row.kind if row.is_anomalous else None for row in rows],
+        maps=maps,
+        masks=masks,
+        header=_demographics(rows),
+        **_deployed(detector.calibration_, parts, fpr),
+    )
+    tell("metrics", 1.0)
+    return result, found, skipped
+
+
+def _labelled(data: Dataset) -> tuple[Sample, ...]:
+    samples = tuple(s for s in data.split("test") if s.is_anomalous is not None)
+    if not samples:
+        raise DataError(
+            f"{data.root}: must have labelled test images to evaluate on, has none "
+            f"(layout: {data.layout}; found {data.counts()})"
+        )
+    return samples
+
+
+def _score(
+    detector: AnomalyDetector,
+    samples: Sequence[Sample],
+    skipped: list[tuple[Path, str]],
+    tell: Callable[[str, float], None],
+    *,
+    with_maps: bool,
+) -> list[Scored]:
+    parts: list[Scored] = []
+    done = 0
+    for part in detector.stream(samples, maps=with_maps, skipped=skipped):
+        parts.append(part)
+        done += len(part.rows)
+        tell("scores", min(1.0, done / len(samples)))
+    if not parts:
+        raise DataError(f"no test image can be read; the first reason: {skipped[0][1]}")
+    return parts
+
+
+def _listed(keys: Sequence[str], listed: frozenset[str]) -> NDArray[np.bool_]:
+    return np.array([key in listed for key in keys])
+
+
+def _baselines(
+    detector: AnomalyDetector,
+    data: Dataset,
+    rows: Sequence[Row],
+    found: Audit,
+    keys: Sequence[str],
+) -> dict[str, NDArray[np.float64]]:
+    """Return trivial scores of the test images, from the images as the detector reads them."""
+    settings = detector.image_settings
+    given: dict[str, Any] = {"rule": detector.rule_, "fit_rule": False, "cache": True}
+    test = load([row.sample for row in _one_per_file(rows)], settings, **given)
+    place = {image_key(row.sample, row.slice_index): i for i, row in enumerate(test.rows)}
+    lost = [row.path for row, key in zip(rows, keys, strict=True) if key not in place]
+    if lost:
+        raise DataError(
+            f"{lost[0]}: could be read when it was scored and not for the trivial scores "
+            f"({len(lost)} such files); leave the files alone while they are evaluated, and run "
+            "the same command again"
+        )
+    pixels = test.pixels[[place[key] for key in keys]]
+    known = {fact.key: fact.properties for fact in found.facts}
+    properties = [known.get(key, {}) for key in keys]
+    if not data.split("train"):
+        return _without_training(pixels, properties)
+    train = load(data.split("train"), settings, **given)
+    return trivial_scores(train.pixels, pixels, file_properties=properties)
+
+
+def _without_training(
+    pixels: NDArray[Any], properties: Sequence[Mapping[str, Any]]
+) -> dict[str, NDArray[np.float64]]:
+    """Return the trivial scores that need no training images, for data that hold tests alone."""
+    both = {
+        "mean_intensity": baselines.mean_intensity(pixels),
+        "contrast": baselines.contrast(pixels),
+        **baselines.property_scores(properties),
+    }
+    return both | {f"{name}_reversed": -values for name, values in both.items()}
+
+
+def _one_per_file(rows: Sequence[Row]) -> list[Row]:
+    return list({image_key(row.sample): row for row in rows}.values())
+
+
+def _demographics(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    columns = {}
+    for name in _MOST_DEMOGRAPHICS:
+        values = [row.header.get(name) for row in rows]
+        if any(value is not None for value in values):
+            columns[name] = values
+    return columns
+
+
+def _deployed(
+    calibration: Calibration | None, parts: Sequence[Scored], fpr: float
+) -> dict[str, Any]:
+    """Return flags and the level of maps, as far as the calibration can certify them."""
+    if calibration is None:
+        return {}
+    try:
+        calibration.check_rate(fpr)
+    except SettingsError:
+        return {}
+    return {
+        "flagged": calibration.flags(calibration.p_values(joined_scores(parts)), fpr),
+        "rate": fpr,
+        "map_level": calibration.map_levels((fpr,))[0],
+    }

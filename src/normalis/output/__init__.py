@@ -1,0 +1,1 @@
+"""The folder that `normalis score` writes: tables, maps and pictures."""

@@ -1,0 +1,492 @@
+"""The output folder of ``normalis score``: a table, maps, pictures, and what a report needs.
+
+::
+
+    scores.csv      path, slice, patient_id, anomaly_score, p_value, flagged; one row an image
+    skipped.csv     path, reason
+    maps/           float32 anomaly maps at each image's own geometry: NPY, one NIfTI per volume
+    overlays/       PNG: image, reconstruction, map; one colour scale for all
+    score.json      settings, calibration and training history of the run that scored
+    thumbnails/     small pictures for the report
+
+Maps and pictures keep the tree and the whole names of the files (`normalis.output.image_files`).
+
+Rows are appended to ``progress.csv`` once their maps are on disk; ``scores.csv`` appears when all
+are done. A killed scoring therefore goes on where it stopped, and a finished one is never
+overwritten.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import shutil
+import sys
+from array import array
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from normalis.calibration.colours import ColourScale
+from normalis.engines.cluster import Cluster
+from normalis.errors import RunError, SettingsError
+from normalis.output.image_files import ImageFiles, do_all, slice_label
+from normalis.output.overlays import grey, render
+from normalis.storage import content_hash, exclusive, write_atomically, write_csv, write_json
+
+if TYPE_CHECKING:
+    from normalis.datasets import Sample
+    from normalis.detector import AnomalyDetector
+    from normalis.loading.arrays import Row
+    from normalis.scoring import Explained, Scored
+
+__all__ = ["ENGINES", "MANY", "ScoreOptions", "ScoreSummary", "score_to_folder"]
+
+#: Beyond so many images only the most anomalous get a picture, unless all are asked for.
+MANY = 1000
+
+#: Where the model lies below the folder while other processes need it.
+MODEL = ".model"
+#: What computes scores; the first is the default.
+ENGINES = ("torch", "onnx", "ray")
+
+_PROGRESS = "progress.csv"
+_COLUMNS = ("path", "slice", "patient_id", "anomaly_score")
+_BY_FOLD = "by_fold"  # of progress.csv: the scores that a p-value of CV+ is made from
+_STATISTICS = ("mean intensity", "contrast")
+#: Side of a picture in the report, in pixels.
+THUMBNAIL = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What ``score`` writes.
+
+    Args:
+        maps: whether to write anomaly maps.
+        overlays: whether to write pictures.
+        all_overlays: pictures of every image even beyond `MANY`.
+        fpr: share of normal patients that may be flagged.
+        engine: what computes the scores: ``torch``, ``onnx`` (on CPUs) or ``ray`` (PyTorch on a
+            cluster, `normalis.engines.ray_scoring`).
+        cluster: of the engine ``ray``.
+    """
+
+    maps: bool = True
+    overlays: bool = True
+    all_overlays: bool = False
+    fpr: float = 0.05
+    engine: str = "torch"
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise SettingsError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSummary:
+    """What was written.
+
+    Attributes:
+        images: images scored.
+        skipped: images that could not be read.
+        flagged: images above the threshold; None without calibration, or with too few held-out
+            normals to certify the rate.
+        top: the most anomalous rows, as written to scores.csv.
+        drift: sentences on how the images differ from the calibration's normals; empty if not.
+        folder: where.
+    """
+
+    images: int
+    skipped: int
+    flagged: int | None
+    top: list[dict[str, Any]]
+    drift: list[str]
+    folder: Path
+
+
+def score_to_folder(
+    detector: AnomalyDetector,
+    samples: Sequence[Sample],
+    out: str | Path,
+    *,
+    root: Path,
+    options: ScoreOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScoreSummary:
+    """Score files and write the output folder.
+
+    Args:
+        detector: fitted.
+        samples: the files.
+        out: the folder; new, empty, or an interrupted scoring with the same settings.
+        root: folder that names of maps and pictures are relative to.
+        options: what to write.
+        progress: called with (files done, files in all).
+
+    Raises:
+        RunError: if the folder holds something else or cannot be written.
+        MissingExtraError: if the engine is not installed.
+        SettingsError: if the engine cannot compute what the detector does.
+    """
+    options = options or ScoreOptions()
+    folder = Path(out)
+    if options.engine == "onnx":
+        from normalis.engines.onnx import on_engine
+
+        detector = on_engine(detector, options.engine)
+    with exclusive(folder / ".lock", what=f"{folder}: the output"):
+        writer = _Writer(detector, folder, root, options)
+        todo = writer.resume(samples)
+        done = len(samples) - len(todo)
+        for part in _scored(detector, todo, writer, options, need_one=not done):
+            writer.add(part)
+            done += len({row.sample for row in part.rows})
+            if progress:
+                progress(min(done, len(samples)), len(samples))
+        summary = writer.finish(samples)
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
+    (folder / ".lock").unlink(missing_ok=True)
+    return summary
+
+
+def _scored(
+    detector: AnomalyDetector,
+    samples: Sequence[Sample],
+    writer: _Writer,
+    options: ScoreOptions,
+    *,
+    need_one: bool,
+) -> Iterator[Scored]:
+    """Yield scored batches; `loading.arrays.stream` never ends one in the middle of a file."""
+    if not samples:  # it was interrupted after the last image, before the pictures
+        return
+    given: dict[str, Any] = {"maps": options.maps, "skipped": writer.skipped, "need_one": need_one}
+    if options.engine == "ray":
+        from normalis.engines.ray_scoring import stream_on_ray
+
+        yield from stream_on_ray(
+            detector,
+            samples,
+            writer.files,
+            cluster=options.cluster,
+            model=writer.folder / MODEL,
+            **given,
+        )
+    else:
+        yield from detector.stream(samples, **given)
+
+
+class _Writer:
+    """Writes the folder part by part."""
+
+    def __init__(
+        self, detector: AnomalyDetector, folder: Path, root: Path, options: ScoreOptions
+    ) -> None:
+        self.detector, self.folder, self.root, self.options = detector, folder, root, options
+        self.files = ImageFiles(folder, root)
+        self.skipped: list[tuple[Path, str]] = []
+
+    # --- resuming ---
+
+    def resume(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Refuse a finished or foreign folder; return the samples still to be scored."""
+        if (self.folder / "scores.csv").exists():
+            raise RunError(
+                f"{self.folder}: holds scores already, which are never overwritten; choose "
+                "another --out"
+            )
+        file = self.folder / _PROGRESS
+        foreign = [p.name for p in self.folder.iterdir() if p.name not in (".lock", _PROGRESS)]
+        if not file.exists():
+            if foreign:
+                raise RunError(
+                    f"{self.folder}: must be a new or empty folder, holds {foreign[0]}; choose "
+                    "another --out"
+                )
+            write_csv(file, (*_COLUMNS, *_STATISTICS, _BY_FOLD, self._identity(samples)), [])
+            return list(samples)
+        done = self._complete(samples)
+        return [s for s in samples if _key(s) not in done]
+
+    def _identity(self, samples: Sequence[Sample]) -> str:
+        """Return what a resumed scoring must have in common with the one interrupted."""
+        files = hashlib.sha256()
+        for sample in samples:
+            files.update(f"{_key(sample)}\n".encode(errors="surrogateescape"))
+        return content_hash(
+            {
+                "data": self.detector.info_["data"],
+                "params": self.detector._plain_params(),
+                "maps": self.options.maps,
+                "engine": "onnx" if self.options.engine == "onnx" else "torch",  # ray is torch
+                "files": files.hexdigest(),
+            }
+        )
+
+    def _complete(self, samples: Sequence[Sample]) -> set[str]:
+        """Return the files that an interrupted scoring was done with; leave only their rows."""
+        with closing(self._noted()) as rows:
+            header = next(rows)
+            if header[-1] != self._identity(samples):
+                raise RunError(
+                    f"{self.folder}: holds an interrupted scoring of other images or another "
+                    "model; choose another --out"
+                )
+            complete, last = set(), "end"
+            for row in rows:
+                last = row[-1]
+                if last == "end":
+                    complete.add(row[0])
+        if last != "end" or self._is_cut():
+            with closing(self._noted()) as rows:
+                next(rows)
+                kept = (row for row in rows if row[0] in complete)
+                write_csv(self.folder / _PROGRESS, header, kept)
+        return complete
+
+    def _is_cut(self) -> bool:
+        """Return whether the last line of progress.csv was cut off."""
+        with (self.folder / _PROGRESS).open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read() != b"\n"
+
+    def _noted(self) -> Generator[list[str], None, None]:
+        """Yield the head and the rows of progress.csv, without a line that was cut off."""
+        with (self.folder / _PROGRESS).open(
+            newline="", encoding="utf-8", errors="replace"
+        ) as stream:
+            yield from csv.reader(line for line in stream if line.endswith("\n"))
+
+    # --- a part ---
+
+    def add(self, part: Scored) -> None:
+        """Write the maps of some images, then note their rows."""
+        if part.anomaly_map is not None:
+            self.files.write_maps(part.rows, part.anomaly_map)
+        last = {_key(row.sample): i for i, row in enumerate(part.rows)}
+        lines = []
+        for i, (row, value) in enumerate(zip(part.rows, part.anomaly_score, strict=True)):
+            key = _key(row.sample)
+            end = ["end"] if last[key] == i else []
+            seen = [repr(float(part.statistics[name][i])) for name in _STATISTICS]
+            each = [] if part.by_fold is None else part.by_fold[:, i].tolist()
+            folds = " ".join(map(repr, each))
+            lines.append([key, *_cells(row), repr(float(value)), *seen, folds, *end])
+        self._note(lines)
+
+    def _note(self, lines: Sequence[Sequence[str]]) -> None:
+        file = self.folder / _PROGRESS
+        try:
+            with file.open("a", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerows(lines)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise RunError(
+                f"{file}: cannot be written ({error.strerror or error}); what was scored is kept. "
+                "Free space and run the same command again"
+            ) from error
+
+    # --- the end ---
+
+    def finish(self, samples: Sequence[Sample]) -> ScoreSummary:
+        """Write pictures and the final tables; return what was done."""
+        rows = self._rows(samples)
+        p_values, flagged = self._judge(rows.scores)
+        drift = self._drift(rows)
+
+        def line(i: int) -> dict[str, Any]:
+            return {
+                "path": str(samples[rows.sample[i]].path),
+                "slice": slice_label(samples[rows.sample[i]], rows.slice_index[i]),
+                "patient_id": rows.patient[i],
+                "anomaly_score": float(rows.anomaly_score[i]),
+                "p_value": "" if p_values is None else float(p_values[i]),
+                "flagged": "" if flagged is None else int(flagged[i]),
+            }
+
+        ranked = np.argsort(-rows.anomaly_score, kind="stable")
+        if self.options.overlays:
+            chosen = np.sort(ranked if self.options.all_overlays else ranked[:MANY])
+            self._draw([line(i) for i in chosen], [samples[rows.sample[i]] for i in chosen])
+        self._write_details([samples[i] for i in rows.sample], drift)
+        order = {sample.path: i for i, sample in enumerate(samples)}
+        skipped = sorted(self.skipped, key=lambda item: order[item[0]])
+        write_csv(self.folder / "skipped.csv", ("path", "reason"), skipped)
+        table = (list(line(i).values()) for i in range(len(rows.sample)))
+        write_csv(self.folder / "scores.csv", (*_COLUMNS, "p_value", "flagged"), table)
+        (self.folder / _PROGRESS).unlink()
+        return ScoreSummary(
+            images=len(rows.sample),
+            skipped=len(self.skipped),
+            flagged=None if flagged is None else int(flagged.sum()),
+            top=[line(i) for i in ranked[:10]],
+            drift=drift,
+            folder=self.folder,
+        )
+
+    def _rows(self, samples: Sequence[Sample]) -> _Rows:
+        """Return all that was noted, in the order of the samples."""
+        order = {_key(s): i for i, s in enumerate(samples)}
+        where, numbers = array("q"), array("d")
+        slices: list[str] = []
+        patients: list[str] = []
+        with closing(self._noted()) as noted:
+            next(noted)
+            for key, slice_index, patient, *values, by_fold in (row[:7] for row in noted):
+                where.append(order[key])
+                slices.append(sys.intern(slice_index))
+                patients.append(sys.intern(patient))
+                numbers.extend(map(float, (*values, *by_fold.split())))
+        ranks = np.argsort(where, kind="stable")
+        return _Rows(
+            sample=np.asarray(where, np.int64)[ranks],
+            slice_index=[slices[i] for i in ranks],
+            patient=[patients[i] for i in ranks],
+            values=np.asarray(numbers).reshape(len(where), -1 if where else 3)[ranks],
+        )
+
+    def _drift(self, rows: _Rows) -> list[str]:
+        """Return why the new images may not be of the calibration's kind, empty if they look it."""
+        calibration = self.detector.calibration_
+        if calibration is None or not len(rows.sample):
+            return []
+        found = calibration.drift(
+            rows.scores,
+            patients=np.array(rows.patient) if all(rows.patient) else None,
+            statistics={name: rows.values[:, 1 + i] for i, name in enumerate(_STATISTICS)},
+        )
+        if found.reasons or not found.least_anomalous:
+            return list(found.reasons)
+        return [
+            f"at least {found.least_anomalous:.0%} of the new {calibration.level}s must be "
+            "anomalous; if fewer are, the images differ from those held out for calibration, and "
+            "the false-positive rate does not hold"
+        ]
+
+    def _judge(
+        self, scores: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]:
+        """Return p-values and flags (N,), None where the calibration gives none."""
+        calibration = self.detector.calibration_
+        if calibration is None or not scores.size:
+            return None, None
+        p_values = calibration.p_values(scores)
+        try:
+            calibration.check_rate(self.options.fpr)
+        except SettingsError:  # too few normals to certify the level: nothing can be flagged
+            return p_values, None
+        return p_values, calibration.flags(p_values, self.options.fpr)
+
+    def _write_details(self, samples: Sequence[Sample], drift: list[str]) -> None:
+        detector = self.detector
+        calibration = detector.calibration_
+        write_json(
+            self.folder / "score.json",
+            {
+                "params": detector._plain_params(),
+                "info": detector.info_,
+                "history": detector.history_,
+                "colour_scale": detector.colour_scale_.to_dict(),
+                "calibration": calibration.to_dict() if calibration else None,
+                "decision_scores": detector.decision_scores_,
+                "fpr": self.options.fpr,
+                "engine": self.options.engine,
+                "drift": drift,
+                "is_anomalous": [s.is_anomalous for s in samples],
+                "kind": [s.kind for s in samples],
+            },
+        )
+
+    def _draw(self, table: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> None:
+        """Draw pictures of some rows; their files are read once more, at full size."""
+        rows = {(r["path"], r["slice"]): r for r in table}
+
+        def drawings() -> Iterator[Callable[[], None]]:
+            for seen in self.detector.explain(list(dict.fromkeys(samples))):
+                place = slice_label(seen.row.sample, seen.row.slice_index)
+                row = rows.get((str(seen.row.path), place))
+                if row is not None:
+                    yield partial(self._picture, seen, row)
+
+        do_all(drawings())
+
+    def _picture(self, seen: Explained, row: dict[str, Any]) -> None:
+        where, scale = seen.row, self.detector.colour_scale_
+        p_value = "" if row["p_value"] == "" else f"   p = {row['p_value']:.3g}"
+        place = "" if row["slice"] == "" else f" [{row['slice']}]"
+        picture = render(
+            seen.original,
+            seen.anomaly_map,
+            scale=scale,
+            reconstruction=seen.reconstruction,
+            title=f"{where.path.name}{place}   score {row['anomaly_score']:.4g}{p_value}",
+        )
+        path = self.files.name("overlays", where, ".png")
+        write_atomically(path, lambda p: picture.save(p, format="PNG", compress_level=1))
+        strip = thumbnail(seen, scale)
+        path = self.files.name("thumbnails", where, ".png")
+        write_atomically(path, lambda p: strip.save(p, format="PNG", compress_level=1))
+
+
+def thumbnail(seen: Explained, scale: ColourScale) -> Image.Image:
+    """Return image, reconstruction and map side by side in grey, each `THUMBNAIL` high.
+
+    The map is the red channel's: 0 at ``quiet`` and below, 255 at ``full``.
+    """
+    size = (THUMBNAIL, THUMBNAIL)
+    rebuilt = seen.original if seen.reconstruction is None else seen.reconstruction
+    level = (scale.smooth(seen.anomaly_map) - scale.quiet) / max(scale.full - scale.quiet, 1e-12)
+    level = (255 * np.clip(level, 0, 1)).round().astype(np.uint8)
+    parts = [Image.fromarray(grey(seen.original)).convert("L"), Image.fromarray(grey(rebuilt))]
+    strip = Image.new("L", (3 * THUMBNAIL, THUMBNAIL))
+    for i, part in enumerate([*parts, Image.fromarray(level)]):
+        strip.paste(part.convert("L").resize(size, Image.Resampling.BILINEAR), (i * THUMBNAIL, 0))
+    return strip
+
+
+def _key(sample: Sample) -> str:
+    """Return what names a sample within one scoring."""
+    place = "" if sample.index is None else f"#{sample.array}[{sample.index}]"
+    return f"{sample.path}{place}"
+
+
+def _cells(row: Row) -> list[str]:
+    return ["" if row.slice_index is None else str(row.slice_index), row.patient_id or ""]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Rows:
+    """What was noted of N images, by column: lists of text would outgrow the model's memory.
+
+    Attributes:
+        sample: (N,) position of its file among the samples.
+        slice_index: N texts.
+        patient: N texts.
+        values: (N, 3 + F) score, statistics and, of a cross-fitted detector, scores by model.
+    """
+
+    sample: NDArray[np.int64]
+    slice_index: list[str]
+    patient: list[str]
+    values: NDArray[np.float64]
+
+    @property
+    def anomaly_score(self) -> NDArray[np.float64]:
+        return self.values[:, 0]
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """Return what a calibration reads: (N,), of a cross-fitted detector (F, N)."""
+        folds = self.values[:, 1 + len(_STATISTICS) :]
+        return folds.T if folds.shape[1] else self.values[:, 0]

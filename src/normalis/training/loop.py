@@ -1,0 +1,539 @@
+"""The only training loop: fits a stack of models on the same normal images together.
+
+The images lie on the device once, as they were read (``uint8`` where they can); batches are drawn
+by index; nothing global is changed. Each model has its own order of batches, its own noise and its
+own optimiser, all from its own seed, so that a model in a stack is the model that would have come
+out alone, and a resumed training is the training that was interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from normalis.errors import DataError, SettingsError, TrainingError
+from normalis.models.base import AnomalyModel, Autoencoder, DirectModel
+from normalis.models.inputs import to_model_input
+from normalis.training.stack import Stack, groups
+
+__all__ = [
+    "RECIPES",
+    "Progress",
+    "Training",
+    "TrainingSettings",
+    "fit",
+    "pick_device",
+    "settings_for",
+    "train",
+]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Recipe = Literal["paper", "fast"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How models are trained; the defaults are the paper's (supplement B).
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images per step.
+        learning_rate: of Adam; the peak of the schedule for the ``fast`` recipe.
+        precision: ``bfloat16`` runs matrix products and convolutions in bfloat16 (weights, losses
+            and optimiser stay float32); ``auto`` takes it where the processor has it.
+        recipe: ``paper`` keeps the learning rate constant; ``fast`` warms it up and lets it fall
+            along a cosine, for fewer epochs at a higher rate; `settings_for` knows how many.
+        standardize: whether each image's own mean and contrast are removed first.
+    """
+
+    epochs: int = 250
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    precision: Precision = "auto"
+    recipe: Recipe = "paper"
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, Integral):
+                raise SettingsError(f"{name} must be a whole number, got {value!r}")
+            if value < least:
+                raise SettingsError(f"{name} must be at least {least}, got {value}")
+        if not 0 < self.learning_rate < 1:
+            raise SettingsError(f"learning_rate must be in (0, 1), got {self.learning_rate}")
+        for name, known in (
+            ("precision", ("auto", "float32", "bfloat16")),
+            ("recipe", ("paper", "fast")),
+        ):
+            if getattr(self, name) not in known:
+                raise SettingsError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return asdict(self)
+
+
+#: recipe -> (epochs, learning rate). The paper's are of its supplement B; a third of its epochs at
+#: four times its rate as a peak reach its error on held-out normals (docs/performance.md).
+RECIPES: dict[str, tuple[int, float]] = {"paper": (250, 1e-3), "fast": (83, 4e-3)}
+_WATCHED = 2000  # training images that a method looks at beside held-out ones
+_LEAST_STEPS = 1000  # of ``fast``: fewer images take more epochs, never more than the paper's
+
+
+def settings_for(
+    recipe: Recipe,
+    *,
+    n_images: int,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int = 64,
+    **others: Any,
+) -> TrainingSettings:
+    """Return the settings of a recipe for a number of images; what is given overrides it.
+
+    Args:
+        recipe: a key of `RECIPES`.
+        n_images: to be trained on.
+        epochs: None for the recipe's own; ``fast`` takes at least a thousand steps with them,
+            within the paper's epochs.
+        learning_rate: None for the recipe's own.
+        batch_size: images per step.
+        others: further fields of `TrainingSettings`.
+    """
+    rest = {"recipe": recipe, "batch_size": batch_size, **others}
+    usual, rate = RECIPES.get(recipe, RECIPES["paper"])
+    settings = TrainingSettings(
+        epochs=usual if epochs is None else epochs,
+        learning_rate=rate if learning_rate is None else learning_rate,
+        **rest,
+    )
+    if recipe != "fast" or epochs is not None:
+        return settings
+    needed = math.ceil(_LEAST_STEPS / math.ceil(max(n_images, 1) / batch_size))
+    return replace(settings, epochs=min(max(usual, needed), RECIPES["paper"][0]))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback hears after each epoch.
+
+    Attributes:
+        epoch: epochs finished.
+        epochs: epochs in all.
+        losses: mean of each loss term over the epoch, averaged over the stack.
+        elapsed_s: seconds since training began or was resumed.
+    """
+
+    epoch: int
+    epochs: int
+    losses: dict[str, float]
+    elapsed_s: float
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """Return a torch device; ``auto`` takes a GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise SettingsError(f"device must be auto, cpu or cuda[:N], got {device!r}") from error
+    if picked.type not in ("cpu", "cuda"):
+        raise SettingsError(f"device must be auto, cpu or cuda[:N], got {device!r}")
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device {device!r} was asked for and no CUDA device is available")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"device {device!r} was asked for and there are {torch.cuda.device_count()}, from 0"
+        )
+    return picked
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which forward passes of training run."""
+    if precision == "auto":
+        precision = "bfloat16" if _has_bfloat16(device) else "float32"
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Return a random partition of n images into batches of at least two.
+
+    A remainder of one image joins the batch before it: batch normalisation has no variance to
+    divide by with one image.
+    """
+    parts = list(torch.randperm(n, generator=generator).split(batch_size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        last = parts.pop()
+        parts[-1] = torch.cat([parts[-1], last])
+    return parts
+
+
+@dataclass
+class _Member:
+    """One model of the stack, with its optimisers and its own source of randomness.
+
+    ``rows`` are the images that it is trained on; None for all.
+    """
+
+    model: Autoencoder
+    seed: int
+    settings: TrainingSettings
+    rows: Tensor | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.phases = self.model.phases()
+        self.optimisers = [
+            torch.optim.Adam(phase.parameters, self.settings.learning_rate, fused=True)
+            for phase in self.phases
+        ]
+
+    def step(self, x: Tensor) -> dict[str, Tensor]:
+        """Take one optimiser step for every phase; return the losses."""
+        draws = {k: v.to(x.device) for k, v in self.model.draw(x, self.generator).items()}
+        logged: dict[str, list[Tensor]] = {}
+        for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
+            optimiser.zero_grad(set_to_none=True)
+            with autocast(self.settings.precision, x.device):
+                losses = phase.losses(x, **draws)
+            torch.stack(list(losses.values())).sum().backward()
+            if phase.clip is not None:
+                torch.nn.utils.clip_grad_norm_(phase.parameters, phase.clip)
+            optimiser.step()
+            found = {f"{phase.name}{name}": loss.detach() for name, loss in losses.items()}
+            if phase.after:
+                phase.after({k: float(v) for k, v in found.items()})
+            for name, value in found.items():
+                logged.setdefault(name, []).append(value)
+        return {name: torch.stack(values).mean(0) for name, values in logged.items()}
+
+    def set_rate(self, factor: float) -> None:
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.settings.learning_rate * factor
+
+
+class Training:
+    """The training of a stack of models, which can be stopped and resumed after any epoch.
+
+    Args:
+        models: autoencoders for the same image size; they are changed in place.
+        pixels: (N, C, S, S) normal images, ``uint8`` or float with nominal range [0, 1].
+        settings: shared by the stack.
+        seeds: one seed per model.
+        device: where to train.
+        stacked: whether models that allow it are computed as one (`normalis.training.stack`); None
+        does so
+            on a GPU. The numbers are those of models trained one by one, up to rounding.
+        rows: for each model the indices of the images that it is trained on, as for folds; None
+            for all images. Such models are trained one after the other.
+        held: (M, C, S, S) normal images for methods that watch some they are not trained on
+            (`Autoencoder.needs_held_out`).
+
+    Raises:
+        DataError: if there are fewer than two images to train on, or to watch where they are
+            needed.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Autoencoder],
+        pixels: Tensor,
+        *,
+        settings: TrainingSettings,
+        seeds: Sequence[int],
+        device: str | torch.device = "auto",
+        stacked: bool | None = None,
+        rows: Sequence[Tensor] | None = None,
+        held: Tensor | None = None,
+    ) -> None:
+        fewest = min([len(pixels), *map(len, rows or [])])
+        if fewest < 2:
+            raise DataError(
+                f"training needs at least 2 normal images, got {fewest}: "
+                "batch normalisation has no variance with one"
+            )
+        self.device = pick_device(device) if isinstance(device, str) else device
+        self.pixels = pixels.to(self.device)
+        watching = any(model.needs_held_out for model in models)
+        if watching and (held is None or len(held) < 2):
+            raise DataError(
+                "a method that watches held-out normal images needs at least 2, got "
+                f"{0 if held is None else len(held)}: hold some out (calibration split, or a "
+                "validation_share), or do without its option held_out"
+            )
+        self.held = held.to(self.device) if watching and held is not None else None
+        self.settings = settings
+        self.epoch = 0
+        self.seconds = 0.0
+        # Channels-last convolutions are a third faster on CPUs (docs/performance.md).
+        for model in models:
+            model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parts: Sequence[Tensor | None] = [None] * len(models) if rows is None else rows
+        self.members = [
+            _Member(model, seed, settings, part)
+            for model, seed, part in zip(models, seeds, parts, strict=True)
+        ]
+        wanted = self.device.type == "cuda" if stacked is None else stacked
+        self.stacked = wanted and rows is None
+        self._stacks: list[tuple[Stack, list[_Member]]] = []
+
+    def run(self, callback: Callable[[Progress], None] | None = None) -> None:
+        """Train to the last epoch, calling back after each."""
+        started = time.perf_counter()
+        for member in self.members:
+            member.model.train()
+        self._stacks = self._make_stacks()
+        try:
+            while self.epoch < self.settings.epochs:
+                epoch_started = time.perf_counter()
+                self._train_one_epoch()
+                self.epoch += 1
+                self.seconds += time.perf_counter() - epoch_started
+                if callback:
+                    means = _average([member.history[-1] for member in self.members])
+                    elapsed = time.perf_counter() - started
+                    callback(Progress(self.epoch, self.settings.epochs, means, elapsed))
+        finally:
+            self._hand_back()
+            self._stacks = []
+        for member in self.members:
+            member.model.eval()
+
+    def _make_stacks(self) -> list[tuple[Stack, list[_Member]]]:
+        if not self.stacked:
+            return []
+        parts = [[self.members[i] for i in g] for g in groups([m.model for m in self.members])]
+        rate = self.settings.learning_rate
+        return [
+            (
+                Stack(
+                    [m.model for m in p],
+                    [m.optimisers[0] for m in p],
+                    learning_rate=rate,
+                    clip=p[0].phases[0].clip,
+                ),
+                p,
+            )
+            for p in parts
+            if len(p) > 1
+        ]
+
+    def _hand_back(self) -> None:
+        for stack, _ in self._stacks:
+            stack.hand_back()
+
+    def _train_one_epoch(self) -> None:
+        for stack, members in self._stacks:
+            self._train_stack(stack, members)
+        together = {id(member) for _, members in self._stacks for member in members}
+        for member in self.members:
+            if id(member) not in together:
+                self._train_epoch(member)
+            if self.held is not None and member.model.needs_held_out:
+                member.model.watch(self._input(self.held), self._input(self._sample(member)))
+
+    def _sample(self, member: _Member) -> Tensor:
+        """Return at most `_WATCHED` of the images that a model is trained on, evenly spread."""
+        rows = torch.arange(len(self.pixels)) if member.rows is None else member.rows
+        return self.pixels[rows[:: -(-len(rows) // _WATCHED)].to(self.device)]
+
+    def _input(self, pixels: Tensor) -> Tensor:
+        x = to_model_input(pixels, standardize=self.settings.standardize)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _train_stack(self, stack: Stack, members: Sequence[_Member]) -> None:
+        n, size = len(self.pixels), self.settings.batch_size
+        parts = zip(*(batches(n, size, m.generator) for m in members), strict=True)
+        n_parts = len(range(0, n, size))
+        totals: dict[str, Tensor] = {}
+        for i, indices in enumerate(parts):
+            if self.settings.recipe == "fast":
+                factor = _one_cycle((self.epoch + i / n_parts) / self.settings.epochs)
+                stack.set_rate(self.settings.learning_rate * factor)
+                for member in members:
+                    member.set_rate(factor)
+            index = torch.stack(indices)
+            x = to_model_input(
+                self.pixels[index.flatten().to(self.device)],
+                standardize=self.settings.standardize,
+            ).unflatten(0, index.shape)
+            drawn = [m.model.draw(x[j], m.generator) for j, m in enumerate(members)]
+            draws = {k: torch.stack([d[k] for d in drawn]).to(self.device) for k in drawn[0]}
+            context = autocast(self.settings.precision, self.device)
+            for name, value in stack.step(x, draws, context).items():
+                share = value * (index.shape[1] / n)
+                totals[name] = totals[name] + share if name in totals else share
+        columns = {name: value.tolist() for name, value in totals.items()}
+        for j, member in enumerate(members):
+            means = {name: column[j] for name, column in columns.items()}
+            _check_finite(means, self.epoch + 1, self.settings)
+            member.history.append(means)
+
+    def _train_epoch(self, member: _Member) -> None:
+        n = len(self.pixels) if member.rows is None else len(member.rows)
+        parts = batches(n, self.settings.batch_size, member.generator)
+        totals: dict[str, Tensor] = {}
+        for i, index in enumerate(parts):
+            if self.settings.recipe == "fast":
+                done = self.epoch + i / len(parts)
+                member.set_rate(_one_cycle(done / self.settings.epochs))
+            chosen = index if member.rows is None else member.rows[index]
+            x = self._input(self.pixels[chosen.to(self.device)])
+            for name, value in member.step(x).items():
+                share = value * (len(index) / n)
+                totals[name] = totals[name] + share if name in totals else share
+        means = {name: float(value) for name, value in totals.items()}
+        _check_finite(means, self.epoch + 1, self.settings)
+        member.history.append(means)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a resumed training needs, as named tensors."""
+        self._hand_back()
+        state: dict[str, Tensor] = {}
+        for i, member in enumerate(self.members):
+            state |= {f"{i}.model.{k}": v for k, v in member.model.state_dict().items()}
+            state[f"{i}.generator"] = member.generator.get_state()
+            for j, optimiser in enumerate(member.optimisers):
+                for index, slots in optimiser.state_dict()["state"].items():
+                    state |= {f"{i}.optimiser.{j}.{index}.{k}": v for k, v in slots.items()}
+        return state
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The losses by epoch, averaged over the models."""
+        return [_average(epoch) for epoch in zip(*(m.history for m in self.members), strict=True)]
+
+    def progress(self) -> dict[str, Any]:
+        """Return the plain part of the state: the epoch and the losses so far."""
+        histories = [member.history for member in self.members]
+        return {"epoch": self.epoch, "seconds": self.seconds, "history": histories}
+
+    def resume(self, state: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Continue from `state` and `progress` of an interrupted training of the same stack."""
+        for i, member in enumerate(self.members):
+            prefix = f"{i}.model."
+            member.model.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+            member.generator.set_state(state[f"{i}.generator"].cpu())
+            member.history = progress["history"][i]
+            for j, optimiser in enumerate(member.optimisers):
+                _load_slots(optimiser, state, f"{i}.optimiser.{j}.")
+        self.epoch, self.seconds = progress["epoch"], progress["seconds"]
+
+
+def _load_slots(optimiser: torch.optim.Optimizer, state: dict[str, Tensor], prefix: str) -> None:
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.startswith(prefix):
+            index, name = key.removeprefix(prefix).split(".", 1)
+            slots.setdefault(int(index), {})[name] = value
+    groups = optimiser.state_dict()["param_groups"]
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for at, named in slots.items():
+        slots[at] = {k: _laid_out_as(parameters[at], v) for k, v in named.items()}
+    optimiser.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def _laid_out_as(parameter: Tensor, slot: Tensor) -> Tensor:
+    """Copy a slot into the memory order of its parameter, which files do not keep.
+
+    Fused Adam walks parameter, gradient and moments by memory, so a difference would pair the
+    wrong elements without an error.
+    """
+    if slot.shape != parameter.shape:
+        return slot.clone()
+    return torch.empty_like(parameter, dtype=slot.dtype).copy_(slot)
+
+
+def _one_cycle(done: float, warm_up: float = 0.1) -> float:
+    """Return the learning rate's factor: linear warm-up, then half a cosine to zero."""
+    if done < warm_up:
+        return 0.04 + 0.96 * done / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def _average(means: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for m in means for name in m)
+    return {n: sum(m[n] for m in means if n in m) / sum(n in m for m in means) for n in names}
+
+
+def _check_finite(means: dict[str, float], epoch: int, settings: TrainingSettings) -> None:
+    bad = [f"{name} = {value}" for name, value in means.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"losses must be finite, got {', '.join(bad)} in epoch {epoch}: try a learning rate "
+            f"below {settings.learning_rate:g} or precision float32 (now {settings.precision})"
+        )
+
+
+def train(
+    models: Sequence[Autoencoder],
+    pixels: Tensor,
+    *,
+    settings: TrainingSettings,
+    seeds: Sequence[int],
+    device: str | torch.device = "auto",
+    rows: Sequence[Tensor] | None = None,
+    callback: Callable[[Progress], None] | None = None,
+) -> Training:
+    """Train a stack of models on normal images; see `Training` for the arguments."""
+    training = Training(models, pixels, settings=settings, seeds=seeds, device=device, rows=rows)
+    training.run(callback)
+    return training
+
+
+def fit(
+    model: AnomalyModel,
+    pixels: Tensor,
+    *,
+    settings: TrainingSettings,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    callback: Callable[[Progress], None] | None = None,
+) -> list[dict[str, float]]:
+    """Fit one model of either kind on normal images; return the losses by epoch.
+
+    Args:
+        model: changed in place.
+        pixels: (N, C, S, S) normal images.
+        settings: for what is trained; of a `DirectModel` only ``standardize`` matters.
+        seed: of the order of batches and the noise.
+        device: where to fit.
+        callback: called after each epoch.
+    """
+    if isinstance(model, Autoencoder):
+        training = train(
+            [model], pixels, settings=settings, seeds=[seed], device=device, callback=callback
+        )
+        return training.members[0].history
+    if not isinstance(model, DirectModel):
+        raise SettingsError(
+            f"a method must be an Autoencoder or a DirectModel, got {type(model).__name__}"
+        )
+    place = pick_device(device) if isinstance(device, str) else device
+    model.fit(to_model_input(pixels.to(place), standardize=settings.standardize), seed=seed)
+    return []
