@@ -84,7 +84,7 @@ def run(folder: Path, given: argparse.Namespace) -> None:
     seeds = ", ".join(map(str, range(given.trainings // 4)))
     plan.write_text(PLAN.format(dims="1, 2, 3, 4", seeds=seeds, epochs=given.epochs))
     command = [
-        sys.executable, "-c", "from normalis.cli import main; main()", "research", "sweep", str(plan),
+        sys.executable, "-m", "normalis", "research", "sweep", str(plan),
         "--data", str(root), "--out", str(out), "--jobs", str(given.jobs), "--device", "cpu",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

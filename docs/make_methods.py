@@ -4,9 +4,9 @@
     python docs/make_methods.py --results RESULTS --data ROOT --dataset NAME
 
 With --results, the models are those that a sweep kept for the standard row of each method
-(`normalis research reproduce methods`), and one normal and four anomalous test images of that data set are
-shown; half of the other normal test images fix the colours. --no-cost keeps the costs that the
-page has, and measures those of methods new to it.
+(`normalis research reproduce methods`), and one normal and four anomalous test images of that data
+set are shown; half of the other normal test images fix the colours. --no-cost keeps the costs
+that the page has, and measures those of methods new to it.
 """
 
 import argparse

@@ -242,8 +242,7 @@ class AnomalyDetector(BaseEstimator):
         if self.calibration == "cv+" and self.latent_dim == "closed-form":
             raise SettingsError(
                 "latent_dim must be a number or auto with calibration cv+, got closed-form: each "
-                "fold would have to choose for itself; choose one first (normalis research explain), or "
-                "use split"
+                "fold would have to choose for itself; give a number, or use split"
             )
         if not (isinstance(self.folds, Integral) and self.folds >= 2):
             raise SettingsError(f"folds must be a whole number of at least 2, got {self.folds!r}")

@@ -1,4 +1,4 @@
-"""``normalis research prepare``: what a user downloads becomes a canonical layout, complete or not at all.
+"""What a user downloads becomes a canonical layout, complete or not at all.
 
 The raw form may be a folder, a zip or tar archive, or a folder of such archives. The data set's own
 file knows which forms there are; this module unpacks, checks the counts, and puts the result in
