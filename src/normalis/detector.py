@@ -328,7 +328,7 @@ class AnomalyDetector(BaseEstimator):
         fold = self._folds_of(train)
         self.models_ = [self._build(self.latent_dim_) for _ in range(self._n_models)]
         self.device_ = pick_device(self.device)
-        self.history_ = train_models(
+        trained = train_models(
             self.models_,
             torch.from_numpy(train.pixels),
             settings=self.training_,
@@ -339,6 +339,7 @@ class AnomalyDetector(BaseEstimator):
             identity=self._identity(),
             progress=progress,
         )
+        self.history_ = trained.history
         self._judge(normals, fold)
         if measured := self._measured(normals):
             self.info_["measured"] = measured
@@ -346,7 +347,7 @@ class AnomalyDetector(BaseEstimator):
             "fit_s": time.perf_counter() - started,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": str(self.device_),
-            "threads": torch.get_num_threads(),
+            "threads": trained.threads or torch.get_num_threads(),
             "versions": versions(),
         }
         return self

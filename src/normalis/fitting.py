@@ -30,7 +30,7 @@ from normalis.storage import RunFolder
 from normalis.training.checkpoints import train_resumably
 from normalis.training.loop import Progress, Training, TrainingSettings, fit
 
-__all__ = ["Judgement", "Place", "judge", "score_loaded", "train_models"]
+__all__ = ["Judgement", "Place", "Trained", "judge", "score_loaded", "train_models"]
 
 Fold = NDArray[np.int64] | None
 
@@ -67,6 +67,19 @@ class Judgement:
     colour_scale: ColourScale
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What is known of a training.
+
+    Attributes:
+        history: losses by epoch; empty for methods that are fitted in one go.
+        threads: of the processor that it ran on; None on a GPU or without a network.
+    """
+
+    history: list[dict[str, float]]
+    threads: int | None
+
+
 def train_models(
     models: Sequence[AnomalyModel],
     pixels: Tensor,
@@ -78,8 +91,8 @@ def train_models(
     folder: RunFolder | None = None,
     identity: str = "",
     progress: Callable[[Progress], None] | None = None,
-) -> list[dict[str, float]]:
-    """Fit each model on the images outside its fold; return the losses by epoch.
+) -> Trained:
+    """Fit each model on the images outside its fold; return what is known of the training.
 
     Args:
         models: one, or one per fold; changed in place.
@@ -100,7 +113,7 @@ def train_models(
         for k, model in enumerate(models):
             seen = pixels if rows is None else pixels[rows[k]]
             fit(model, seen, settings=settings, seed=place.seed, device=place.device)
-        return []
+        return Trained(history=[], threads=None)
     seeds = [place.seed + k for k in range(len(networks))]
     shared: dict[str, Any] = {
         "settings": settings,
@@ -116,7 +129,7 @@ def train_models(
         training = train_resumably(
             networks, pixels, folder=folder, identity=identity, callback=progress, **shared
         )
-    return training.history
+    return Trained(history=training.history, threads=training.threads)
 
 
 def judge(

@@ -8,23 +8,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from normalis.cli.console import Progress as Bar
+from normalis.cli.console import cell, console, errors, progress, table
 from normalis.cli.export import app as export
-from normalis.cli.values import rate_found, typed_values
+from normalis.cli.values import rate_found, typed_values, use_threads, wait_without_spinning
 from normalis.errors import NormalisError, SettingsError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
+    from rich.table import Table as RichTable
 
     from normalis.calibration.conformal import Calibration
     from normalis.datasets import Dataset
@@ -42,8 +41,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(export)
-console = Console()
-errors = Console(stderr=True)
 
 #: Commands that moved below `normalis research`.
 MOVED = ("prepare", "sweep", "reproduce", "results", "compare", "fingerprint", "explain")
@@ -68,11 +65,16 @@ def _moved(name: str) -> Callable[[], None]:
 
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder, data.json, manifest or array.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of the processor; by default as many as pay, measured."),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")]
 
 
 def main() -> None:
     """Run the command line; errors that we raise become one line and exit status 2."""
+    wait_without_spinning()
     try:
         app()
     except NormalisError as error:
@@ -96,32 +98,7 @@ def _root(
     del context
 
 
-@contextmanager
-def _bar(description: str) -> Iterator[tuple[Bar, Any]]:
-    """Show a progress bar with time left; on standard error, so that output stays clean."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=errors) as bar:
-        yield bar, bar.add_task(description, total=None, note="")
-
-
-def _most_anomalous(top: list[dict[str, Any]]) -> Table:
+def _most_anomalous(top: list[dict[str, Any]]) -> RichTable:
     """Tabulate rows of scores; paths below the folder that they share, columns that say something.
 
     A path that is no file's own, such as a row of an array, stays as it is.
@@ -133,22 +110,7 @@ def _most_anomalous(top: list[dict[str, Any]]) -> Table:
     rows = [[row[key] for key in kept.values()] for row in top]
     if shared:
         rows = [[os.path.relpath(path, shared), *others] for path, *others in rows]
-    return _table("Most anomalous" + f", below {escape(shared)}" * bool(shared), list(kept), rows)
-
-
-def _table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return table("Most anomalous" + f", below {escape(shared)}" * bool(shared), list(kept), rows)
 
 
 def _describe(data: Dataset) -> None:
@@ -187,8 +149,8 @@ def check(
     dataset = open_dataset(data)
     if not as_json:
         _describe(dataset)
-    with _bar("check") as (bar, task):
-        found = audit(dataset, patient_pattern=patients, progress=_stages(bar, task))
+    with progress("check") as bar:
+        found = audit(dataset, patient_pattern=patients, progress=_stages(bar))
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
@@ -201,9 +163,9 @@ def check(
         raise typer.Exit(1)
 
 
-def _stages(bar: Bar, task: Any) -> Callable[[str, float], None]:
+def _stages(bar: Bar) -> Callable[[str, float], None]:
     def update(stage: str, share: float) -> None:
-        bar.update(task, completed=round(100 * share), total=100, note=stage)
+        bar.update(round(100 * share), 100, stage)
 
     return update
 
@@ -211,7 +173,7 @@ def _stages(bar: Bar, task: Any) -> Callable[[str, float], None]:
 def _print_audit(found: Any) -> None:
     _report_skipped([(Path(path), reason) for path, reason in found.unreadable])
     for title, columns, rows in found.tables():
-        console.print(_table(title, columns, rows))
+        console.print(table(title, columns, rows))
     colours = {"leak": "red", "confound": "magenta", "shift": "yellow", "note": "cyan"}
     for finding in found.findings:
         colour = colours.get(finding.severity, "white")
@@ -296,10 +258,12 @@ def fit(
         list[str] | None, typer.Option(help="Setting of the method, NAME=VALUE; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
 ) -> None:
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
+    use_threads(threads)
     options = _with_rate(_options(option), rate, method, watch=calibration == "split")
     dataset = _open(data, patients)
     _describe(dataset)
@@ -329,8 +293,8 @@ def fit(
         method_options=options,
     )
     _notice_latent(method, latent_dim)
-    with _bar(f"fit {method}") as (bar, task):
-        detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar, task))
+    with progress(f"fit {method}") as bar:
+        detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar))
     _report_skipped(detector.skipped_, out / "skipped.csv")
     _summarise_fit(detector, out)
 
@@ -390,10 +354,10 @@ def _with_rate(
     return {"held_out": watch, **(options or {}), "rate": nats}
 
 
-def _epochs(bar: Bar, task: Any) -> Callable[[Progress], None]:
+def _epochs(bar: Bar) -> Callable[[Progress], None]:
     def update(step: Progress) -> None:
         losses = "  ".join(f"{name} {value:.4g}" for name, value in step.losses.items())
-        bar.update(task, completed=step.epoch, total=step.epochs, note=losses)
+        bar.update(step.epoch, step.epochs, losses)
 
     return update
 
@@ -408,7 +372,7 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         used = detector.training_
         console.print(
             f"trained by the recipe {used.recipe}: {used.epochs} epochs, "
-            f"learning rate {used.learning_rate:g}"
+            f"learning rate {used.learning_rate:g}, {_count(info['threads'], 'thread')}"
         )
     if found := rate_found(info):
         asked = detector.model_.settings.rate
@@ -431,6 +395,10 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         if hint := _too_few_to_decide(detector.calibration_, detector.fpr):
             console.print(f"note: {hint}", soft_wrap=True)
     console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + "s" * (number != 1)
 
 
 def _too_few_to_decide(calibration: Calibration, rate: float) -> str:
@@ -472,6 +440,7 @@ def score(
         Path | None, typer.Option(help="With --scorer: the data that RUN was fitted on.")
     ] = None,
     patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     engine: Annotated[
         str, typer.Option(help="torch, onnx (CPUs; for tens of thousands) or ray (a cluster).")
@@ -484,6 +453,7 @@ def score(
     gpus_per_job: Annotated[float, typer.Option(help="Share of a GPU of one worker (ray).")] = 0.0,
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
+    use_threads(threads)
     from normalis.detector import AnomalyDetector
     from normalis.engines.cluster import Cluster
     from normalis.loading.held_out import samples_to_score
@@ -511,14 +481,14 @@ def score(
         engine=engine,
         cluster=Cluster(address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job),
     )
-    with _bar("score") as (bar, task):
+    with progress("score") as bar:
         summary = score_to_folder(
             detector,
             samples,
             out,
             root=root,
             options=options,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=bar.update,
         )
     console.print(_most_anomalous(summary.top))
     console.print(f"{summary.images} images scored, {summary.skipped} skipped")
@@ -549,17 +519,19 @@ def evaluate(
     ] = None,
     fpr: Annotated[float, typer.Option(help="Nominal false-positive rate.")] = 0.05,
     patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
+    use_threads(threads)
     from normalis.detector import AnomalyDetector
     from normalis.evaluation.of_detector import assess
     from normalis.storage import write_json
 
     detector = AnomalyDetector.load(run, device=device)
     dataset = _open(data, patients)
-    with _bar("evaluate") as (bar, task):
-        result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar, task))
+    with progress("evaluate") as bar:
+        result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar))
     _report_skipped(skipped)
     _print_evaluation(dataset.name, result)
     for finding in found.findings:
@@ -606,9 +578,9 @@ def _print_evaluation(name: str, result: Any) -> None:
                     [*columns, ""],
                     [[*c, n] for c, n in zip(cells, notes, strict=True)],
                 )
-            table = _table(f"{title}: {name}", columns, cells)
-            table.caption, table.caption_justify = (notes[0] if common else None), "left"
-            console.print(table)
+            shown = table(f"{title}: {name}", columns, cells)
+            shown.caption, shown.caption_justify = (notes[0] if common else None), "left"
+            console.print(shown)
     verdict = {True: "beats every", False: "does not beat every", None: "was not compared with a"}
     console.print(f"The method {verdict[result.beats_baselines]} trivial baseline.")
     for note in result.notes:
@@ -686,13 +658,13 @@ def methods() -> None:
     for name in model_names():
         cls = model_class(name)
         said = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-        usual = ", ".join(f"{k}={_cell(v)}" for k, v in cls.usual_options.items())
+        usual = ", ".join(f"{k}={cell(v)}" for k, v in cls.usual_options.items())
         rows.append([name, " ".join(cleandoc(said).split("\n\n")[0].split()), usual])
-    table = _table("Methods", ["method", "what it is", "set by fit"], rows)
-    table.columns[0].no_wrap = True
-    for column in table.columns:
+    shown = table("Methods", ["method", "what it is", "set by fit"], rows)
+    shown.columns[0].no_wrap = True
+    for column in shown.columns:
         column.justify = "left"
-    console.print(table)
+    console.print(shown)
 
 
 def _write_or_print(value: Any, out: Path | None) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["rate_found", "typed_values"]
+__all__ = ["rate_found", "typed_values", "use_threads", "wait_without_spinning"]
 
 
 def typed_values(pairs: dict[str, str]) -> dict[str, Any]:
@@ -30,3 +31,32 @@ def rate_found(info: Mapping[str, Any]) -> str:
     if "rate_low" not in measured:  # a run of before there was one
         return said
     return f"{said} ({measured['rate_low']:.1f} to {measured['rate_high']:.1f})"
+
+
+def wait_without_spinning() -> None:
+    """Let threads that wait for each other sleep; call it before any numeric package is imported.
+
+    Waiting threads of OpenMP and OpenBLAS spin by default. Beside another process on the same cores
+    they burn the time that the working ones need (docs/performance.md).
+    """
+    for name, value in _PATIENT.items():
+        os.environ.setdefault(name, value)
+
+
+_PATIENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+    "OPENBLAS_THREAD_TIMEOUT": "4",
+}
+
+
+def use_threads(count: int | None) -> None:
+    """Fix the number of threads of everything numeric; None leaves the choice to each step."""
+    if count is None:
+        return
+    for name in ("NORMALIS_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(count)
+    import torch
+
+    torch.set_num_threads(count)  # where it was imported before the environment was set

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from normalis.cli.console import cell, console, errors, table
 from normalis.cli.values import typed_values
 from normalis.errors import SettingsError
 from normalis.research.cli_theory import app as theory
@@ -27,8 +27,6 @@ app = typer.Typer(
     help="The laboratory: experiments, the paper's tables, what normal images hold.",
 )
 app.add_typer(theory)
-console = Console()
-errors = Console(stderr=True)
 
 Out = Annotated[Path, typer.Option("--out", help="Results folder; what is done there is kept.")]
 Root = Annotated[
@@ -82,7 +80,7 @@ def prepare(
     with errors.status("building"):
         made = datasets.prepare(name, raw, out, **typed_values(_pairs(option, "--option")))
     rows = [[split, label, count] for (split, label), count in sorted(made.counts().items())]
-    console.print(_table(str(out), ["split", "label", "images"], rows))
+    console.print(table(str(out), ["split", "label", "images"], rows))
     for note in made.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
 
@@ -104,7 +102,7 @@ def _list_datasets() -> None:
             ]
         )
     head = ["name", "modality", "train + test normal / anomalous", "archive", "licence"]
-    console.print(_table("Data sets", head, rows))
+    console.print(table("Data sets", head, rows))
 
 
 @app.command()
@@ -170,13 +168,13 @@ def _show(part: str, out: Path) -> None:
     if part == "figure3":
         curves = figure3(out)
         columns, rows = list(tables.FIGURE_COLUMNS), tables.figure_rows(curves)
-        console.print(_table("Figure 3", columns, rows))
+        console.print(table("Figure 3", columns, rows))
         written = tables.write_figure(curves, out / "tables") if curves else []
     else:
         comparison = compare(part, out)
         for name in comparison.datasets:
-            table = _table(f"{comparison.title}: {name}", *tables.wide(comparison, name))
-            _wide().print(table)
+            shown = table(f"{comparison.title}: {name}", *tables.wide(comparison, name))
+            _wide().print(shown)
         for note in tables.notes(comparison):
             console.print(escape(note), soft_wrap=True)
         written = tables.write_all(comparison, out / "tables")
@@ -203,12 +201,12 @@ def results(
     same = [i for i, values in enumerate(zip(*rows, strict=True)) if len(set(values)) == 1]
     same = [] if shown or len(rows) < 2 else same
     varying = [i for i in range(len(head)) if i not in same]
-    equal = ", ".join(f"{head[i]} {_text(rows[0][i])}" for i in same)
+    equal = ", ".join(f"{head[i]} {cell(rows[0][i])}" for i in same)
     title = f"{len(rows)} records" + (f"; all of {equal}" if equal else "")
     body = [[_brief(head[i], row[i]) for i in varying] for row in rows]
     out = _wide()
     out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
-    out.print(_table("", [head[i] for i in varying], body))
+    out.print(table("", [head[i] for i in varying], body))
 
 
 @app.command()
@@ -239,7 +237,7 @@ def compare(
     head = ["method", "seeds", metric, "difference", "95 %", "p, corrected", "verdict"]
     out = _wide()
     out.print(f"[bold]{escape(dataset)}: against {escape(reference)}[/]", soft_wrap=True)
-    out.print(_table("", head, cells))
+    out.print(table("", head, cells))
     if csv is not None and found:
         bodies = [one.to_dict() for one in found]
         write_csv(csv, list(bodies[0]), [list(body.values()) for body in bodies])
@@ -374,18 +372,3 @@ def _progress() -> Iterator[Callable[[Event], None]]:
                 bar.remove_task(shown.pop(event.key))
 
         yield hear
-
-
-def _table(title: str, head: list[str], rows: list[list[Any]]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for i, column in enumerate(head):
-        table.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_text(value)) for value in row))
-    return table
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from normalis.cli.console import console, errors, table
 from normalis.cli.values import rate_found
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer()
-console = Console()
-errors = Console(stderr=True)
 
 
 @app.command()
@@ -90,7 +87,7 @@ def explain(
     rows = [[name, *(f"{v:.1f}" for v in values)] for name, values in chosen.table.items()]
     if rows:
         title = "AUROC points lost against the best, by the closed form"
-        console.print(_table(title, ["", *columns], rows))
+        console.print(table(title, ["", *columns], rows))
     for reason in chosen.reasons:
         console.print(f"- {escape(reason)}", soft_wrap=True)
     console.print(
@@ -134,7 +131,7 @@ def _print_fingerprint(name: str, found: Fingerprint, unit: str) -> None:
         ["intrinsic dimension, Levina-Bickel", _say(found.levina_bickel)],
         ["power against spatial frequency, exponent", _say(found.power_slope)],
     ]
-    console.print(_table(f"Normal images: {name}", ["", "value [95 % interval]"], rows))
+    console.print(table(f"Normal images: {name}", ["", "value [95 % interval]"], rows))
     curve = zip(
         found.distortions, found.rate, found.rate_heldout, found.effective_dimension, strict=True
     )
@@ -143,14 +140,14 @@ def _print_fingerprint(name: str, found: Fingerprint, unit: str) -> None:
         for d, own, held, dimension in curve
     ]
     columns = ["r.m.s. error, grey levels", "own spectrum", "held out", "effective dimension"]
-    console.print(_table("Rate R(D): nats per image, Gaussian upper bound", columns, rates))
+    console.print(table("Rate R(D): nats per image, Gaussian upper bound", columns, rates))
     lesions = [
         [f"{row['scale_px']:.0f}", _say_rank(row), f"{100 * row['predicted_auroc']:.1f}"]
         for row in found.lesion_ranks
     ]
     if lesions:
         columns = ["blob, pixels", "best rank", "predicted AUROC"]
-        console.print(_table("Best linear capacity by lesion size, closed form", columns, lesions))
+        console.print(table("Best linear capacity by lesion size, closed form", columns, lesions))
     for note in found.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
     console.print(
@@ -181,12 +178,3 @@ def _write_fingerprint(found: Fingerprint, out: Path) -> None:
     figure = draw_fingerprint(found)
     write_atomically(picture, lambda part: figure.savefig(part, format="png"))
     console.print(f"numbers: {out}\nfigure: {picture}", soft_wrap=True)
-
-
-def _table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    return table

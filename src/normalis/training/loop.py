@@ -8,13 +8,15 @@ out alone, and a resumed training is the training that was interrupted.
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,8 +25,10 @@ from normalis.errors import DataError, SettingsError, TrainingError
 from normalis.models.base import AnomalyModel, Autoencoder, DirectModel
 from normalis.models.inputs import to_model_input
 from normalis.training.stack import Stack, groups
+from normalis.training.threads import choose_threads, threads
 
 __all__ = [
+    "PRECISION_VARIABLE",
     "RECIPES",
     "Progress",
     "Training",
@@ -36,6 +40,8 @@ __all__ = [
 ]
 
 Precision = Literal["auto", "float32", "bfloat16"]
+#: Environment variable that says what the precision ``auto`` means, whatever the processor.
+PRECISION_VARIABLE = "NORMALIS_PRECISION"
 Recipe = Literal["paper", "fast"]
 
 
@@ -160,6 +166,16 @@ def pick_device(device: str = "auto") -> torch.device:
     return picked
 
 
+def _asked_precision() -> Precision:
+    text = os.environ.get(PRECISION_VARIABLE, "auto") or "auto"
+    for known in get_args(Precision):
+        if text == known:
+            return known
+    raise SettingsError(
+        f"{PRECISION_VARIABLE} must be one of {', '.join(get_args(Precision))}, got {text!r}"
+    )
+
+
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
@@ -168,7 +184,15 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which forward passes of training run."""
+    """Return the context in which forward passes of training run.
+
+    ``auto`` follows the environment variable `PRECISION_VARIABLE` where it is set.
+
+    Raises:
+        SettingsError: if that variable names no precision.
+    """
+    if precision == "auto":
+        precision = _asked_precision()
     if precision == "auto":
         precision = "bfloat16" if _has_bfloat16(device) else "float32"
     if precision == "float32":
@@ -244,9 +268,9 @@ class Training:
         settings: shared by the stack.
         seeds: one seed per model.
         device: where to train.
-        stacked: whether models that allow it are computed as one (`normalis.training.stack`); None
-        does so
-            on a GPU. The numbers are those of models trained one by one, up to rounding.
+        stacked: whether models that allow it are computed as one (`normalis.training.stack`);
+            None does so on a GPU. The numbers are those of models trained one by one, up to
+            rounding.
         rows: for each model the indices of the images that it is trained on, as for folds; None
             for all images. Such models are trained one after the other.
         held: (M, C, S, S) normal images for methods that watch some they are not trained on
@@ -288,6 +312,7 @@ class Training:
         self.settings = settings
         self.epoch = 0
         self.seconds = 0.0
+        self.threads: int | None = None  # of a CPU; chosen by `run`, kept by a checkpoint
         # Channels-last convolutions are a third faster on CPUs (docs/performance.md).
         for model in models:
             model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -306,10 +331,13 @@ class Training:
         for member in self.members:
             member.model.train()
         self._stacks = self._make_stacks()
+        if self.threads is None and self.device.type == "cpu":
+            self.threads = choose_threads(self._trial())
         try:
             while self.epoch < self.settings.epochs:
                 epoch_started = time.perf_counter()
-                self._train_one_epoch()
+                with threads(self.threads or torch.get_num_threads()):
+                    self._train_one_epoch()
                 self.epoch += 1
                 self.seconds += time.perf_counter() - epoch_started
                 if callback:
@@ -321,6 +349,24 @@ class Training:
             self._stacks = []
         for member in self.members:
             member.model.eval()
+
+    def _trial(self) -> Callable[[], None]:
+        """Return what does the work of one step on a copy, so that nothing is learned from it."""
+        member = self.members[0]
+        model = copy.deepcopy(member.model)
+        generator = torch.Generator().manual_seed(0)
+        x = self._input(self.pixels[: self.settings.batch_size])
+        if len(x) < 2:
+            x = x.expand(2, -1, -1, -1)
+
+        def step() -> None:
+            for phase in model.phases():
+                draws = {k: v.to(x.device) for k, v in model.draw(x, generator).items()}
+                with autocast(self.settings.precision, x.device):
+                    losses = phase.losses(x, **draws)
+                torch.stack(list(losses.values())).sum().backward()
+
+        return step
 
     def _make_stacks(self) -> list[tuple[Stack, list[_Member]]]:
         if not self.stacked:
@@ -429,7 +475,12 @@ class Training:
     def progress(self) -> dict[str, Any]:
         """Return the plain part of the state: the epoch and the losses so far."""
         histories = [member.history for member in self.members]
-        return {"epoch": self.epoch, "seconds": self.seconds, "history": histories}
+        return {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "threads": self.threads,  # another number rounds differently in the last digit
+            "history": histories,
+        }
 
     def resume(self, state: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Continue from `state` and `progress` of an interrupted training of the same stack."""
@@ -443,6 +494,7 @@ class Training:
             for j, optimiser in enumerate(member.optimisers):
                 _load_slots(optimiser, state, f"{i}.optimiser.{j}.")
         self.epoch, self.seconds = progress["epoch"], progress["seconds"]
+        self.threads = progress.get("threads")
 
 
 def _load_slots(optimiser: torch.optim.Optimizer, state: dict[str, Tensor], prefix: str) -> None:

@@ -1,0 +1,129 @@
+"""What every command prints with: tables, and progress that is a bar or plain lines.
+
+On a terminal progress is a bar with the time left. Elsewhere, in a log file or a batch job, it is a
+plain line at least every `EVERY_S` seconds, also while a step reports nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["EVERY_S", "Progress", "cell", "console", "errors", "progress", "table"]
+
+#: Seconds between two lines of progress where there is no terminal.
+EVERY_S = 30.0
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class Progress(Protocol):
+    """Where a command says how far it is."""
+
+    def update(self, completed: float, total: float, note: str = "") -> None:
+        """Say that ``completed`` of ``total`` are done, and in a few words what is next."""
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Progress]:
+    """Show how far a step is, on standard error, so that output stays clean."""
+    with _bar(description) if errors.is_terminal else _lines(description, EVERY_S) as shown:
+        yield shown
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Progress]:
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("left"),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}", markup=False),
+    )
+    with rich_progress.Progress(*columns, console=errors) as bar:
+        task = bar.add_task(escape(description), total=None, note="")
+
+        class Shown:
+            def update(self, completed: float, total: float, note: str = "") -> None:
+                bar.update(task, completed=completed, total=total, note=note)
+
+        yield Shown()
+
+
+@contextmanager
+def _lines(description: str, every_s: float) -> Iterator[Progress]:
+    lines = _Lines(description, every_s)
+    lines.start()
+    try:
+        yield lines
+    finally:
+        lines.stop()
+
+
+class _Lines:
+    """Plain lines of progress, written by a thread of their own."""
+
+    def __init__(self, description: str, every_s: float) -> None:
+        self.description, self.every_s = description, every_s
+        self.started = time.monotonic()
+        self.done, self.total, self.note = 0.0, 0.0, ""
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="normalis-progress", daemon=True)
+
+    def update(self, completed: float, total: float, note: str = "") -> None:
+        """Say how far the step is; printed with the next line."""
+        self.done, self.total, self.note = completed, total, note
+
+    def start(self) -> None:
+        """Begin to print."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Print no more."""
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(self.every_s):
+            errors.print(self.line(), soft_wrap=True, markup=False, highlight=False)
+
+    def line(self) -> str:
+        """Return where the step is, the time that it took, and the time left."""
+        elapsed = time.monotonic() - self.started
+        parts = [f"{elapsed:.0f} s"]
+        if self.total > 0:
+            parts.insert(0, f"{self.done:g} of {self.total:g}")
+            if 0 < self.done < self.total:
+                parts.append(f"about {elapsed * (self.total - self.done) / self.done:.0f} s left")
+        if self.note:
+            parts.append(self.note)
+        return f"{self.description}: {', '.join(parts)}"
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    """Return a table; the first column is text, the others are figures."""
+    made = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(cell(value)) for value in row))
+    return made
+
+
+def cell(value: Any) -> str:
+    """Return a value as a cell shows it."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

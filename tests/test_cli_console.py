@@ -1,0 +1,75 @@
+"""Progress without a terminal is plain lines, also while a step reports nothing."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from normalis.cli import console as module
+from normalis.cli.values import use_threads
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """What goes to standard error, which is no terminal."""
+    stream = io.StringIO()
+    monkeypatch.setattr(module, "errors", Console(file=stream, width=60))
+    monkeypatch.setattr(module, "EVERY_S", 0.01)
+    return stream
+
+
+def lines(heard, at_least):
+    end = time.monotonic() + 20
+    while heard.getvalue().count("\n") < at_least and time.monotonic() < end:
+        time.sleep(0.005)
+    return heard.getvalue().splitlines()
+
+
+def test_a_silent_step_prints_its_time(heard):
+    with module.progress("fit [ae-u]"):
+        first = lines(heard, 2)[0]
+    assert first.startswith("fit [ae-u]: ")
+    assert first.endswith(" s")
+    after = heard.getvalue()
+    time.sleep(0.05)
+    assert heard.getvalue() == after, "it must end with the step"
+
+
+def test_a_line_says_how_far_and_how_long_and_never_breaks(heard):
+    with module.progress("score") as shown:
+        shown.update(512, 40_000, "a note [that] is long " * 5)
+        said = next(line for line in lines(heard, 3) if "512" in line)
+    assert "512 of 40000" in said
+    assert " s left" in said
+    assert said.rstrip().endswith("a note [that] is long")
+
+
+def test_the_number_of_threads_reaches_everything(monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    for name in ("NORMALIS_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    try:
+        use_threads(2)
+        assert torch.get_num_threads() == 2
+        assert os.environ["NORMALIS_THREADS"] == "2"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise():
+    code = "from normalis.cli.values import *; import os; wait_without_spinning(); "
+    code += "print(os.environ['GOMP_SPINCOUNT'], os.environ['OMP_WAIT_POLICY'])"
+    bare = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+        ).stdout.split()
+        for env in (bare, bare | {"OMP_WAIT_POLICY": "ACTIVE"})
+    ]
+    assert said == [["0", "PASSIVE"], ["0", "ACTIVE"]]
