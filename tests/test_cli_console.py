@@ -9,8 +9,10 @@ import time
 import pytest
 from rich.console import Console
 
-from normalis.cli import console as module
+from normalis.cli.console import progress
 from normalis.cli.values import use_threads
+
+module = sys.modules["normalis.cli.console"]  # the package has a console of that name
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def lines(heard, at_least):
 
 
 def test_a_silent_step_prints_its_time(heard):
-    with module.progress("fit [ae-u]"):
+    with progress("fit [ae-u]"):
         first = lines(heard, 2)[0]
     assert first.startswith("fit [ae-u]: ")
     assert first.endswith(" s")
@@ -40,7 +42,7 @@ def test_a_silent_step_prints_its_time(heard):
 
 
 def test_a_line_says_how_far_and_how_long_and_never_breaks(heard):
-    with module.progress("score") as shown:
+    with progress("score") as shown:
         shown.update(512, 40_000, "a note [that] is long " * 5)
         said = next(line for line in lines(heard, 3) if "512" in line)
     assert "512 of 40000" in said

@@ -1,4 +1,4 @@
-"""Threads are chosen by measurement, kept in a checkpoint, and can be fixed; so can the precision."""
+"""Threads are chosen by measurement and kept in a checkpoint; they and precision can be fixed."""
 
 import time
 
@@ -12,7 +12,7 @@ from normalis.training.threads import choose_threads, threads, usable_cores
 
 
 def a_step_of(seconds):
-    """Return a step that takes so long by the number of threads, and the threads it was tried on."""
+    """Return a step that takes so long by its number of threads, and the numbers tried."""
     tried = []
 
     def step():
