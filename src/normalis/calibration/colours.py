@@ -1,8 +1,9 @@
 """The one colour scale of all pictures of a model, fixed on held-out normal images.
 
 Below ``quiet``, the level that the largest value of a normal image's map exceeds in 1 of 20 images,
-nothing is painted; at ``full`` the colour is at its end. The scale is fixed on smoothed maps: the
-largest value of a raw map is a matter of single edge pixels.
+nothing is painted; at ``full`` the colour is at its end. The scale is fixed on calibrated maps
+(`normalis.calibration.maps`), each unit of images weighing the same. Of runs from before there
+were such maps, on smoothed ones: the largest value of a raw map is a matter of single edge pixels.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from normalis.calibration.conformal import EPS, smallest_level
+from normalis.calibration.maps import BOUND
 
 __all__ = ["ColourScale"]
 
+_MOST = 0.7  # of the way from the quiet level to the bound, where the colour ends
 SMOOTHING = 1 / 64  # one pixel of the paper's 64 x 64
 
 
@@ -54,31 +59,63 @@ class ColourScale:
 
     @classmethod
     def from_maps(
-        cls, maps: NDArray[Any], rate: float = 0.05, *, held_out: bool = True
+        cls,
+        maps: NDArray[Any],
+        rate: float = 0.05,
+        *,
+        unit: ArrayLike | None = None,
+        held_out: bool = True,
     ) -> ColourScale:
-        """Fix the scale from maps (n, S, S) of normal images; arguments as in `from_maxima`."""
+        """Fix the scale from raw maps (n, S, S) of normal images; arguments as in `from_maxima`."""
         blank = cls(quiet=0.0, full=1.0, smoothing=SMOOTHING)
         maxima = blank.smooth(maps).max(axis=(1, 2))
-        fixed = cls.from_maxima(maxima, rate, held_out=held_out)
+        fixed = cls.from_maxima(maxima, rate, unit=unit, held_out=held_out)
         return replace(fixed, smoothing=SMOOTHING)
 
     @classmethod
+    def from_calibrated(
+        cls,
+        maps: NDArray[Any],
+        rate: float = 0.05,
+        *,
+        unit: ArrayLike | None = None,
+        held_out: bool = True,
+    ) -> ColourScale:
+        """Fix the scale from calibrated maps (n, H, W) of `normalis.calibration.maps`.
+
+        They are smooth already, and none is higher than `BOUND`: the colour ends most of the way
+        there. Other arguments as in `from_maxima`.
+        """
+        maxima = np.asarray(maps).max(axis=(1, 2))
+        fixed = cls.from_maxima(maxima, rate, unit=unit, held_out=held_out)
+        return replace(fixed, full=fixed.quiet + _MOST * max(BOUND - fixed.quiet, 0.1))
+
+    @classmethod
     def from_maxima(
-        cls, maxima: NDArray[np.floating], rate: float = 0.05, *, held_out: bool = True
+        cls,
+        maxima: NDArray[np.floating],
+        rate: float = 0.05,
+        *,
+        unit: ArrayLike | None = None,
+        held_out: bool = True,
     ) -> ColourScale:
         """Fix the scale from the largest map value of each held-out normal image.
 
         Args:
-            maxima: (n,), one value per image or per patient.
+            maxima: (n,), one value per image.
+            rate: share of fresh normal images (each of a new unit) that may exceed ``quiet``;
+                guaranteed by the conformal argument of `normalis.calibration.conformal` where the
+                units are at least 1 / rate - 1. Of fewer the level that this share of *these*
+                images exceeds serves, each unit weighing the same, and ``rate`` is None.
+            unit: (n,) patient, volume or group of each image; None if each is its own.
             held_out: False for training images.
-            rate: share of fresh normal images that may exceed ``quiet``; guaranteed by the
-                conformal argument of `normalis.calibration.conformal` where n is at least 1 / rate
-                - 1,
-                otherwise the largest value serves and ``rate`` is None.
         """
-        ordered = np.sort(np.asarray(maxima, dtype=float))
-        rank = int(np.ceil((len(ordered) + 1) * (1 - rate)))
-        certified = rank <= len(ordered)
-        quiet = float(ordered[rank - 1] if certified else ordered[-1])
+        values = np.asarray(maxima, dtype=float)
+        names = np.arange(values.size) if unit is None else np.asarray(unit)
+        member = np.unique(names, return_inverse=True)[1]
+        count = int(member.max()) + 1
+        certified = rate * (count + 1) >= 1 - EPS
+        allowed = rate * (count + 1) - 1 if certified else rate * count
+        quiet = smallest_level(values, 1 / np.bincount(member)[member], allowed)
         full = max(3 * quiet, 1e-12)
         return cls(quiet=quiet, full=full, rate=rate if certified else None, held_out=held_out)

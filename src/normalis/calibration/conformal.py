@@ -60,16 +60,18 @@ from normalis.calibration.drift import SCORE, Drift, find_drift, unit_medians
 from normalis.errors import MetricError, SettingsError
 
 __all__ = [
+    "EPS",
     "Calibration",
     "benjamini_hochberg",
     "calibrate",
     "realised_rate_interval",
+    "smallest_level",
 ]
 
 Kind = Literal["split", "cv+", "none"]
 Floats = NDArray[np.float64]
 
-_EPS = 1e-9  # alpha (K + 1) is often an integer that floating point misses by 1e-15
+EPS = 1e-9  # alpha (K + 1) is often an integer that floating point misses by 1e-15
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -176,7 +178,7 @@ class Calibration:
             p_values: (M,) of `p_values`.
             rate: false-positive rate alpha; see `check_rate`.
         """
-        return np.asarray(p_values, dtype=np.float64) <= rate + _EPS
+        return np.asarray(p_values, dtype=np.float64) <= rate + EPS
 
     # ------------------------------------------------------------------ thresholds
 
@@ -215,19 +217,43 @@ class Calibration:
         Raises:
             SettingsError: if no maxima of maps were given.
         """
+        maxima = self._need_maxima()
+        weight = 1.0 / np.bincount(self.unit)[self.unit]
+        return tuple(
+            _quantile(maxima, weight, rate, n_units=self.n_units)
+            if rate >= self.smallest_rate - EPS
+            else None
+            for rate in rates
+        )
+
+    def map_p_values(self, peaks: ArrayLike) -> Floats:
+        """Return the share of normal images whose map is as high anywhere, for each peak (M,).
+
+        Valid for the highest place of an image of a new normal unit; of its other places the more
+        so. For ``cv+`` the maxima of all models are pooled, which is approximate.
+
+        Args:
+            peaks: (M,) values of calibrated maps.
+
+        Raises:
+            SettingsError: if no maxima of maps were given.
+            MetricError: if a peak is not finite.
+        """
+        maxima = self._need_maxima()
+        new = np.atleast_1d(np.asarray(peaks, dtype=np.float64))
+        if not np.isfinite(new).all():
+            raise MetricError("peaks of maps must be finite, got NaN or infinity")
+        weight = 1.0 / np.bincount(self.unit)[self.unit]
+        return (1.0 + _tail(maxima, weight, new)) / (self.n_units + 1)
+
+    def _need_maxima(self) -> Floats:
         self._need_scores()
         if self.map_maxima is None:
             raise SettingsError(
                 "levels for maps need the maxima of the calibration images' maps; "
                 "pass map_maxima to calibrate()"
             )
-        weight = 1.0 / np.bincount(self.unit)[self.unit]
-        return tuple(
-            _quantile(self.map_maxima, weight, rate, n_units=self.n_units)
-            if rate >= self.smallest_rate - _EPS
-            else None
-            for rate in rates
-        )
+        return self.map_maxima
 
     def check_rate(self, rate: float) -> None:
         """Say so if a false-positive rate cannot be certified.
@@ -238,7 +264,7 @@ class Calibration:
         if not 0.0 < rate < 1.0:
             raise SettingsError(f"a false-positive rate must be between 0 and 1, got {rate}")
         self._need_scores()
-        if rate < self.smallest_rate - _EPS:
+        if rate < self.smallest_rate - EPS:
             n, smallest = self.n_units, self.smallest_rate
             raise SettingsError(
                 f"{n} {self.level}{'s' * (n != 1)} cannot certify a false-positive rate below "
@@ -494,7 +520,7 @@ def realised_rate_interval(
     """
     from scipy.stats import betabinom
 
-    flagged = int(np.floor(rate * (n_calibration + 1) + _EPS))
+    flagged = int(np.floor(rate * (n_calibration + 1) + EPS))
     if flagged < 1:
         raise SettingsError(
             f"{n_calibration} units cannot certify a false-positive rate below "
@@ -529,9 +555,14 @@ def _tail(scores: Floats, weight: Floats, new: Floats, *, ties: bool = True) -> 
 
 def _quantile(scores: Floats, weight: Floats, rate: float, *, n_units: int) -> float:
     """Return the smallest score with at most rate (K + 1) - 1 of weight strictly above it."""
+    return smallest_level(scores, weight, rate * (n_units + 1) - 1.0)
+
+
+def smallest_level(scores: Floats, weight: Floats, allowed: float) -> float:
+    """Return the smallest of the scores (n,) that at most an allowed weight lies strictly above."""
     candidates = np.unique(scores)
-    allowed = rate * (n_units + 1) - 1.0 + _EPS
-    return float(candidates[_tail(scores, weight, candidates, ties=False) <= allowed][0])
+    above = _tail(scores, weight, candidates, ties=False)
+    return float(candidates[above <= allowed + EPS][0])
 
 
 def _largest(scores: Floats, member: NDArray[np.int64]) -> Floats:
