@@ -223,7 +223,7 @@ def test_the_global_random_state_is_left_alone(images):
         ({"calibration": "cv"}, "calibration must be split, cv\\+ or none, got 'cv'"),
         ({"calibration_share": 1}, "calibration_share must be in"),
         ({"fpr": 2}, r"fpr must be in \(0, 1\), got 2"),
-        ({"random_state": -1}, "random_state must be a whole number of at least 0, got -1"),
+        ({"random_state": -1}, "random_state must be a whole number from 0 to 4294967295, got -1"),
         ({"random_state": None}, "random_state"),
         ({"window": 5}, r"window must be two numbers \(low, high\), got 5"),
         ({"slice_range": (0,)}, "slice_range must be two numbers"),

@@ -25,7 +25,7 @@ from torch import Tensor
 from normalis import models, scorers
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
-from normalis.errors import DataError, NotFittedError, RunError, SettingsError
+from normalis.errors import DataError, NotFittedError, RunError, SettingsError, UntrustedError
 from normalis.fitting import Place, judge, score_loaded, train_models
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, stream
@@ -47,6 +47,7 @@ from normalis.models.inputs import to_model_input
 from normalis.scoring import BATCH_SIZE, Explained, Reader, Scored, explain, joined_scores, score
 from normalis.storage import RunFolder, content_hash, versions, write_csv
 from normalis.training.loop import Progress, TrainingSettings, pick_device, settings_for
+from normalis.trust import named_by_a_file
 
 if TYPE_CHECKING:
     from normalis.datasets import Sample
@@ -252,9 +253,10 @@ class AnomalyDetector(BaseEstimator):
             )
         if not 0 < self.fpr < 1:
             raise SettingsError(f"fpr must be in (0, 1), got {self.fpr}")
-        if not (isinstance(self.random_state, Integral) and self.random_state >= 0):
+        if not (isinstance(self.random_state, Integral) and 0 <= self.random_state < 2**32):
             raise SettingsError(
-                f"random_state must be a whole number of at least 0, got {self.random_state!r}"
+                "random_state must be a whole number from 0 to 4294967295, got "
+                f"{self.random_state!r}"
             )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
         self._build(width)
@@ -676,27 +678,50 @@ class AnomalyDetector(BaseEstimator):
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto") -> Self:
-        """Read a run folder.
+    def load(cls, path: str | Path, *, device: str = "auto", trust: bool = False) -> Self:
+        """Read a run folder; nothing that its files name is imported or run.
 
         Args:
             path: the folder that ``fit`` or `save` wrote.
             device: where to score, whatever the device it was fitted on.
+            trust: whether a method, scorer or network that the folder names as ``module:Class``
+                may be imported, which runs that code. Methods of this package and of installed
+                packages need no trust.
 
         Raises:
             RunError: if a file is missing, damaged or was edited.
+            UntrustedError: if the folder names code of its own and ``trust`` is False.
         """
         folder = RunFolder(path)
+        pick_device(device)
         body, arrays = folder.read_settings(), folder.read_arrays()
-        params: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in body["params"].items()
-        }
-        self = cls(**(params | {"device": device}))
         try:
-            self._restore(body, arrays)
-        except (KeyError, RuntimeError, TypeError) as error:
+            with named_by_a_file(folder.path / folder.SETTINGS, trust=trust):
+                params = {
+                    k: tuple(v) if isinstance(v, list) else v for k, v in body["params"].items()
+                }
+                self = cls(**(params | {"device": device}))
+                _check_agree(params.get("method_options"), body["model_settings"])
+                stored = sum(v.size for v in arrays.values())
+                models.check_size(self.method, stored, **body["model_settings"])
+                self._check_stored(body)
+                self._restore(body, arrays)
+        except UntrustedError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
+                ValueError) as error:  # fmt: skip
             raise RunError(f"{path}: is damaged ({error}); fit the model again") from error
         return self
+
+    def _check_stored(self, body: dict[str, Any]) -> None:
+        """Refuse what no fit writes, though every checksum is right."""
+        read, built = self.image_settings, body["model_settings"]
+        if (read.image_size, read.channels) != (built["image_size"], built["channels"]):
+            raise RunError("params and model_settings disagree on the size of images")
+        if not (0 < self.fpr < 1 and body["info"]["data"]["fingerprint"]):
+            raise RunError(f"fpr must be in (0, 1), is {self.fpr}")
+        for losses in body["history"]:
+            sum(losses.values())
 
     def _restore(self, body: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
         self.device_ = pick_device(self.device)
@@ -706,6 +731,8 @@ class AnomalyDetector(BaseEstimator):
         self.models_ = [models.build(self.method, **built) for _ in range(self._n_models)]
         self.scorers_ = [self._build_scorer() for _ in self.models_]
         for i, (model, scorer) in enumerate(self._readers()):
+            if not any(name.startswith(_place("model", i)) for name in arrays):
+                raise RunError(f"model.safetensors holds nothing of model {i + 1}")
             model.load_state(_part(arrays, _place("model", i), self.device_))
             if isinstance(model, Autoencoder):
                 model.to(self.device_, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -718,6 +745,13 @@ class AnomalyDetector(BaseEstimator):
             self.calibration_ = Calibration.from_dict(kept)
         self.decision_scores_ = arrays["decision_scores"]
         self.history_, self.info_, self.skipped_ = body["history"], body["info"], []
+
+
+def _check_agree(asked: Mapping[str, Any] | None, built: Mapping[str, Any]) -> None:
+    """Refuse names of code that were asked for and are not those that the model was built with."""
+    for key, value in (asked or {}).items():
+        if isinstance(value, str) and ":" in value and built.get(key) != value:
+            raise RunError(f"method_options and model_settings disagree on {key}")
 
 
 def _place(part: str, number: int) -> str:

@@ -10,6 +10,7 @@
     ├── NotFittedError (ValueError, AttributeError)
     ├── TrainingError (RuntimeError)     training cannot go on, for instance a loss is not finite
     ├── RunError (RuntimeError)          a run folder is damaged, finished, or in use
+    │   └── UntrustedError               a file names code that it would run
     ├── MetricError (ValueError)         a metric is undefined for what was given
     └── MissingExtraError (ImportError)  an optional package is not installed
 
@@ -33,6 +34,7 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "UnreadableImageError",
+    "UntrustedError",
     "require",
 ]
 
@@ -81,6 +83,10 @@ class TrainingError(NormalisError, RuntimeError):
 
 class RunError(NormalisError, RuntimeError):
     """A run folder is damaged, already finished, or being written by another process."""
+
+
+class UntrustedError(RunError):
+    """A file names code of neither this package nor an installed one, and nobody said to run it."""
 
 
 class MetricError(NormalisError, ValueError):

@@ -285,16 +285,17 @@ class RunFolder:
             raise RunError(f"{self.path}: must hold {self.SETTINGS}, does not ({state})")
         try:
             body: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            checks = body["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{file}: is damaged ({error}); fit the model again") from error
-        if body.get("format") != FORMAT:
+            stored, written = body["sha256"]["settings"], body["format"]
+            body["sha256"][self.MODEL]
+            found = content_hash({k: v for k, v in body.items() if k != "sha256"})
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunError(f"{file}: is damaged ({error!r}); fit the model again") from error
+        if written != FORMAT:
             raise RunError(
-                f"{file}: has format {body.get('format')}, this version reads {FORMAT}: "
+                f"{file}: has format {written!r}, this version reads {FORMAT}: "
                 "use the version of normalis that wrote it"
             )
-        rest = {k: v for k, v in body.items() if k != "sha256"}
-        if checks.get("settings") != content_hash(rest):
+        if stored != found:
             raise RunError(
                 f"{file}: was changed after it was written; restore it or fit the model again"
             )
@@ -311,6 +312,7 @@ class RunFolder:
         Raises:
             RunError: if the file is missing or not the one that was written.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         file = self.path / self.MODEL
@@ -320,7 +322,10 @@ class RunFolder:
             raise RunError(
                 f"{file}: is not the file that was written; restore it or fit the model again"
             )
-        arrays: dict[str, Any] = load_file(file)
+        try:
+            arrays: dict[str, Any] = load_file(file)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file}: is damaged ({error}); fit the model again") from error
         return arrays
 
     def write_checkpoint(self, arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> None:

@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from normalis.calibration.conformal import EPS, smallest_level
 from normalis.calibration.maps import BOUND
 
+from normalis.errors import SettingsError
+
 __all__ = ["ColourScale"]
 
 _MOST = 0.7  # of the way from the quiet level to the bound, where the colour ends
@@ -42,6 +44,11 @@ class ColourScale:
     rate: float | None = None
     held_out: bool = True
     smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        values = (self.quiet, self.full, self.smoothing)
+        if not all(isinstance(v, int | float) and np.isfinite(v) for v in values):
+            raise SettingsError(f"a colour scale must be of finite numbers, got {values}")
 
     def smooth(self, anomaly_map: NDArray[Any]) -> NDArray[np.float32]:
         """Return a map (S, S), or maps (N, S, S), as pictures show it."""

@@ -70,6 +70,14 @@ Threads = Annotated[
     typer.Option(min=1, help="Threads of the processor; by default as many as pay, measured."),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Import a method that RUN names as module:Class, which runs its code: only for a "
+        "folder whose writer you trust.",
+    ),
+]
 
 
 def main() -> None:
@@ -451,6 +459,7 @@ def score(
     ] = "local",
     cpus_per_job: Annotated[float, typer.Option(help="Cores of one worker (ray).")] = 1.0,
     gpus_per_job: Annotated[float, typer.Option(help="Share of a GPU of one worker (ray).")] = 0.0,
+    trust: Trust = False,
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
     use_threads(threads)
@@ -461,7 +470,7 @@ def score(
 
     if not 0 < fpr < 1:
         raise typer.BadParameter(f"--fpr must be in (0, 1), got {fpr}")
-    detector = AnomalyDetector.load(run, device=device)
+    detector = AnomalyDetector.load(run, device=device, trust=trust)
     if scorer is not None:
         if normals is None:
             raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")
@@ -521,6 +530,7 @@ def evaluate(
     patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    trust: Trust = False,
 ) -> None:
     """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
     use_threads(threads)
@@ -528,7 +538,7 @@ def evaluate(
     from normalis.evaluation.of_detector import assess
     from normalis.storage import write_json
 
-    detector = AnomalyDetector.load(run, device=device)
+    detector = AnomalyDetector.load(run, device=device, trust=trust)
     dataset = _open(data, patients)
     with progress("evaluate") as bar:
         result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar))

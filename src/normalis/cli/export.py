@@ -19,11 +19,14 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import a method that RUN names, which runs its code.")
+    ] = False,
 ) -> None:
     """Write the network of RUN as ONNX: images in, anomaly maps and reconstructions out."""
     from normalis.detector import AnomalyDetector
     from normalis.engines.export import export_onnx
 
-    detector = AnomalyDetector.load(run, device="cpu")
+    detector = AnomalyDetector.load(run, device="cpu", trust=trust)
     written = export_onnx(detector, out, overwrite=overwrite)
     console.print(f"written: {written}", soft_wrap=True, markup=False)

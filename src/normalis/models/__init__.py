@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import difflib
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import Distribution, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normalis.errors import SettingsError
+from normalis.trust import import_named
 
 if TYPE_CHECKING:
     from normalis.models.base import AnomalyModel
 
-__all__ = ["MODELS", "build", "method_name", "model_class", "model_names"]
+__all__ = ["MODELS", "build", "check_size", "method_name", "model_class", "model_names"]
 
 #: method -> "module:Class"
 MODELS: dict[str, str] = {
@@ -45,6 +46,21 @@ def _plugins() -> dict[str, str]:
     return {e.name: e.value for e in entry_points(group="normalis.models")}
 
 
+def _is_known(target: str) -> bool:
+    """Return whether a class is of this package or offered by an installed one.
+
+    What lies in the working folder came with the files there: it is not installed.
+    """
+    if target in MODELS.values():
+        return True
+    offered = [e for e in entry_points(group="normalis.models") if e.value == target]
+    return any(e.dist is not None and not _lies_here(e.dist) for e in offered)
+
+
+def _lies_here(package: Distribution) -> bool:
+    return Path(str(package.locate_file(""))).resolve() == Path.cwd()
+
+
 def model_names() -> list[str]:
     """Return the names of all methods, those of other packages last."""
     return [*MODELS, *(name for name in _plugins() if name not in MODELS)]
@@ -58,21 +74,19 @@ def model_class(method: str | type[AnomalyModel]) -> type[AnomalyModel]:
 
     Raises:
         SettingsError: if there is no such method; names the nearest one.
+        UntrustedError: if a file that is being loaded names a class which no package offers.
     """
     if not isinstance(method, str):
         return method
-    target = MODELS.get(method) or _plugins().get(method) or method
-    module, _, name = target.partition(":")
-    if not name:
+    listed = MODELS.get(method) or _plugins().get(method)
+    target = listed or method
+    if not target.partition(":")[2]:
         near = difflib.get_close_matches(method, model_names(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SettingsError(
             f"method must be one of {', '.join(model_names())}, got {method!r}{hint}"
         )
-    try:
-        found: type[AnomalyModel] = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"method {method!r} cannot be imported: {error}") from error
+    found: type[AnomalyModel] = import_named(target, what="method", known=_is_known(target))
     return found
 
 
@@ -99,3 +113,37 @@ def build(method: str | type[AnomalyModel], *, seed: int = 0, **options: Any) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return cls(settings)  # type: ignore[call-arg]
+
+
+#: Values that a network may have beyond twice those that its file holds: a part that is fixed may
+#: lie elsewhere.
+_UNSAVED = 100_000_000
+
+
+def check_size(method: str | type[AnomalyModel], stored: int, **options: Any) -> None:
+    """Refuse settings that describe a network far larger than the file that holds its weights.
+
+    Args:
+        method: as in `model_class`.
+        stored: number of values in the file.
+        **options: fields of the method's ``Settings``.
+
+    Raises:
+        SettingsError: before any memory is taken.
+    """
+    import torch
+    from torch import nn
+
+    cls = model_class(method)
+    if not issubclass(cls, nn.Module):
+        return
+    settings = cls.Settings.from_mapping(options)
+    try:
+        with torch.device("meta"):
+            described = sum(v.numel() for v in cls(settings).state_dict().values())  # type: ignore[call-arg]
+    except (NotImplementedError, RuntimeError):  # one that computes while it is built
+        return
+    if described > 2 * stored + _UNSAVED:
+        raise SettingsError(
+            f"settings describe a network of {described:,} values, the file holds {stored:,}"
+        )

@@ -23,7 +23,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -35,6 +34,7 @@ from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings, Phase
 from normalis.models.vgg19 import VGG19
+from normalis.trust import import_named, restoring
 
 __all__ = ["PerceptualAE", "PerceptualAESettings"]
 
@@ -86,7 +86,7 @@ class PerceptualAE(Autoencoder):
         self.register_buffer("mean", torch.zeros(1, 1, 1))
         self.register_buffer("var", torch.ones(1, 1, 1))
         # A saved model brings its weights along and may be far from the file they came from.
-        self.ready = Path(settings.weights).is_file()
+        self.ready = not restoring() and Path(settings.weights).is_file()
         if self.ready:
             _load_weights(self.network, settings)
             self.mean, self.var = _load_statistics(self.network, settings)
@@ -160,11 +160,10 @@ def _build_network(settings: PerceptualAESettings) -> nn.Module:
                 f"layer of vgg19 must be features.0 to features.36, got {settings.layer!r}"
             )
         return VGG19(int(index))
-    module, _, name = settings.network.partition(":")
     try:
-        network: nn.Module = getattr(import_module(module), name)()
+        network: nn.Module = import_named(settings.network, what="network", known=False)()
         network.get_submodule(settings.layer)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:  # a SettingsError is a ValueError
         raise SettingsError(
             "network must be vgg19 or module:callable returning a torch module with the named "
             f"layer, got network={settings.network!r}, layer={settings.layer!r}: {error}"

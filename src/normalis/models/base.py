@@ -57,6 +57,10 @@ def check_at_least(least: float, **settings: float) -> None:
             raise SettingsError(f"{name} must be at least {least:g}, got {value!r}")
 
 
+#: Largest side of an image and largest width, number or size of anything else: a hundred times
+#: what is used, and small enough that an edited file cannot ask for all memory there is.
+MOST_PIXELS, MOST = 4096, 65_536
+
 _KINDS: dict[type, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (Integral, "a whole number"),
@@ -82,6 +86,9 @@ class ModelSettings:
     hidden_dim: int = 1024
 
     def __post_init__(self) -> None:
+        for name, most in (("image_size", MOST_PIXELS), ("latent_dim", MOST), ("hidden_dim", MOST)):
+            if getattr(self, name) > most:
+                raise SettingsError(f"{name} must be at most {most:,}, got {getattr(self, name)}")
         if self.image_size < 16 or self.image_size % 16:
             raise SettingsError(f"image_size must be a multiple of 16, got {self.image_size}")
         if self.channels not in (1, 3):
@@ -105,6 +112,8 @@ class ModelSettings:
             # A bool is an int to Python, and nobody means 1 by it here.
             if not isinstance(value, kind) or (kind is Integral and isinstance(value, bool)):
                 raise SettingsError(f"{key} must be {words}, got {value!r}")
+            if kind is Integral and not -MOST <= value <= MOST:
+                raise SettingsError(f"{key} must be at most {MOST:,}, got {value}")
         return cls(**options)
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ model that has what it needs; `Scorer.supports` says what is missing.
 from __future__ import annotations
 
 import difflib
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from normalis.errors import SettingsError
+from normalis.trust import import_named
 
 if TYPE_CHECKING:
     from normalis.models.base import AnomalyModel
@@ -50,18 +50,16 @@ def scorer_class(scorer: str | type[Scorer]) -> type[Scorer]:
 
     Raises:
         SettingsError: if there is no such scorer; names the nearest one.
+        UntrustedError: if a file that is being loaded names a class of its own.
     """
     if not isinstance(scorer, str):
         return scorer
-    module, _, name = SCORERS.get(scorer, scorer).partition(":")
-    if not name:
+    target = SCORERS.get(scorer, scorer)
+    if not target.partition(":")[2]:
         near = difflib.get_close_matches(scorer, SCORERS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SettingsError(f"scorer must be one of {', '.join(SCORERS)}, got {scorer!r}{hint}")
-    try:
-        found: type[Scorer] = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise SettingsError(f"scorer {scorer!r} cannot be imported: {error}") from error
+    found: type[Scorer] = import_named(target, what="scorer", known=scorer in SCORERS)
     return found
 
 
