@@ -697,7 +697,7 @@ class AnomalyDetector(BaseEstimator):
         body, arrays = folder.read_settings(), folder.read_arrays()
         try:
             with named_by_a_file(folder.path / folder.SETTINGS, trust=trust):
-                params = {
+                params: dict[str, Any] = {
                     k: tuple(v) if isinstance(v, list) else v for k, v in body["params"].items()
                 }
                 self = cls(**(params | {"device": device}))

@@ -9,6 +9,7 @@ were such maps, on smoothed ones: the largest value of a raw map is a matter of 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from normalis.calibration.conformal import EPS, smallest_level
 from normalis.calibration.maps import BOUND
-
 from normalis.errors import SettingsError
 
 __all__ = ["ColourScale"]
@@ -47,7 +47,7 @@ class ColourScale:
 
     def __post_init__(self) -> None:
         values = (self.quiet, self.full, self.smoothing)
-        if not all(isinstance(v, int | float) and np.isfinite(v) for v in values):
+        if not all(isinstance(v, Real) and np.isfinite(float(v)) for v in values):
             raise SettingsError(f"a colour scale must be of finite numbers, got {values}")
 
     def smooth(self, anomaly_map: NDArray[Any]) -> NDArray[np.float32]:

@@ -140,7 +140,7 @@ def check_size(method: str | type[AnomalyModel], stored: int, **options: Any) ->
     settings = cls.Settings.from_mapping(options)
     try:
         with torch.device("meta"):
-            described = sum(v.numel() for v in cls(settings).state_dict().values())  # type: ignore[call-arg]
+            described = sum(v.numel() for v in cls(settings).state_dict().values())
     except (NotImplementedError, RuntimeError):  # one that computes while it is built
         return
     if described > 2 * stored + _UNSAVED:

@@ -112,7 +112,7 @@ class ModelSettings:
             # A bool is an int to Python, and nobody means 1 by it here.
             if not isinstance(value, kind) or (kind is Integral and isinstance(value, bool)):
                 raise SettingsError(f"{key} must be {words}, got {value!r}")
-            if kind is Integral and not -MOST <= value <= MOST:
+            if kind is Integral and isinstance(value, Integral) and abs(int(value)) > MOST:
                 raise SettingsError(f"{key} must be at most {MOST:,}, got {value}")
         return cls(**options)
 
