@@ -16,7 +16,7 @@ LAYERS = [
     {"errors"},
     {"entropy", "metrics", "images", "baselines", "duplicates", "trust"},
     {"models", "scorers", "datasets", "storage"},
-    {"training", "loading", "calibration"},
+    {"training", "loading", "calibration", "studies"},
     {"scoring"},
     {"audit"},
     {"fitting", "output"},
