@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normalis.calibration.colours import ColourScale
-from normalis.output.overlays import PANEL, grey, heat, numbered, over, render, resize_map
+from normalis.output.overlays import (
+    PANEL,
+    contoured,
+    grey,
+    heat,
+    numbered,
+    outline,
+    over,
+    render,
+    resize_map,
+)
 
 SCALE = ColourScale(quiet=0.2, full=0.8)
 
@@ -103,7 +113,7 @@ def test_panels_keep_the_images_shape(shape, rebuilt, rng):
         title="scan_0041 ä.dcm   score 0.1",
     )
     width = max(1, round(shape[1] * PANEL / max(shape)))
-    assert picture.width == (2 + rebuilt) * (width + 8) + 8 + 74
+    assert picture.width == (3 + rebuilt) * (width + 8) + 8 + 74
     assert picture.height >= max(1, round(shape[0] * PANEL / max(shape)))
 
 
@@ -128,3 +138,33 @@ def test_a_quiet_picture_has_no_colour_outside_the_bar(rng):
 )
 def test_what_a_file_name_says_of_a_slice(place, ending):
     assert numbered(place) == ending
+
+
+def test_an_outline_goes_around_areas_and_not_along_the_pictures_edge():
+    mask = np.zeros((9, 9), bool)
+    mask[2:7, 0:5] = True
+    line = outline(mask)
+    assert line.sum() == 5 + 5 + 3  # above, below and to the right; the left is the edge
+    assert not line[4, 0]
+    drawn = contoured(np.full((9, 9, 3), 90, np.uint8), mask, (0, 229, 255))
+    assert (drawn[line] == (0, 229, 255)).all()
+    assert (drawn[4, 1] == 90).all()
+
+
+def panel(picture, number):
+    left = 8 + number * (PANEL + 8)
+    return np.asarray(picture)[38 : 38 + PANEL, left : left + PANEL].astype(int)
+
+
+def test_what_is_above_is_outlined_and_the_highest_place_always_ringed(rng):
+    pixels, quiet = np.full((1, 64, 64), 0.5), np.full((64, 64), 0.01)
+    quiet[40:44, 20:24] = 0.1  # below the level, and still the highest
+    picture = render(pixels, quiet, scale=SCALE)
+    assert (panel(picture, 1) == 128).all()  # nothing is above normal images
+    ring = (panel(picture, 2) == 255).all(axis=2)
+    y, x = np.nonzero(ring)
+    assert abs(y.mean() - 42 * PANEL / 64) < 12
+    assert abs(x.mean() - 22 * PANEL / 64) < 12
+    quiet[40:44, 20:24] = 0.9
+    loud = panel(render(pixels, quiet, scale=SCALE), 1)
+    assert (loud == (0, 229, 255)).all(axis=2).sum() > 40

@@ -5,9 +5,9 @@ the model has not seen: below ``quiet``, the level that the largest value of a n
 exceeds in 1 of 20 images, nothing is painted; at ``full`` the colour is at its end. A normal
 image therefore looks normal, and two pictures can be compared.
 
-Pictures show the map smoothed by a Gaussian of one pixel in 64, and the scale is fixed on maps
-smoothed alike: the largest value of a raw map is a matter of single edge pixels, which would raise
-``quiet`` above most lesions. Files of maps, scores and metrics are not smoothed.
+Pictures show *calibrated* maps (`normalis.calibration.maps`): each place judged by what normal
+images have there. Runs from before there were such maps have a scale that smooths raw ones.
+Files of maps, scores and pixel metrics are of raw maps.
 
 The colours are matplotlib's *inferno*: even steps of lightness, readable without colour vision and
 in print.
@@ -24,11 +24,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from normalis.calibration.colours import ColourScale
 
-__all__ = ["grey", "heat", "numbered", "over", "render", "resize_map"]
+__all__ = ["contoured", "grey", "heat", "numbered", "outline", "over", "render", "resize_map"]
 
 PANEL = 320  # side of a panel's longer edge, in pixels
 _MARGIN, _BAR, _HEADER = 8, 74, 30
 _INK, _PAPER = (225, 225, 225), (18, 18, 22)
+# Cyan is none of the colours of the map, and any colour vision tells it apart from them.
+_LINE, _RING = (0, 229, 255), 11
 
 
 @cache
@@ -85,6 +87,25 @@ def resize_map(anomaly_map: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.
     return np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
+def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels of areas (H, W) that touch what is outside; the picture's edge does not."""
+    from scipy.ndimage import binary_erosion
+
+    return np.asarray(mask & ~binary_erosion(mask, np.ones((3, 3)), border_value=1))
+
+
+def contoured(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) with the outline of areas (H, W): a line, dark beside it."""
+    from scipy.ndimage import binary_dilation
+
+    line, drawn = outline(mask), picture.copy()
+    drawn[binary_dilation(line, np.ones((3, 3)))] //= 3
+    drawn[line] = colour
+    return drawn
+
+
 def render(
     pixels: NDArray[Any],
     anomaly_map: NDArray[Any],
@@ -95,9 +116,15 @@ def render(
 ) -> Image.Image:
     """Draw image, reconstruction and map side by side, with the colour bar.
 
+    The map is shown twice. On the model's scale nothing is painted that normal images have, and a
+    cyan line goes around what is above. Relative to the image itself, without colour: lines at a
+    half and three quarters of its highest place, and a ring there, so that every picture says
+    where its score comes from even if all of it is quiet.
+
     Args:
         pixels: (C, H, W) with nominal range [0, 1], at the image's own geometry.
-        anomaly_map: (h, w), any size; smoothed as the scale says and stretched over the image.
+        anomaly_map: (h, w), any size, in the scale's units; smoothed as the scale says and
+            stretched over the image.
         scale: the model's colour scale.
         reconstruction: (C, h, w) with nominal range [0, 1]; left out where None.
         title: line above, for instance file name, score and p-value.
@@ -109,8 +136,30 @@ def render(
         panels.append(("rebuilt", _fit(grey(reconstruction), size, Image.Resampling.BICUBIC)))
     stretched = resize_map(scale.smooth(anomaly_map), (size[1], size[0]))
     base = np.asarray(shown).transpose(2, 0, 1) / 255
-    panels.append(("anomaly map", Image.fromarray(over(base, stretched, scale))))
+    absolute = contoured(over(base, stretched, scale), stretched > scale.quiet, _LINE)
+    panels.append(("above normal images", Image.fromarray(absolute)))
+    panels.append(("highest place", _relative(np.asarray(shown), stretched)))
     return _compose(panels, scale, size, title)
+
+
+def _relative(picture: NDArray[np.uint8], stretched: NDArray[np.float32]) -> Image.Image:
+    """Draw where an image's own highest places are; of a map of one value there are none."""
+    highest = stretched.max()
+    if not highest > stretched.min():
+        return Image.fromarray(picture)
+    for share in (0.5, 0.75):
+        picture = contoured(picture, stretched >= share * highest, _INK)
+    return _ringed(picture, stretched)
+
+
+def _ringed(picture: NDArray[np.uint8], stretched: NDArray[np.float32]) -> Image.Image:
+    """Ring the highest place of a map."""
+    image = Image.fromarray(picture)
+    y, x = map(int, np.unravel_index(stretched.argmax(), stretched.shape))
+    draw = ImageDraw.Draw(image)
+    for radius, colour, width in ((_RING + 1, (0, 0, 0), 4), (_RING, (255, 255, 255), 2)):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=width)
+    return image
 
 
 def _panel_size(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -146,6 +195,11 @@ def _draw_bar(
     canvas.paste(Image.fromarray(np.repeat(column[:, None], 12, axis=1)), (left, top))
     draw.text((left + 16, top - 2), f"{scale.full:.3g}", fill=_INK, font=font)
     draw.text((left + 16, top + height - 12), f"{scale.quiet:.3g}", fill=_INK, font=font)
-    note = f"1 in {1 / scale.rate:.0f}" if scale.rate else "largest"
+    note = f"1 in {1 / scale.rate:.0f}" if scale.rate else "about\n1 in 20"
     whose = "normals" if scale.held_out else "training"
-    draw.text((left + 16, top + height - 38), f"{note}\n{whose}", fill=_INK, font=font)
+    draw.text(
+        (left + 16, top + height - (38 if scale.rate else 51)),
+        f"{note}\n{whose}",
+        fill=_INK,
+        font=font,
+    )
