@@ -99,7 +99,32 @@ def test_oracles_and_deployable_figures_are_apart(study, rng):
     assert all("oracle" in row.note for row in found.table() if row.section == "oracle")
     found_lesions = {row.name: row for row in found.table() if row.section == "lesion"}
     assert found_lesions["lesions found, 1 to 9 pixels"].value == 1.0
-    assert np.isnan(found_lesions["lesions found, 100 or more pixels"].value)
+    assert np.isnan(found_lesions["lesions found, 300 or more pixels"].value)
+    assert found_lesions["anomalous images coloured"].value == 1.0
+    assert found_lesions["normal images coloured"].value == 0.0
+    assert found_lesions["highest place in the lesion, 1 to 9 pixels"].value == 1.0
+
+
+def test_lesions_and_images_are_counted_by_the_calibrated_map_and_pixels_by_the_raw_one():
+    labels = np.repeat([False, True], 20)
+    masks = np.zeros((40, 8, 8), bool)
+    masks[labels, 2:6, 2:6] = True  # 16 pixels
+    raw, calibrated = np.zeros((40, 8, 8)), np.zeros((40, 8, 8))
+    raw[:, 0, 0] = 9.0  # a margin that all have
+    calibrated[labels, 3, 3] = 1.0
+    calibrated[30:, 7, 7] = 2.0  # of half of them something else is higher
+    calibrated[:5, 7, 7] = 2.0  # and five normal images have it too
+    found = evaluate(
+        labels.astype(float), labels, maps=raw, masks=masks, calibrated=calibrated, map_level=0.5,
+        n_draws=20,
+    )  # fmt: skip
+    rows = {row.name: row for row in found.table() if row.section == "lesion"}
+    assert rows["normal images coloured"].value == 0.25
+    assert rows["normal images coloured"].n_images == 20
+    assert rows["lesions found, 10 to 29 pixels"].value == 1.0
+    assert rows["highest place in the lesion, 10 to 29 pixels"].value == 0.5
+    assert found.all.ranking["pixel_auroc"].value == metrics.pixel_metrics(raw, masks).auroc
+    assert found.to_dict()["coloured"]["normal"]["value"] == 0.25
 
 
 def test_table_is_plain_and_json_has_no_nan(study):

@@ -175,10 +175,11 @@ def test_audit_and_evaluation_are_shown_and_oracles_apart(page):
 def test_groups_and_lesions_are_shown(page):
     groups = page.text[page.text.index("<h3>False-positive rate by group</h3>") :]
     assert re.search(r"sex</th>.{0,60}>M<.{0,60}>0.090<", groups.replace("\n", ""))
-    lesions = page.text[page.text.index("<h3>Lesions found, by size</h3>") :]
-    assert "1 to 16" in lesions
+    lesions = page.text[page.text.index("<h3>What maps show</h3>") :]
+    assert "lesions of 1 to 16 px coloured" in lesions
     assert re.search(
-        r"17 or more</th>.{0,60}>0.710<.{0,60}>0.400 to 1.000<", lesions.replace("\n", "")
+        r"17 or more px coloured</th>.{0,60}>0.710<.{0,60}>0.400 to 1.000<",
+        lesions.replace("\n", ""),
     )
 
 

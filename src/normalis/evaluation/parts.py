@@ -1,4 +1,4 @@
-"""False-positive rates of groups of patients, and lesions found by size."""
+"""False-positive rates of groups of patients, lesions found by size, and what maps colour."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from normalis.metrics import Interval, find_lesions, lesion_sensitivity, share
 from normalis.metrics.pixels import Maps
 
-__all__ = ["lesions_found", "rates_by_group"]
+__all__ = ["highest_in_lesion", "images_coloured", "lesions_found", "rates_by_group"]
 
+_SIZES = (1, 10, 30, 100, 300)  # lower ends of the classes of lesions, in pixels
 _MANY = 6  # a numeric column of more values is cut into quarters
 
 
@@ -61,9 +62,8 @@ def lesions_found(
         return ()
     lesions = find_lesions(maps, masks)
     rows = []
-    # A pixel is coloured strictly above the level, as a score is flagged strictly above its own.
-    threshold = float(np.nextafter(level, np.inf))
-    for row in lesion_sensitivity(lesions, threshold=threshold):
+    threshold = _above(level)
+    for row in lesion_sensitivity(lesions, threshold=threshold, edges=_SIZES):
         inside = (lesions.size >= row["min_size"]) & (lesions.size < row["max_size"])
         if row["n"]:
             hits = lesions.peak[inside] >= threshold
@@ -72,3 +72,42 @@ def lesions_found(
             one = Interval.bare(float("nan"), 0)
         rows.append({**row, "low": one.low, "high": one.high, "n_units": one.n_units})
     return tuple(rows)
+
+
+def images_coloured(
+    maps: Maps | None, level: float | None, labels: NDArray[np.bool_], member: NDArray[Any]
+) -> dict[str, Interval]:
+    """Return the share of normal and of anomalous images with a place above the level."""
+    if maps is None or level is None:
+        return {}
+    coloured = np.array([np.max(one) >= _above(level) for one in maps])
+    classes = {"normal": ~labels, "anomalous": labels}
+    return {
+        name: share(coloured[chosen], groups=member[chosen])
+        for name, chosen in classes.items()
+        if chosen.any()
+    }
+
+
+def highest_in_lesion(
+    maps: Maps | None, masks: Maps | None, member: NDArray[Any]
+) -> tuple[Mapping[str, float], ...]:
+    """Return how often an image's highest place lies in its lesion, by pixels of its mask."""
+    if maps is None or masks is None:
+        return ()
+    size = np.array([int(np.sum(mask)) for mask in masks])
+    pairs = zip(maps, masks, strict=True)
+    hit = np.array([bool(np.ravel(mask)[np.argmax(one)]) for one, mask in pairs])
+    rows = []
+    for low, high in pairwise((*_SIZES, np.inf)):
+        chosen = (size >= low) & (size < high)
+        if chosen.any():
+            one = share(hit[chosen], groups=member[chosen])
+            found = {"value": one.value, "low": one.low, "high": one.high, "n_units": one.n_units}
+            rows.append({"min_size": low, "max_size": high, "n": int(chosen.sum()), **found})
+    return tuple(rows)
+
+
+def _above(level: float) -> float:
+    """A pixel is coloured strictly above the level, as a score is flagged strictly above its."""
+    return float(np.nextafter(level, np.inf))

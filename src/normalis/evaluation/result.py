@@ -107,6 +107,9 @@ class Evaluation:
         groups: false-positive rate of normal images by header column and value.
         group_sizes: normal images behind each of them.
         lesions: lesions found by size, at the calibrated level of the map.
+        coloured: class -> share of its images with a place above that level.
+        highest: how often the map's highest place lies in the lesion, by pixels of the image's
+            mask.
         notes: what a reader should know, one sentence each.
     """
 
@@ -116,6 +119,8 @@ class Evaluation:
     groups: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
     group_sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     lesions: tuple[Mapping[str, float], ...] = ()
+    coloured: Mapping[str, Interval] = field(default_factory=dict)
+    highest: tuple[Mapping[str, float], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -143,16 +148,22 @@ class Evaluation:
                 n = self.group_sizes[column][value]
                 name = f"false-positive rate, {column} {value}"
                 rows.append(_row("group", "all", name, one, n))
-        for lesion in self.lesions:
-            one = Interval(
-                value=lesion["sensitivity"],
-                low=lesion["low"],
-                high=lesion["high"],
-                n_units=int(lesion["n_units"]),
-            )
-            name = f"lesions found, {_sizes(lesion['min_size'], lesion['max_size'])} pixels"
-            rows.append(_row("lesion", "all", name, one, int(lesion["n"]), "n counts lesions"))
+        rows += self._map_rows()
         return rows + [row for subset in self.subsets for row in _rows_of(subset, "oracle")]
+
+    def _map_rows(self) -> list[TableRow]:
+        """Return what maps show: lesions and images coloured, and where the highest place is."""
+        rows = []
+        for kind, one in self.coloured.items():
+            n = self.all.n_normal if kind == "normal" else self.all.n_anomalous
+            rows.append(_row("lesion", "all", f"{kind} images coloured", one, n))
+        for lesion in self.lesions:
+            name = f"lesions found, {_sizes(lesion['min_size'], lesion['max_size'])} pixels"
+            rows.append(_by_size(name, lesion, lesion["sensitivity"], "n counts lesions"))
+        for images in self.highest:
+            size = _sizes(images["min_size"], images["max_size"])
+            rows.append(_by_size(f"highest place in the lesion, {size} pixels", images))
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a number that does not exist is None."""
@@ -177,6 +188,19 @@ def _row(
         n_units=one.n_units,
         note=note,
     )
+
+
+def _by_size(
+    name: str, row: Mapping[str, float], value: float | None = None, note: str = ""
+) -> TableRow:
+    """Return the line of one class of sizes."""
+    one = Interval(
+        value=row["value"] if value is None else value,
+        low=row["low"],
+        high=row["high"],
+        n_units=int(row["n_units"]),
+    )
+    return _row("lesion", "all", name, one, int(row["n"]), note)
 
 
 def _rows_of(subset: Subset, section: str) -> list[TableRow]:

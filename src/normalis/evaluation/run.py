@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from normalis.errors import MetricError
-from normalis.evaluation.parts import lesions_found, rates_by_group
+from normalis.evaluation.parts import (
+    highest_in_lesion,
+    images_coloured,
+    lesions_found,
+    rates_by_group,
+)
 from normalis.evaluation.result import Baseline, Evaluation, Subset
 from normalis.metrics import (
     Comparison,
@@ -47,6 +52,7 @@ def evaluate(
     rate: float | None = None,
     maps: Maps | None = None,
     masks: Maps | None = None,
+    calibrated: Maps | None = None,
     map_level: float | None = None,
     header: Mapping[str, Sequence[Any]] | None = None,
     n_draws: int = 1000,
@@ -67,7 +73,9 @@ def evaluate(
         rate: the nominal false-positive rate of ``flagged``.
         maps: (N, H, W) anomaly maps, or a list of (H, W).
         masks: ground truth of the same shapes, empty for normal images.
-        map_level: calibrated level of the maps, for lesions.
+        calibrated: calibrated maps (`normalis.calibration.maps`) of the same shapes, by which
+            lesions and coloured images are counted; None takes ``maps``.
+        map_level: level of these that 1 in 20 normal images reaches.
         header: column -> (N,) age, sex, scanner, ...; None where unknown.
         n_draws: bootstrap draws.
         seed: of the draws.
@@ -86,6 +94,7 @@ def evaluate(
     _check_lengths(
         scores.size,
         {"groups": member, "flagged": flags, "kind": kinds, "maps": maps, "masks": masks}
+        | {"calibrated": calibrated}
         | {f"leaked {n}": v for n, v in lists.items()}
         | {f"baseline {n}": v for n, v in simple.items()}
         | {f"header {n}": v for n, v in columns.items()},
@@ -102,6 +111,7 @@ def evaluate(
         if is_leaked.any():
             subsets.append(_subset(f"without {name}", data, ~is_leaked))
             subsets.append(_subset(f"only {name}", data, is_leaked | labels))
+    judged = maps if calibrated is None else calibrated
     by_group, sizes = rates_by_group(columns, labels, flags, member)
     return Evaluation(
         subsets=tuple(subsets),
@@ -109,7 +119,9 @@ def evaluate(
         rate=rate,
         groups=by_group,
         group_sizes=sizes,
-        lesions=lesions_found(maps, masks, map_level, member),
+        lesions=lesions_found(judged, masks, map_level, member),
+        coloured=images_coloured(judged, map_level, labels, member),
+        highest=highest_in_lesion(judged, masks, member),
         notes=tuple(dict.fromkeys(notes)),
     )
 

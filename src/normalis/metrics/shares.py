@@ -48,10 +48,11 @@ def share(
     p, z = float(x.mean()), float(norm.ppf(0.5 + confidence / 2))
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     reach = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At 0 and 1 an end is the share itself, which rounding must not move past it.
     return Interval(
         value=p,
-        low=max(0.0, float(middle - reach)),
-        high=min(1.0, float(middle + reach)),
+        low=max(0.0, min(p, float(middle - reach))),
+        high=min(1.0, max(p, float(middle + reach))),
         n_units=int(member.max()) + 1,
         confidence=confidence,
         n_draws=0,

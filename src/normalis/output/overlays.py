@@ -30,7 +30,7 @@ PANEL = 320  # side of a panel's longer edge, in pixels
 _MARGIN, _BAR, _HEADER = 8, 74, 30
 _INK, _PAPER = (225, 225, 225), (18, 18, 22)
 # Cyan is none of the colours of the map, and any colour vision tells it apart from them.
-_LINE, _RING = (0, 229, 255), 11
+_LINE, _RING, _AROUND = (0, 229, 255), 11, 0.75
 
 
 @cache
@@ -117,9 +117,9 @@ def render(
     """Draw image, reconstruction and map side by side, with the colour bar.
 
     The map is shown twice. On the model's scale nothing is painted that normal images have, and a
-    cyan line goes around what is above. Relative to the image itself, without colour: lines at a
-    half and three quarters of its highest place, and a ring there, so that every picture says
-    where its score comes from even if all of it is quiet.
+    cyan line goes around what is above. Relative to the image itself, without colour: a ring at
+    its highest place and a line around what reaches three quarters of that, so that every picture
+    says what stands out most even if all of it is quiet.
 
     Args:
         pixels: (C, H, W) with nominal range [0, 1], at the image's own geometry.
@@ -143,13 +143,15 @@ def render(
 
 
 def _relative(picture: NDArray[np.uint8], stretched: NDArray[np.float32]) -> Image.Image:
-    """Draw where an image's own highest places are; of a map of one value there are none."""
+    """Mark an image's own highest place; a map of one value has none."""
+    from scipy.ndimage import label
+
     highest = stretched.max()
     if not highest > stretched.min():
         return Image.fromarray(picture)
-    for share in (0.5, 0.75):
-        picture = contoured(picture, stretched >= share * highest, _INK)
-    return _ringed(picture, stretched)
+    areas, _ = label(stretched >= _AROUND * highest)
+    own = areas == areas.flat[stretched.argmax()]
+    return _ringed(contoured(picture, own, _INK), stretched)
 
 
 def _ringed(picture: NDArray[np.uint8], stretched: NDArray[np.float32]) -> Image.Image:

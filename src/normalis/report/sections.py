@@ -493,19 +493,29 @@ def _group_table(evaluation: Mapping[str, Any]) -> Table:
 
 def _lesion_table(evaluation: Mapping[str, Any]) -> Table:
     rows = []
+    count: Mapping[str, Any] = next(iter(evaluation.get("subsets") or []), {})
+    for kind, one in (evaluation.get("coloured") or {}).items():
+        rows.append([f"{kind} images coloured", *_figure(one), _text(count.get(f"n_{kind}"))])
     for lesion in evaluation.get("lesions") or []:
-        low, high = lesion["min_size"], lesion.get("max_size")
-        sizes = f"{low:.0f} or more" if high is None else f"{low:.0f} to {high - 1:.0f}"
         found = _figure({**lesion, "value": lesion.get("sensitivity")})
-        rows.append([sizes, *found, f"{lesion['n']:.0f}"])
+        rows.append([f"lesions of {_pixels(lesion)} coloured", *found, f"{lesion['n']:.0f}"])
+    for images in evaluation.get("highest") or []:
+        name = f"highest place in the lesion, {_pixels(images)}"
+        rows.append([name, *_figure(images), f"{images['n']:.0f}"])
     return Table(
-        title="Lesions found, by size",
-        columns=["pixels at the model's size", "sensitivity", "95 % interval", "lesions"],
+        title="What maps show",
+        columns=["pixels at the model's size", "share", "95 % interval", "of"],
         rows=rows,
-        note="A lesion is found if the map exceeds, anywhere in it, the level that the stated "
-        "share of normal images exceed somewhere.",
+        note="An image or a lesion is coloured if the map exceeds, anywhere in it, the level that "
+        "the stated share of normal images exceed somewhere.",
         numeric=(1, 2, 3),
     )
+
+
+def _pixels(row: Mapping[str, Any]) -> str:
+    """Name a class of sizes."""
+    low, high = row["min_size"], row.get("max_size")
+    return f"{low:.0f} or more px" if high is None else f"{low:.0f} to {high - 1:.0f} px"
 
 
 def _figure(one: Mapping[str, Any]) -> list[str]:
