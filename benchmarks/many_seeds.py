@@ -34,7 +34,7 @@ from normalis import models, scorers
 from normalis.duplicates import likeness_groups
 from normalis.entropy import coding_rate_from_covariance, coding_rate_of_groups
 from normalis.loading.arrays import ImageSettings
-from normalis.loading.held_out import groups_of, normal_images, split
+from normalis.loading.held_out import normal_images, split, units_of
 from normalis.metrics import auroc
 from normalis.models.inputs import as_tensor, to_model_input
 from normalis.research.data import Store
@@ -189,7 +189,7 @@ def rate_of_a_fit(
         x = to_model_input(as_tensor(left.pixels)).to(device)
         codes = torch.cat([model.encode(part) for part in x.split(256)]).cpu().numpy()
     fit = (dataset, draw, seed, int(unbiased))
-    return rate_row(fit, codes.astype(np.float64), groups_of(left))
+    return rate_row(fit, codes.astype(np.float64), units_of(left).member)
 
 
 def rate_row(fit: tuple[Any, ...], codes: Any, groups: Any) -> tuple[Any, ...]:

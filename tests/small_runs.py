@@ -39,6 +39,7 @@ def detector(**changes) -> AnomalyDetector:
         "latent_dim": 2,
         "epochs": 1,
         "batch_size": 16,
+        "calibration": "split",
         "fpr": 0.2,
         "device": "cpu",
         "method_options": {"hidden_dim": 8},

@@ -33,7 +33,9 @@ def test_folds_are_even_and_whole_groups(rng):
     np.testing.assert_array_equal(number[:20], number[20:])
     np.testing.assert_array_equal(np.bincount(number), [10, 10, 10, 10])
     assert (number != folds(loaded, 4, seed=1)).any()
-    with pytest.raises(DataError, match="21 folds needs at least 21 distinct images, got 20"):
+    with pytest.raises(
+        DataError, match="21 folds needs at least 21 groups of near duplicates, got 20"
+    ):
         folds(loaded, 21, seed=0)
 
 

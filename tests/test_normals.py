@@ -15,7 +15,6 @@ from normalis.loading.held_out import (
     fingerprint,
     is_array,
     normal_images,
-    patients_of,
     samples_to_score,
     split,
     take,
@@ -107,16 +106,6 @@ def test_halves_are_the_images_that_their_rows_name():
             np.testing.assert_array_equal(pixels[0], x[row.sample.index])
 
 
-def test_patients_are_known_for_all_or_for_none(tmp_path):
-    loaded = from_array(phantoms(3), SMALL)
-    assert patients_of(loaded) is None
-    write_pngs(tmp_path, phantoms(3))
-    for patients, expected in ((["a", "b", ""], None), (["a", "b", "a"], ["a", "b", "a"])):
-        rows = [f"{i:03d}.png,{p}" for i, p in enumerate(patients)]
-        (tmp_path / "m.csv").write_text("path,patient_id\n" + "\n".join(rows))
-        assert patients_of(normal_images(tmp_path, SMALL).train) == expected
-
-
 def test_splitting_again_and_taking():
     loaded = from_array(phantoms(10), SMALL)
     one, other = split(loaded, 0.5, 0)
@@ -124,7 +113,7 @@ def test_splitting_again_and_taking():
     few = take(loaded, np.arange(10) < 3)
     assert [r.sample.index for r in few.rows] == [0, 1, 2]
     np.testing.assert_array_equal(few.pixels, loaded.pixels[:3])
-    with pytest.raises(DataError, match="at least 3 distinct images, got "):
+    with pytest.raises(DataError, match="at least 3 groups of near duplicates, got 1"):
         split(take(loaded, np.arange(10) < 2), 0.5, 0)
 
 

@@ -35,12 +35,12 @@ from normalis.loading.held_out import (
     as_dataset,
     fingerprint,
     folds,
-    groups_of,
     is_array,
     normal_images,
     samples_to_score,
     split,
     take,
+    units_of,
 )
 from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import to_model_input
@@ -269,7 +269,7 @@ class AnomalyDetector(BaseEstimator):
         x: Images,
         y: None = None,
         *,
-        patient_ids: Sequence[str] | None = None,
+        patient_ids: Sequence[str | None] | None = None,
         run: str | Path | None = None,
         overwrite: bool = False,
         progress: Callable[[Progress], None] | None = None,
@@ -305,7 +305,7 @@ class AnomalyDetector(BaseEstimator):
     def _fit(
         self,
         x: Images,
-        patient_ids: Sequence[str] | None,
+        patient_ids: Sequence[str | None] | None,
         folder: RunFolder | None,
         progress: Callable[[Progress], None] | None,
     ) -> Self:
@@ -354,7 +354,7 @@ class AnomalyDetector(BaseEstimator):
         }
         return self
 
-    def _normal_images(self, x: Images, patient_ids: Sequence[str] | None) -> Normals:
+    def _normal_images(self, x: Images, patient_ids: Sequence[str | None] | None) -> Normals:
         found = normal_images(
             x,
             self.image_settings,
@@ -378,7 +378,7 @@ class AnomalyDetector(BaseEstimator):
         every = -(-len(normals.held.rows) // _FOR_A_RULE)
         some = take(normals.held, np.arange(len(normals.held.rows)) % every == 0)
         x = to_model_input(torch.from_numpy(some.pixels), standardize=self.standardize)
-        return model.measure(x, groups_of(some).tolist())
+        return model.measure(x, units_of(some).member.tolist())
 
     @property
     def _place(self) -> Place:

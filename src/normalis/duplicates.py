@@ -93,12 +93,16 @@ def codes(values: Sequence[Any]) -> Indices:
     return np.array(out, dtype=np.int64)
 
 
-def duplicate_groups(pixels: Pixels, *, threshold: float = 0.95) -> Indices:
+def duplicate_groups(
+    pixels: Pixels, *, threshold: float = 0.95, patients: Indices | None = None
+) -> Indices:
     """Number images so that those connected by near duplicates share a number.
 
     Args:
         pixels: (N, H, W) or (N, C, H, W) images.
         threshold: ncc from which two images are near duplicates.
+        patients: (N,) number of each image's patient, -1 where unknown; images of different known
+            patients are no duplicates of each other.
 
     Returns:
         (N,) group numbers, from 0.
@@ -109,7 +113,8 @@ def duplicate_groups(pixels: Pixels, *, threshold: float = 0.95) -> Indices:
     small = small[..., : height // step * step, : width // step * step]
     small = small.reshape(len(pixels), small.shape[1], height // step, step, width // step, step)
     grey = small.mean(axis=(1, 3, 5), dtype=np.float32)
-    return scan(grey, np.zeros(len(grey), bool), threshold=threshold).group
+    one_side = np.zeros(len(grey), bool)
+    return scan(grey, one_side, threshold=threshold, patients=patients).group
 
 
 def likeness_groups(pixels: Pixels, first: Indices | None = None) -> Indices:

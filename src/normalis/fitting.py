@@ -19,9 +19,8 @@ from torch import Tensor
 
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration, calibrate
-from normalis.duplicates import likeness_groups
 from normalis.loading.arrays import Loaded
-from normalis.loading.held_out import patients_of, split, take
+from normalis.loading.held_out import split, take, units_of
 from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import to_model_input
 from normalis.scorers.base import Scorer
@@ -226,16 +225,13 @@ def _score_unseen(
 def _calibration(
     normals: Loaded, scores: NDArray[np.float64], maps: NDArray[np.float32], fold: Fold
 ) -> Calibration:
-    patients = patients_of(normals)
+    units = units_of(normals)
     calibration = calibrate(
         scores,
-        patients=likeness_groups(normals.pixels) if patients is None else patients,
+        patients=units.member,
         kind="split" if fold is None else "cv+",
         fold=fold,
         map_maxima=maps.max((1, 2)),
         statistics=image_statistics(normals.pixels),
     )
-    if patients is not None:
-        return calibration
-    alone = calibration.n_units == calibration.n_images
-    return replace(calibration, level="image" if alone else "group")
+    return replace(calibration, level=units.level)

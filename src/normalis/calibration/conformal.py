@@ -69,6 +69,7 @@ __all__ = [
 ]
 
 Kind = Literal["split", "cv+", "none"]
+Level = Literal["image", "patient", "study", "group", "file"]
 Floats = NDArray[np.float64]
 
 EPS = 1e-9  # alpha (K + 1) is often an integer that floating point misses by 1e-15
@@ -82,7 +83,8 @@ class Calibration:
         kind: ``split``, ``cv+``, or ``none`` where nothing was held out.
         scores: (n,) one per held-out normal image.
         unit: (n,) number of each image's patient, 0 to n_units - 1.
-        level: what a unit is: an ``image``, a ``patient``, or a ``group`` of near duplicates.
+        level: what a unit is, as in `normalis.loading.units`: an ``image``, a ``patient``, a
+            ``study``, a ``file`` of several images, or a ``group`` of near duplicates.
         fold: (n,) number of the model that scored each image; zeros for ``split``.
         map_maxima: (n,) maximum of each image's anomaly map; None where no maps were made.
         statistics: name -> (n,) of each image (mean intensity, ...), for the drift check.
@@ -91,7 +93,7 @@ class Calibration:
     kind: Kind
     scores: Floats
     unit: NDArray[np.int64]
-    level: Literal["image", "patient", "group"] = "image"
+    level: Level = "image"
     fold: NDArray[np.int64]
     map_maxima: Floats | None = None
     statistics: Mapping[str, Floats] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ from normalis.images.fit import fit_pixels
 from normalis.images.intensity import IntensityRule
 from normalis.images.masks import fit_mask, read_masks, read_masks_of_array
 from normalis.images.reader import check_slicing
+
+if TYPE_CHECKING:
+    from normalis.loading.units import Units
 
 __all__ = [
     "ImageSettings",
@@ -154,12 +157,14 @@ class Loaded:
         rows: N entries, in the order of the samples.
         skipped: (path, reason) of the files that could not be read.
         rule: the map of deeper values to [0, 1]; None where every image is 8-bit.
+        units: which images are independent; None until `loading.held_out` has asked.
     """
 
     pixels: NDArray[Any]
     rows: list[Row]
     skipped: Skipped
     rule: IntensityRule | None
+    units: Units | None = None
 
 
 def load(

@@ -1,14 +1,14 @@
 """What a user hands over -> normal images to train on, and normal images held out.
 
-Images are held out by patient where patients are known, and by group of near duplicates elsewhere:
-a held-out image that resembles a training image would make the model look better on normal images
-than it is, and its p-values too small.
+Images are held out by unit (`normalis.loading.units`): a held-out image of a patient, a file or a
+group of copies that was trained on would make the model look better on normal images than it is,
+and its p-values too small.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,27 +18,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normalis.datasets import Dataset, Sample, open_dataset
-from normalis.duplicates import likeness_groups
 from normalis.errors import DataError
-from normalis.loading.arrays import ImageSettings, Loaded, from_array, load
+from normalis.loading.arrays import ImageSettings, Loaded, from_array, load, to_unit
+from normalis.loading.units import Units, find_units, plural, shared_with
 
 __all__ = [
+    "HoldOut",
     "Images",
     "Normals",
     "as_dataset",
     "fingerprint",
     "folds",
-    "groups_of",
     "is_array",
     "normal_images",
-    "patients_of",
     "samples_to_score",
     "split",
     "take",
+    "units_of",
+    "with_units",
 ]
 
 #: What users hand over as images.
 Images = str | Path | Sequence[str | Path] | Dataset | NDArray[Any] | Tensor
+#: Share of the units to hold out, or what says it of their number; None trains on everything.
+HoldOut = float | Callable[[int], float | None] | None
+_LISTED = 5  # names in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +55,22 @@ class Normals:
         name: of the data, for the record.
         watched: not to be trained on either, for methods that watch such images while they train;
             not to be calibrated on.
+        notes: what is unknown of patients, one sentence each.
     """
 
     train: Loaded
     held: Loaded | None
     name: str
     watched: Loaded | None = None
+    notes: tuple[str, ...] = ()
 
 
 def normal_images(
     x: Images,
     settings: ImageSettings,
     *,
-    patient_ids: Sequence[str] | None = None,
-    hold_out: float | None = None,
+    patient_ids: Sequence[str | None] | None = None,
+    hold_out: HoldOut = None,
     seed: int = 0,
 ) -> Normals:
     """Read the normal images of a data set, a list of files or an array.
@@ -73,12 +79,14 @@ def normal_images(
         x: of a data set its normal training images count; its validation split, if it has one,
             is what is held out.
         settings: how images are read.
-        patient_ids: (N,) for arrays.
-        hold_out: share of the patients or groups to hold out; None trains on everything.
+        patient_ids: (N,) for arrays; None, or an id that names nobody, where a patient is unknown.
+        hold_out: share of the units to hold out, or a function that says it of their number; None
+            trains on everything.
         seed: of the choice.
 
     Raises:
-        DataError: if there is no readable normal image, or too few to hold any out.
+        DataError: if there is no readable normal image, if there are too few to hold any out, or
+            if the validation split shares patients, files or copies with the training images.
     """
     if is_array(x):
         loaded, name = _with_patients(from_array(x, settings), patient_ids), "array"
@@ -91,9 +99,42 @@ def normal_images(
         return Normals(train=loaded, held=None, name=name)
     if validation:
         held = load(validation, settings, rule=loaded.rule, fit_rule=False, cache=True)
-        return Normals(train=loaded, held=held, name=name)
-    train, held = split(loaded, hold_out, seed)
-    return Normals(train=train, held=held, name=name)
+        _refuse_shared(loaded, held)
+        held = with_units(held)
+        return Normals(train=loaded, held=held, name=name, notes=units_of(held).notes)
+    loaded = with_units(loaded)
+    units = units_of(loaded)
+    share = hold_out(units.n) if callable(hold_out) else hold_out
+    if share is None:
+        return Normals(train=loaded, held=None, name=name, notes=units.notes)
+    train, held = split(loaded, share, seed)
+    return Normals(train=train, held=held, name=name, notes=units.notes)
+
+
+def _refuse_shared(train: Loaded, held: Loaded) -> None:
+    """Refuse a validation split that holds what was trained on: its p-values would be too small."""
+    one_range = train.pixels.dtype == held.pixels.dtype
+    pixels = tuple(x.pixels if one_range else to_unit(x.pixels) for x in (train, held))
+    names, copies = shared_with(train.rows, held.rows, (pixels[0], pixels[1]))
+    if not names and not copies:
+        return
+    said = []
+    if names:
+        what = "patients, studies or files" if len(names) > 1 else "patient, study or file"
+        said.append(f"{len(names)} {what} ({_some(names)})")
+    if copies:
+        pairs = [f"{Path(copy).name} = {Path(of).name}" for copy, of in copies]
+        said.append(f"{len(copies)} {'copies' if len(copies) > 1 else 'copy'} ({_some(pairs)})")
+    raise DataError(
+        "the validation split must share nothing with the training images, since it calibrates the "
+        f"p-values, but {' and '.join(said)} are in both; correct the split column, or give no "
+        "validation split: then whole patients are held out of the training images"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def is_array(x: Images) -> bool:
@@ -126,22 +167,23 @@ def samples_to_score(data: Dataset) -> tuple[Sample, ...]:
     return data.split("test") or tuple(replace(s, is_anomalous=None) for s in data.samples)
 
 
-def patients_of(loaded: Loaded) -> list[str] | None:
-    """Return the patient of each image, None unless all are known."""
-    patients = [row.patient_id for row in loaded.rows]
-    return None if any(p is None for p in patients) else [str(p) for p in patients]
+def with_units(loaded: Loaded) -> Loaded:
+    """Return the images with their units, found once."""
+    if loaded.units is not None:
+        return loaded
+    return replace(loaded, units=find_units(loaded.rows, loaded.pixels))
 
 
-def groups_of(loaded: Loaded) -> NDArray[Any]:
-    """Return the patient of each image, or where not all are known its group of near copies."""
-    patients = patients_of(loaded)
-    return likeness_groups(loaded.pixels) if patients is None else np.array(patients)
+def units_of(loaded: Loaded) -> Units:
+    """Return which images are independent, looking for copies among them unless it is known."""
+    return loaded.units or find_units(loaded.rows, loaded.pixels)
 
 
 def take(loaded: Loaded, chosen: NDArray[np.bool_]) -> Loaded:
     """Return some of the images."""
     rows = [row for row, keep in zip(loaded.rows, chosen, strict=True) if keep]
-    return Loaded(pixels=loaded.pixels[chosen], rows=rows, skipped=loaded.skipped, rule=loaded.rule)
+    units = None if loaded.units is None else loaded.units.take(chosen)
+    return replace(loaded, pixels=loaded.pixels[chosen], rows=rows, units=units)
 
 
 def fingerprint(pixels: NDArray[Any]) -> str:
@@ -150,7 +192,7 @@ def fingerprint(pixels: NDArray[Any]) -> str:
     return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
 
 
-def _with_patients(loaded: Loaded, patient_ids: Sequence[str] | None) -> Loaded:
+def _with_patients(loaded: Loaded, patient_ids: Sequence[str | None] | None) -> Loaded:
     if patient_ids is None:
         return loaded
     if len(patient_ids) != len(loaded.rows):
@@ -159,7 +201,8 @@ def _with_patients(loaded: Loaded, patient_ids: Sequence[str] | None) -> Loaded:
             f"{len(loaded.rows)} images"
         )
     named = zip(loaded.rows, patient_ids, strict=True)
-    return replace(loaded, rows=[replace(row, patient_id=str(name)) for row, name in named])
+    rows = [replace(r, patient_id=None if name is None else str(name)) for r, name in named]
+    return replace(loaded, rows=rows)
 
 
 def _training_samples(data: Dataset) -> tuple[Sample, ...]:
@@ -173,29 +216,27 @@ def _training_samples(data: Dataset) -> tuple[Sample, ...]:
 
 
 def split(loaded: Loaded, share: float, seed: int) -> tuple[Loaded, Loaded]:
-    """Return the images to keep and those held out, by patient or group of near duplicates.
+    """Return the images to keep and those held out, by unit.
 
     Args:
         loaded: normal images.
-        share: of the patients or groups to hold out.
+        share: of the units to hold out.
         seed: of the choice.
 
     Raises:
-        DataError: if there are fewer than three patients or groups.
+        DataError: if there are fewer than three units.
     """
-    units, member, what = _units(loaded)
-    if len(units) < 3:
-        raise DataError(
-            f"calibration needs at least 3 {what}, got {len(units)}: give more, or fit with "
-            "calibration none (no p-values)"
-        )
-    count = min(max(1, round(share * len(units))), len(units) - 2)
-    held = np.isin(units[member], np.random.default_rng(seed).permutation(units)[:count])
+    loaded = with_units(loaded)
+    units = units_of(loaded)
+    if units.n < 3:
+        raise DataError(_too_few("calibration", 3, units))
+    count = min(max(1, round(share * units.n)), units.n - 2)
+    held = np.isin(units.member, np.random.default_rng(seed).permutation(units.n)[:count])
     return take(loaded, ~held), replace(take(loaded, held), skipped=[])
 
 
 def folds(loaded: Loaded, count: int, seed: int) -> NDArray[np.int64]:
-    """Return the fold (n,) of each image, 0 to count - 1, by patient or group of near duplicates.
+    """Return the fold (n,) of each image, 0 to count - 1, by unit.
 
     Args:
         loaded: normal images.
@@ -203,19 +244,19 @@ def folds(loaded: Loaded, count: int, seed: int) -> NDArray[np.int64]:
         seed: of the choice.
 
     Raises:
-        DataError: if there are fewer patients or groups than folds.
+        DataError: if there are fewer units than folds.
     """
-    units, member, what = _units(loaded)
-    if len(units) < count:
-        raise DataError(
-            f"cv+ in {count} folds needs at least {count} {what}, got {len(units)}: give more, ask "
-            "for fewer folds, or fit with calibration none (no p-values)"
-        )
-    order = np.random.default_rng(seed).permutation(len(units))
-    return np.asarray((order % count)[member])
+    units = units_of(loaded)
+    if units.n < count:
+        raise DataError(_too_few(f"cv+ in {count} folds", count, units))
+    order = np.random.default_rng(seed).permutation(units.n)
+    return np.asarray((order % count)[units.member])
 
 
-def _units(loaded: Loaded) -> tuple[NDArray[Any], NDArray[np.intp], str]:
-    """Return what is held out whole: names, the number of each image's, and what they are."""
-    units, member = np.unique(groups_of(loaded), return_inverse=True)
-    return units, member, "distinct images" if patients_of(loaded) is None else "patients"
+def _too_few(what: str, least: int, units: Units) -> str:
+    fewer = ", ask for fewer folds" if "folds" in what else ""
+    notes = "".join(f". Note: {note}" for note in units.notes)
+    return (
+        f"{what} needs at least {plural(least, units.level)}, got {units.n}: give more{fewer}, or "
+        f"fit with calibration none (no p-values){notes}"
+    )

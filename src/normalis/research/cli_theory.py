@@ -45,9 +45,9 @@ def fingerprint(
     """Say what the normal training images of DATA hold: rate, spectrum, intrinsic dimension."""
     from normalis import entropy
     from normalis.datasets import open_dataset, patients_from_pattern
-    from normalis.duplicates import likeness_groups
     from normalis.loading import held_out
     from normalis.loading.arrays import ImageSettings, to_unit
+    from normalis.loading.units import plural
 
     dataset = open_dataset(data)
     if patients:
@@ -57,13 +57,12 @@ def fingerprint(
     )
     with errors.status("reading"):
         loaded = held_out.normal_images(dataset, settings).train
-    known = held_out.patients_of(loaded)
+    units = held_out.units_of(loaded)
     with errors.status("measuring"):
-        groups = likeness_groups(loaded.pixels) if known is None else known
-        found = entropy.fingerprint(to_unit(loaded.pixels), groups=groups, seed=seed)
+        found = entropy.fingerprint(to_unit(loaded.pixels), groups=units.member, seed=seed)
     if loaded.skipped:
         errors.print(f"[yellow]{len(loaded.skipped)} images could not be read and were skipped[/]")
-    _print_fingerprint(dataset.name, found, "patients" if known else "groups of near copies")
+    _print_fingerprint(dataset.name, found, plural(2, units.level)[2:])
     if out is not None:
         _write_fingerprint(found, out)
 
