@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 # cores are many times slower than one.
 TEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint bench study docs browser clean help
+.PHONY: demo test lint bench study docs browser pacs clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.tested: $(VENV)/.installed
 	@echo "installing what the tests need into $(VENV)"
-	@$(PIP) -e '.[codecs,onnx,ray,test,dev]'
+	@$(PIP) -e '.[codecs,onnx,pacs,ray,serve,test,dev]'
 	@touch $@
 
 demo: $(VENV)/.installed ## install, train on generated images, score and show where to look
@@ -60,6 +60,13 @@ browser: ## install the headless browser that the report's tests drive (Debian, 
 	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
 		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
 	else echo "no chromium: the report's browser tests will be skipped"; fi
+
+pacs: ## install a PACS and checkers that the tests talk to (Debian, as root)
+	@if test -x /usr/sbin/Orthanc && command -v dciodvfy storescu >/dev/null; then echo "Orthanc is there"; \
+	elif command -v apt-get >/dev/null && test "$$(id -u)" = 0; then \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends \
+			orthanc orthanc-dicomweb orthanc-gdcm dcmtk dicom3tools >/dev/null; \
+	else echo "no Orthanc: its tests talk to an embedded peer instead"; fi
 
 clean: ## remove what the targets made, but not runs and results
 	rm -rf $(VENV) build dist docs/_build

@@ -21,7 +21,7 @@ LAYERS = [
     {"audit"},
     {"fitting", "output"},
     {"detector"},
-    {"evaluation", "report", "engines"},
+    {"evaluation", "report", "engines", "pacs"},
     {"cli"},
     {"research"},
     {"__main__"},

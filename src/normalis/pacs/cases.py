@@ -1,0 +1,132 @@
+"""A study as it was scored: its images with their headers, scores, maps and findings.
+
+This is all that the builders of DICOM objects know; `read_studies` makes it from the folder that
+``normalis score`` wrote, and a service makes it from what it has just scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Region", "ScoredImage", "ScoredStudy", "has_geometry", "tall_grey"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """One area of an image that stands out.
+
+    Attributes:
+        left: of the box around it, in pixels of the image; 0 is the outer edge of the first column.
+        top: likewise, downwards.
+        right: likewise; the outer edge of the last column.
+        bottom: likewise.
+        peak: highest value of the calibrated map inside, None where there is no such map.
+        p_value: share of normal images that are as high anywhere, None without calibration.
+        above: whether it exceeds the level that 1 in 20 normal images reaches.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    peak: float | None = None
+    p_value: float | None = None
+    above: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredImage:
+    """One image of a study.
+
+    Attributes:
+        source: its data set, with pixels.
+        frame: number of the frame, from 1; None of a single-frame image.
+        score: higher is more anomalous.
+        p_value: None without calibration.
+        flagged: None where nothing can be certified.
+        anomaly_map: (H, W) at the image's own size, None where no map was written.
+        level: value of the map that 1 in 20 normal images reaches anywhere.
+        full: value at which colour is at its end.
+        regions: what stands out, the highest first.
+    """
+
+    source: Any
+    frame: int | None = None
+    score: float
+    p_value: float | None = None
+    flagged: bool | None = None
+    anomaly_map: NDArray[np.float32] | None = None
+    level: float = 1.0
+    full: float = 2.0
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Series, instance and frame, for words in a picture; no name or id of a person."""
+        said = f"series {self.source.get('SeriesNumber', '?')}"
+        said += f" image {self.source.get('InstanceNumber', '?')}"
+        return said if self.frame is None else f"{said} frame {self.frame}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredStudy:
+    """The scored images of one study.
+
+    Attributes:
+        uid: Study Instance UID.
+        model: hash of the model, the same for all that one run scores.
+        images: the most anomalous first.
+        patient_p_value: of the patient, None where it is not known.
+        calibration_units: normal patients or groups that calibrate p-values.
+        fpr: share of normals that may be flagged.
+    """
+
+    uid: str
+    model: str
+    images: tuple[ScoredImage, ...]
+    patient_p_value: float | None = None
+    calibration_units: int | None = None
+    fpr: float = 0.05
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def first(self) -> Any:
+        """Header of the most anomalous image, from which patient and study are copied."""
+        return self.images[0].source
+
+
+def has_geometry(source: Any) -> bool:
+    """Whether an image lies in the patient's space, as regions and maps of CT and MR need."""
+    return all(
+        source.get(name)
+        for name in ("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID")
+    )
+
+
+def tall_grey(image: ScoredImage) -> NDArray[np.uint8]:
+    """Return the pixels (H, W) in grey as they are shown, 0 to 255."""
+    from pydicom.pixels import apply_voi_lut
+
+    data = image.source
+    stored = data.pixel_array
+    if image.frame is not None and int(data.get("NumberOfFrames") or 1) > 1:
+        stored = stored[image.frame - 1]
+    values = np.asarray(stored, float)
+    if values.ndim == 3:
+        values = values @ np.array([0.299, 0.587, 0.114])
+    elif data.get("WindowCenter") is not None or "VOILUTSequence" in data:
+        slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+        if slope is not None and intercept is not None:
+            values = values * float(slope) + float(intercept)
+        values = np.asarray(apply_voi_lut(values, data), float)
+    low, high = np.percentile(values, (0.5, 99.5))
+    if data.get("WindowCenter") is not None:
+        low, high = float(values.min()), float(values.max())
+    grey = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    if str(data.get("PhotometricInterpretation")) == "MONOCHROME1":
+        grey = 1 - grey
+    return (255 * grey).round().astype(np.uint8)
