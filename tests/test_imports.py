@@ -14,7 +14,7 @@ ROOT = Path(normalis.__file__).parent
 # From the bottom up, as drawn in docs/design.md. A module may import from the layers below its own.
 LAYERS = [
     {"errors"},
-    {"entropy", "metrics", "images", "baselines", "duplicates", "trust"},
+    {"entropy", "metrics", "images", "baselines", "duplicates", "files", "trust"},
     {"models", "scorers", "datasets", "storage"},
     {"training", "loading", "calibration", "studies"},
     {"scoring"},

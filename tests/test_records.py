@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from normalis.errors import RunError, SettingsError
+from normalis.files import read_csv
 from normalis.storage import (
     ClaimedError,
     Records,
@@ -228,3 +230,89 @@ def test_arrays_in_another_memory_order_come_back_right(tmp_path):
     assert arrays["step"].shape == ()
     folder.write({"w": images}, {})
     assert (folder.read_arrays()["w"] == images).all()
+
+
+# --- an older run is never lost -------------------------------------------------------------------
+
+
+def test_at_every_step_of_replacing_a_run_one_of_the_two_is_there(tmp_path, monkeypatch):
+    """Stop before each rename, as a killed process would."""
+    renames = []
+    original = Path.replace
+
+    def until(stop):
+        def replace(self, target):
+            renames.append(target)
+            if len(renames) > stop:
+                raise KeyboardInterrupt
+            return original(self, target)
+
+        return replace
+
+    for stop in range(20):
+        folder = RunFolder(tmp_path / f"run{stop}")
+        folder.write({"w": np.zeros(2)}, {"a": "old"}, [("x.png", "old")])
+        folder.write_checkpoint({"w": np.ones(2)}, {})
+        renames.clear()
+        monkeypatch.setattr(Path, "replace", until(stop))
+        try:
+            folder.write({"w": np.ones(2)}, {"a": "new"}, [("x.png", "new")])
+            done = True
+        except KeyboardInterrupt:
+            done = False
+        monkeypatch.setattr(Path, "replace", original)
+        for _ in range(2):
+            state = folder.read_settings()["a"]
+            assert folder.read_arrays()["w"].tolist() == {"old": [0, 0], "new": [1, 1]}[state]
+            assert read_csv(folder.file(folder.SKIPPED))[0]["reason"] == state
+            with folder.locked():  # which goes on from there
+                pass
+            assert folder.read_settings()["a"] == state
+        expected = {folder.MODEL, folder.SETTINGS, folder.SKIPPED}
+        expected |= set() if state == "new" else {folder.CHECKPOINT}
+        assert {p.name for p in folder.path.iterdir()} == expected
+        if done:
+            break
+    assert stop == 6
+
+
+@pytest.mark.parametrize("name", [".checkpoint.safetensors.f04chvb2", ".skipped.csv.a_3bcdef",
+                                  ".normalis-0123abcd-x9_a81bc.tmp", ".new-model.safetensors",
+                                  ".new-skipped.csv", ".lock"])  # fmt: skip
+def test_what_a_killed_fit_left_is_not_foreign(tmp_path, name):
+    (tmp_path / name).write_text("half")
+    folder = RunFolder(tmp_path)
+    folder.check_writable(overwrite=False)
+    with folder.locked():
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_parquet_and_json_are_said(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = Records(tmp_path)
+    records.folder.mkdir()
+    file = records.folder / "x.parquet"
+    for table, words in (
+        (pa.table({"a": [1, 2]}), "no column 'id'"),
+        (
+            pa.table({k: [1, 2] for k in ("id", "dataset", "method", "latent_dim", "seed")}),
+            "2 rows",
+        ),
+    ):
+        pq.write_table(table, file)
+        for read in (lambda: records.read("x"), records.table, lambda: listing(tmp_path)):
+            with pytest.raises(RunError, match=rf"x\.parquet.*{words}"):
+                read()
+    file.unlink()
+    records.append("x", example(settings="{not json"))
+    with pytest.raises(RunError, match=r"x\.parquet"):
+        records.table()
+
+
+def test_records_take_names_that_are_not_utf8(tmp_path):
+    records = Records(tmp_path)
+    records.append("x", example(path=["a\udcfc.png", "b.png"]))
+    assert records.read("x")["path"] == ["a\\xfc.png", "b.png"]

@@ -45,7 +45,7 @@ from normalis.loading.held_out import (
 from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import to_model_input
 from normalis.scoring import BATCH_SIZE, Explained, Reader, Scored, explain, joined_scores, score
-from normalis.storage import RunFolder, content_hash, versions, write_csv
+from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, TrainingSettings, pick_device, settings_for
 from normalis.trust import named_by_a_file
 
@@ -657,7 +657,6 @@ class AnomalyDetector(BaseEstimator):
         return folder.path
 
     def _write(self, folder: RunFolder) -> None:
-        write_csv(folder.path / folder.SKIPPED, ("path", "reason"), self.skipped_)
         arrays: dict[str, NDArray[Any]] = {}
         for i, (model, scorer) in enumerate(self._readers()):
             arrays |= {f"{_place('model', i)}{k}": _to_numpy(v) for k, v in model.state().items()}
@@ -675,6 +674,7 @@ class AnomalyDetector(BaseEstimator):
                 "history": self.history_,
                 "info": self.info_,
             },
+            self.skipped_,
         )
 
     @classmethod

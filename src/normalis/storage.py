@@ -7,6 +7,11 @@ A **run folder** holds one fitted detector::
     skipped.csv         images that could not be read, with the reason
     checkpoint.safetensors   only while a run is unfinished
 
+The files of a finished run are first written as ``.new-...``; with the last of them, the settings,
+the run is the new one, and they are renamed into their places. Whoever reads the folder, or works
+in it next, goes on from there if that was interrupted. A run that is replaced is therefore there as
+a whole, the old one or the new one, at every moment.
+
 An **experiment record** is one Parquet file of one row, named by the hash of the experiment's
 settings. Files appear whole or not at all: they are written under a temporary name and renamed.
 There is no index that could disagree with them; DuckDB, pandas and Polars read the folder as one
@@ -15,22 +20,31 @@ table (``SELECT * FROM 'results/records/*.parquet'``).
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import json
-import os
 import platform
+import re
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from normalis.errors import RunError, SettingsError
+from normalis.files import (
+    ClaimedError,
+    exclusive,
+    is_temporary,
+    plain,
+    remove_temporaries,
+    visible,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 
 __all__ = [
     "ClaimedError",
@@ -47,11 +61,6 @@ __all__ = [
 ]
 
 FORMAT = 1
-
-
-class ClaimedError(RunError):
-    """Another process is working on the same run or experiment."""
-
 
 _PACKAGES = ("normalis", "torch", "numpy", "scikit-learn", "pillow", "pydicom", "nibabel")
 
@@ -90,72 +99,6 @@ def git_revision() -> str | None:
     return done.stdout.strip() or None
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name beside it, then rename it.
-
-    Args:
-        path: where the file shall appear, whole or not at all.
-        write: writes to the path that it is given.
-
-    Raises:
-        RunError: if the folder cannot be written to, or the disk is full; what was there stays.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        _as_umask(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(
-            f"{path}: cannot be written ({reason}); nothing there was changed. "
-            "Free space or choose another output folder"
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _as_umask(path: Path) -> None:
-    """Give a file the permissions that an ordinary new file gets; mkstemp makes it private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a plain value as JSON, atomically; floats keep every digit."""
-    text = json.dumps(value, indent=1, allow_nan=True, default=_plain) + "\n"
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def _plain(value: Any) -> Any:
-    """Turn NumPy scalars and arrays into plain values."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is not a plain value")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as CSV, atomically."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(rows)
-
-    write_atomically(path, write)
-
-
 def append_safe(path: Path) -> None:
     """Refuse to overwrite: raise if something is at ``path`` already.
 
@@ -164,38 +107,6 @@ def append_safe(path: Path) -> None:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists already and is never overwritten; choose another name")
-
-
-@contextmanager
-def exclusive(path: Path, *, what: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; the system frees it if the process dies.
-
-    Args:
-        path: the lock file.
-        what: what is being protected, for the message.
-
-    Raises:
-        ClaimedError: if another process holds the lock.
-        RunError: if the folder cannot be written to.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise ClaimedError(
-            f"{what} is being written by another process; wait for it or choose another folder"
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"{path.parent}: cannot be written ({error.strerror or error}); choose another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, Any], note: dict[str, str] | None = None) -> None:
@@ -210,6 +121,12 @@ def _save_arrays(path: Path, arrays: Mapping[str, Any], note: dict[str, str] | N
         save_file(whole, path, metadata=note)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+
+
+#: How versions before this one named the files that they were writing.
+_OLD_TEMPORARY = re.compile(
+    r"\.(model\.safetensors|model\.json|skipped\.csv|checkpoint\.safetensors)\.[a-z0-9_]{8}"
+)
 
 
 class RunFolder:
@@ -228,11 +145,37 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run is complete."""
-        return (self.path / self.SETTINGS).is_file()
+        return self.file(self.SETTINGS).is_file()
 
-    def locked(self) -> Any:
-        """Return a context in which no other process writes this run."""
-        return exclusive(self.path / ".lock", what=f"{self.path}: the run")
+    def file(self, name: str) -> Path:
+        """Return where a file of the finished run lies: in its place, or still waiting to go there.
+
+        Args:
+            name: ``MODEL``, ``SETTINGS`` or ``SKIPPED``.
+        """
+        waiting = self._new(name)
+        there = self._new(self.SETTINGS).is_file() and waiting.is_file()
+        return waiting if there else self.path / name
+
+    def _new(self, name: str) -> Path:
+        return self.path / f".new-{name}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let no other process write this run; put in order what a killed one left."""
+        with exclusive(self.path / ".lock", what=f"{self.path}: the run"):
+            self._tidy()
+            yield
+
+    def _tidy(self) -> None:
+        if self._new(self.SETTINGS).is_file():
+            self._commit()
+        for name in (self.MODEL, self.SKIPPED):
+            self._new(name).unlink(missing_ok=True)
+        remove_temporaries(self.path)
+        for file in self.path.iterdir():
+            if _OLD_TEMPORARY.fullmatch(file.name):
+                file.unlink(missing_ok=True)
 
     def check_writable(self, *, overwrite: bool) -> None:
         """Refuse a finished run and a folder that holds other things.
@@ -240,38 +183,63 @@ class RunFolder:
         Raises:
             RunError: if writing here would lose something.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: must be a folder, is a file; choose another --out")
         if self.finished and not overwrite:
             raise RunError(
                 f"{self.path}: holds a finished run, which is never overwritten unless asked: "
                 "choose another --out or add --overwrite"
             )
-        known = {self.MODEL, self.SETTINGS, self.SKIPPED, self.CHECKPOINT, ".lock", "audit.json"}
-        if self.path.is_dir() and not self.finished:
-            other = sorted(p.name for p in self.path.iterdir() if p.name not in known)
-            other = [name for name in other if not name.startswith(".model.")]
-            if other and not (self.path / self.CHECKPOINT).exists():
+        if self.path.is_dir() and not self.finished and not self.unfinished:
+            other = sorted(p.name for p in self.path.iterdir() if not self._is_ours(p.name))
+            if other:
                 raise RunError(
                     f"{self.path}: must be a new or empty folder or an unfinished run, holds "
                     f"{', '.join(other[:3])}; choose another --out"
                 )
-        elif self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path}: must be a folder, is a file; choose another --out")
 
-    def write(self, arrays: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Write the finished run; ``model.json`` comes last and completes it.
+    def _is_ours(self, name: str) -> bool:
+        files = (self.MODEL, self.SETTINGS, self.SKIPPED)
+        known = {*files, *(f".new-{file}" for file in files), self.CHECKPOINT, ".lock"}
+        is_old = _OLD_TEMPORARY.fullmatch(name) is not None
+        return name in known | {"audit.json"} or is_temporary(name) or is_old
+
+    def write(
+        self,
+        arrays: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        skipped: Iterable[Sequence[Any]] = (),
+    ) -> None:
+        """Write the finished run; an older one is there as a whole until the new one is.
 
         Args:
             arrays: name -> NumPy array.
             settings: plain values.
+            skipped: (path, reason) of images that could not be read.
         """
-        write_atomically(self.path / self.MODEL, lambda p: _save_arrays(p, arrays))
+        model = self._new(self.MODEL)
+        write_atomically(model, lambda p: _save_arrays(p, arrays))
+        write_csv(self._new(self.SKIPPED), ("path", "reason"), skipped)
         body = {"format": FORMAT, **settings}
         body["sha256"] = {
-            self.MODEL: file_hash(self.path / self.MODEL),
-            "settings": content_hash(json.loads(json.dumps(body, default=_plain))),
+            self.MODEL: file_hash(model),
+            "settings": content_hash(json.loads(json.dumps(body, default=plain))),
         }
-        write_json(self.path / self.SETTINGS, body)
-        (self.path / self.CHECKPOINT).unlink(missing_ok=True)
+        write_json(self._new(self.SETTINGS), body)
+        self._commit()
+
+    def _commit(self) -> None:
+        """Put the files of a new run into their places; the settings last."""
+        try:
+            (self.path / self.CHECKPOINT).unlink(missing_ok=True)
+            for name in (self.MODEL, self.SKIPPED, self.SETTINGS):
+                if self._new(name).is_file():
+                    self._new(name).replace(self.path / name)
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror or error}); the new run lies "
+                "there complete: run the same command again"
+            ) from error
 
     def read_settings(self) -> dict[str, Any]:
         """Return the contents of ``model.json``, checked against their checksum.
@@ -279,7 +247,7 @@ class RunFolder:
         Raises:
             RunError: if the run is missing, unfinished, of a later format, or was edited.
         """
-        file = self.path / self.SETTINGS
+        file = self.file(self.SETTINGS)
         if not file.is_file():
             state = "unfinished: run fit again to resume it" if self.unfinished else "not a run"
             raise RunError(f"{self.path}: must hold {self.SETTINGS}, does not ({state})")
@@ -315,7 +283,7 @@ class RunFolder:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        file = self.path / self.MODEL
+        file = self.file(self.MODEL)
         if not file.is_file():
             raise RunError(f"{file}: is missing; restore it or fit the model again")
         if file_hash(file) != self.read_settings()["sha256"][self.MODEL]:
@@ -330,7 +298,7 @@ class RunFolder:
 
     def write_checkpoint(self, arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Write what a resumed run needs, in one file."""
-        note = {"progress": json.dumps(progress, default=_plain)}
+        note = {"progress": json.dumps(progress, default=plain)}
         write_atomically(self.path / self.CHECKPOINT, lambda p: _save_arrays(p, arrays, note))
 
     def read_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -398,38 +366,23 @@ class Records:
         """Return one record.
 
         Raises:
-            RunError: if it is missing or damaged.
+            RunError: if it is missing, damaged or none of ours.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        file = self.folder / f"{identity}.parquet"
-        try:
-            row: dict[str, Any] = pq.ParquetFile(file).read().to_pylist()[0]
-        except (OSError, pa.ArrowInvalid, IndexError) as error:
-            raise RunError(f"{file}: cannot be read as a record ({error}); remove it") from error
-        return row
+        return _read_record(self.folder / f"{identity}.parquet")
 
     def table(self) -> list[dict[str, Any]]:
         """Return all records without their per-image columns; JSON columns as plain values.
 
         Raises:
-            RunError: if a record is damaged.
+            RunError: if a record is damaged or none of ours.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         rows = []
         for file in sorted(self.folder.glob("*.parquet")):
+            row = _read_record(file, without=PER_IMAGE)
             try:
-                opened = pq.ParquetFile(file)
-                names = [n for n in opened.schema_arrow.names if n not in PER_IMAGE]
-                row = opened.read(columns=names).to_pylist()[0]
-            except (OSError, pa.ArrowInvalid, IndexError) as error:
-                raise RunError(
-                    f"{file}: cannot be read as a record ({error}); remove it"
-                ) from error
-            rows.append({k: json.loads(v) if k in _JSON else v for k, v in row.items()})
+                rows.append({k: json.loads(v) if k in _JSON else v for k, v in row.items()})
+            except (TypeError, ValueError, RecursionError) as error:
+                raise RunError(f"{file}: is damaged ({error}); remove it") from error
         return rows
 
     def all(self) -> Iterator[dict[str, Any]]:
@@ -443,6 +396,29 @@ PER_IMAGE = (
 )  # fmt: skip
 _JSON = ("settings", "metrics", "history", "versions")
 _FLOATS = ("anomaly_score", "position", "nearest_ncc")
+
+
+#: Columns without which a Parquet file is no record.
+_NEEDED = ("id", "dataset", "method", "latent_dim", "seed")
+
+
+def _read_record(file: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the one row of a record."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        opened = pq.ParquetFile(file)
+        names = [n for n in opened.schema_arrow.names if n not in without]
+        missing = [n for n in _NEEDED if n not in names]
+        count = opened.metadata.num_rows
+        if missing or count != 1:
+            wrong = f"has no column {missing[0]!r}" if missing else f"has {count} rows"
+            raise RunError(f"{file}: must be a record of one experiment, {wrong}; remove it")
+        row: dict[str, Any] = opened.read(columns=names).to_pylist()[0]
+    except (OSError, pa.ArrowException, IndexError, KeyError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read as a record ({error}); remove it") from error
+    return row
 
 
 _SHOWN = (
@@ -514,5 +490,18 @@ def _encoding(columns: Iterable[str]) -> dict[str, Any]:
 def _arrow(value: Any) -> Any:
     """Return a value that Arrow stores; mappings as JSON, since their keys differ by method."""
     if isinstance(value, Mapping):
-        return json.dumps(value, default=_plain, sort_keys=True)
-    return value.tolist() if hasattr(value, "tolist") else value
+        return json.dumps(value, default=plain, sort_keys=True)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, str):
+        return _as_utf8(value)
+    if isinstance(value, list | tuple):
+        return [_as_utf8(v) if isinstance(v, str) else v for v in value]
+    return value
+
+
+def _as_utf8(text: str) -> str:
+    """Return a name as Parquet takes it, which knows no bytes that are not UTF-8."""
+    return text if text.isascii() or not _LONE.search(text) else visible(text)
+
+
+_LONE = re.compile("[\ud800-\udfff]")

@@ -108,7 +108,7 @@ def detect(path: Path) -> Kind:
     """
     if (path / "scores.csv").is_file():
         return "scores"
-    if (path / RunFolder.SETTINGS).is_file():
+    if RunFolder(path).finished:
         return "run"
     if any((path / "records").glob("*.parquet")):
         return "results"
