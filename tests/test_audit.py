@@ -2,15 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from normalis.audit import audit, image_key, independent_units
+from normalis.audit import audit, image_key
 from normalis.audit.confounds import class_differences, find_shifts, separate
-from normalis.audit.inventory import Fact
 from normalis.datasets import KNOWN_PATTERNS, open_dataset
 from normalis.datasets.base import Dataset, Sample
 from normalis.errors import DataError
@@ -248,20 +248,32 @@ def test_brighter_test_normals_are_a_shift(clean, tmp_path):
     assert len(texts(found, "shift")) == len(notable)
 
 
-def test_what_is_not_independent_is_connected():
-    def fact(key, patient=None, volume=None):
-        return Fact(
-            key=key,
-            is_test=True,
-            is_anomalous=None,
-            patient_id=patient,
-            volume=volume,
-            digest=None,
-        )
+def test_the_units_of_an_audit_are_those_of_a_fit(clean):
+    named = [replace(s, patient_id=f"P{i // 4}") for i, s in enumerate(clean)]
+    named[1] = replace(named[1], patient_id="ANONYMOUS")
+    found = audit(dataset(tuple(named)))
+    units = [found.groups[image_key(s)] for s in named]
+    assert units[0] == units[2] == units[3] != units[1]
+    assert found.training_units() == 9
+    assert "1 of 60 files have a patient id that names nobody ('ANONYMOUS')" in "\n".join(
+        texts(found, "note")
+    )
 
-    facts = [fact("a", "p"), fact("b", "p"), fact("c"), fact("d", volume="v"), fact("e", None, "v")]
-    assert independent_units(facts, np.arange(5)).tolist() == [0, 0, 1, 2, 2]
-    assert independent_units(facts, np.array([0, 1, 1, 2, 3])).tolist() == [0, 0, 0, 1, 1]
+
+def test_a_validation_split_that_was_trained_on_is_a_leak(clean):
+    splits = ["validation" if i % 5 == 4 else "train" for i in range(30)]
+    named = [
+        replace(s, patient_id=f"P{i // 5}", split=splits[i] if i < 30 else "test")
+        for i, s in enumerate(clean)
+    ]
+    (text,) = texts(audit(dataset(tuple(named))), "leak")
+    assert text.startswith("P0, P1, P2, P3, P4 and 1 more are in both training and validation")
+
+
+def test_an_audit_says_what_the_units_certify(clean):
+    (text,) = [t for t in texts(audit(dataset(clean)), "note") if "certify" in t]
+    assert text.startswith("The normal training images are 30 images; patients are unknown")
+    assert text.endswith("30 images, which certify false-positive rates from 1/31 = 3.2 %.")
 
 
 def test_array_rows(tmp_path):

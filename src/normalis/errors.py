@@ -14,6 +14,9 @@
     ├── MetricError (ValueError)         a metric is undefined for what was given
     └── MissingExtraError (ImportError)  an optional package is not installed
 
+    NormalisWarning (UserWarning)        what a user should know and may go on with
+    └── CalibrationWarning               what p-values promise less than one would expect
+
 A message says what must hold, what was given, where, and what to do.
 """
 
@@ -24,11 +27,13 @@ from pathlib import Path
 from types import ModuleType
 
 __all__ = [
+    "CalibrationWarning",
     "DataError",
     "LayoutError",
     "MetricError",
     "MissingExtraError",
     "NormalisError",
+    "NormalisWarning",
     "NotFittedError",
     "RunError",
     "SettingsError",
@@ -95,6 +100,14 @@ class MetricError(NormalisError, ValueError):
 
 class MissingExtraError(NormalisError, ImportError):
     """An optional dependency is needed and not installed."""
+
+
+class NormalisWarning(UserWarning):
+    """Base of all warnings of this package."""
+
+
+class CalibrationWarning(NormalisWarning):
+    """p-values rest on few units, or on images whose patients are unknown."""
 
 
 def require(module: str, *, extra: str, why: str) -> ModuleType:

@@ -17,7 +17,7 @@ and `Audit.leaked` is what an evaluation leaves out.
 
 from __future__ import annotations
 
-from normalis.audit.copies import Copies, compare_images, independent_units
+from normalis.audit.copies import Copies, compare_images
 from normalis.audit.findings import Finding
 from normalis.audit.inventory import image_key
 from normalis.audit.result import Audit
@@ -32,5 +32,4 @@ __all__ = [
     "compare_images",
     "duplicate_groups",
     "image_key",
-    "independent_units",
 ]

@@ -23,7 +23,7 @@ from normalis.duplicates import (
     scan,
 )
 
-__all__ = ["THRESHOLDS", "Copies", "Progress", "compare_images", "independent_units"]
+__all__ = ["THRESHOLDS", "Copies", "Progress", "compare_images"]
 
 Progress = Callable[[str, float], None]
 THRESHOLDS = (0.999, 0.95)
@@ -41,7 +41,7 @@ class Copies:
         shifted: (N,) highest correlation of a test image that has no other twin with a training
             image moved by up to four pixels; -1 where nothing came near.
         shifted_twin: (N,) index of that training image, or -1.
-        group: (N,) images that are not independent, see `normalis.duplicates.likeness_groups`.
+        group: (N,) groups of near duplicates, see `normalis.duplicates.likeness_groups`.
     """
 
     by_bytes: NDArray[np.bool_]
@@ -119,28 +119,3 @@ def _on_both_sides(digests: Sequence[Any], is_test: NDArray[np.bool_]) -> NDArra
         sides[int(test)].add(digest)
     both = (sides[0] & sides[1]) - {None}
     return np.array([digest in both for digest in digests], dtype=bool)
-
-
-def independent_units(facts: Sequence[Fact], groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number images so that those of one patient, file or duplicate group share a number.
-
-    Args:
-        facts: N entries.
-        groups: (N,) number of each image's group of near duplicates.
-
-    Returns:
-        (N,) numbers of the connected parts, from 0 in order of appearance.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    labels = (codes([f.patient_id for f in facts]), codes([f.volume for f in facts]), groups)
-    images, nodes, count = [], [], len(facts)  # a graph of images and of what they share
-    for label in labels:
-        known = np.flatnonzero(label >= 0)
-        images.append(known)
-        nodes.append(count + label[known])
-        count += int(label.max(initial=-1)) + 1
-    links = np.concatenate(images), np.concatenate(nodes)
-    graph = coo_array((np.ones(len(links[0]), bool), links), shape=(count, count))
-    return codes(connected_components(graph, directed=False)[1][: len(facts)].tolist())

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normalis.audit.confounds import SHIFT_D, SHIFT_DISTANCE
+from normalis.calibration.choice import USUAL_RATE, choose
+from normalis.loading.units import plural, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +47,17 @@ class Finding:
 
 def find(audit: Audit) -> tuple[Finding, ...]:
     """Return the sentences about an audit, the most harmful first."""
-    parts = (_copies, _patients, _confounds, _shifts, _repeats, _baselines, _rest)
+    parts = (
+        _validation,
+        _copies,
+        _patients,
+        _units,
+        _confounds,
+        _shifts,
+        _repeats,
+        _baselines,
+        _rest,
+    )
     found = [finding for part in parts for finding in part(audit)]
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
@@ -143,6 +156,43 @@ def _patients(audit: Audit) -> Iterator[Finding]:
             "noticed, and intervals treat images that are no copies as independent."
         )
         yield Finding(severity="note", text=text)
+
+
+def _validation(audit: Audit) -> Iterator[Finding]:
+    """Say what the images that calibrate share with those that are trained on."""
+    names, copies = audit.shared
+    if names:
+        yield Finding(
+            severity="leak",
+            text=f"{some(names)} are in both training and validation: `fit` calibrates on the "
+            "validation split and refuses one that was trained on.",
+        )
+    if copies:
+        pairs = [f"{Path(copy).name} = {Path(of).name}" for copy, of in copies]
+        text = f"{len(copies)} validation files are copies of training files ({some(pairs)})."
+        yield Finding(severity="leak", text=text)
+
+
+def _units(audit: Audit) -> Iterator[Finding]:
+    """Say how many units there are to fit and calibrate on, and what that certifies."""
+    is_validation = np.array([fact.split == "validation" for fact in audit.facts])
+    normal = ~audit.is_test & ~audit.is_anomalous
+    count = np.unique(audit.units.member[normal & ~is_validation]).size
+    held = np.unique(audit.units.member[normal & is_validation]).size
+    if count < 1:
+        return
+    text = f"The normal training images are {plural(count, audit.units.level)}"
+    if audit.units.level in ("image", "file", "group"):
+        text += "; patients are unknown, so each file counts as a patient of its own"
+    choice = choose(count, USUAL_RATE)
+    how = f"{held} of the validation split" if held else choice.reason
+    units = held or choice.n_calibration
+    kind = "split" if held else choice.kind
+    text += (
+        f". `fit` calibrates by {kind} ({how}): {plural(units, audit.units.level)}, which certify "
+        f"false-positive rates from 1/{units + 1} = {100 / (units + 1):.2g} %."
+    )
+    yield Finding(severity="note", text=text)
 
 
 def _confounds(audit: Audit) -> Iterator[Finding]:

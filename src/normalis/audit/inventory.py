@@ -42,6 +42,7 @@ class Fact:
         is_anomalous: None where nobody said.
         patient_id: None where unknown.
         volume: the file, where the image is one slice or frame of several; else None.
+        split: of the listing, ``train``, ``validation`` or ``test``.
         digest: SHA-256 of the file with the slice's number; None for a row of an array file.
         properties: plain name -> number or text.
     """
@@ -53,6 +54,7 @@ class Fact:
     volume: str | None
     digest: str | None
     properties: Mapping[str, Any] = field(default_factory=dict)
+    split: str = "train"
 
 
 def image_key(sample: Sample, slice_index: int | None = None) -> str:
@@ -153,6 +155,7 @@ def _fact(row: Row, seen: Mapping[Path, tuple[str, dict[str, Any]]], place: floa
         volume=None if row.slice_index is None else str(sample.path),
         digest=digest and f"{digest}#{row.slice_index or 0}",
         properties={k: v for k, v in properties.items() if v is not None},
+        split=sample.split,
     )
 
 

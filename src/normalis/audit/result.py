@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.audit.confounds import ClassDifference, Shift, TrivialScore
-from normalis.audit.copies import THRESHOLDS, Copies, independent_units
+from normalis.audit.copies import THRESHOLDS, Copies
 from normalis.audit.findings import Finding, find
 from normalis.audit.inventory import Fact, count_properties
+from normalis.loading.units import Units
 
 __all__ = ["Audit"]
 
@@ -53,6 +54,9 @@ class Audit:
         facts: N entries, one per image that was read, in the data set's order.
         unreadable: (path, reason) of the files that were not.
         copies: twins across the sides.
+        units: which images are independent (`normalis.loading.units`).
+        shared: names of patients, studies and files in both training and validation, and pairs
+            (validation file, the training file that it copies).
         trivial: AUROC of scores that know nothing of anatomy; empty without labels.
         differences: of the classes' headers.
         shifts: between normal images of training and test.
@@ -67,6 +71,8 @@ class Audit:
     facts: tuple[Fact, ...]
     unreadable: tuple[tuple[str, str], ...]
     copies: Copies
+    units: Units
+    shared: tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
     trivial: tuple[TrivialScore, ...]
     differences: tuple[ClassDifference, ...]
     shifts: tuple[Shift, ...]
@@ -90,13 +96,12 @@ class Audit:
 
     @cached_property
     def groups(self) -> dict[str, int]:
-        """Image -> number of the group that it is not independent of, for clustered intervals.
+        """Image -> number of its unit, for clustered intervals."""
+        return dict(zip(self.keys, self.units.member.tolist(), strict=True))
 
-        Images of one patient, slices of one file and near duplicates are connected, and so is
-        whatever is connected with them.
-        """
-        units = independent_units(self.facts, self.copies.group)
-        return dict(zip(self.keys, units.tolist(), strict=True))
+    def training_units(self) -> int:
+        """Return the number of independent units that ``fit`` trains on and calibrates with."""
+        return len(np.unique(self.units.member[~self.is_test & ~self.is_anomalous]))
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -165,6 +170,7 @@ class Audit:
             "unreadable_files": [{"path": p, "reason": r} for p, r in self.unreadable],
             "duplicates": {**self.counts(), "twins": self._twins()},
             "patients": self.patients(),
+            "units": {"level": self.units.level, "train": self.training_units()},
             "patient_pattern_offered": self.pattern and list(self.pattern),
             "trivial": {
                 s.name: {"auroc": s.auroc, "low": s.low, "high": s.high}

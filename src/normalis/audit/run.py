@@ -19,13 +19,13 @@ from normalis.audit.confounds import (
     find_shifts,
     separate,
 )
-from normalis.audit.copies import Progress, compare_images, independent_units
+from normalis.audit.copies import Progress, compare_images
 from normalis.audit.inventory import Fact, take_inventory
 from normalis.audit.result import Audit
 from normalis.datasets.base import Dataset
 
 if TYPE_CHECKING:
-    from normalis.loading.arrays import Loaded
+    from normalis.loading.arrays import Loaded, Row
 
 __all__ = ["audit"]
 
@@ -56,15 +56,17 @@ def audit(
         SettingsError: if the pattern is not usable.
     """
     from normalis.datasets.patients import offer_pattern, patients_from_pattern
+    from normalis.loading.units import find_units
 
     if patient_pattern is not None:
         dataset = patients_from_pattern(dataset, patient_pattern)
     tell = progress or (lambda stage, share: None)
     pixels, rows, unreadable = _read(dataset, image_size, tell)
     facts = take_inventory(rows, progress=lambda share: tell("headers", share))
-    facts, notes = _without_placeholders(facts)
+    facts = _with_known_patients(facts, rows)
     copies = compare_images(pixels, facts, progress=tell)
-    found = _confounds(pixels, facts, copies.group, tell)
+    units = find_units(rows, pixels[:, None], alike=copies.plain.group)
+    found = _confounds(pixels, facts, units.member, tell)
     offered = offer_pattern(dataset) if all(f.patient_id is None for f in facts) else None
     return Audit(
         name=dataset.name,
@@ -73,10 +75,12 @@ def audit(
         facts=tuple(facts),
         unreadable=tuple((str(path), reason) for path, reason in unreadable),
         copies=copies,
+        units=units,
+        shared=_shared(pixels, rows),
         trivial=tuple(found[0]),
         differences=tuple(found[1]),
-        shifts=tuple(_shifts(pixels, facts, copies.group)),
-        notes=(*dataset.notes, *notes),
+        shifts=tuple(_shifts(pixels, facts, units.member)),
+        notes=(*dataset.notes, *map(_sentence, units.notes)),
         pattern=offered,
     )
 
@@ -111,22 +115,43 @@ def _read(
     )
 
 
-def _without_placeholders(facts: list[Fact]) -> tuple[list[Fact], list[str]]:
-    """Drop a patient that all images share: such an id was put there by anonymisation."""
-    ids = {fact.patient_id for fact in facts}
-    if len(facts) < 2 or len(ids) != 1 or None in ids:
-        return facts, []
-    note = f"All images have the patient id {ids.pop()!r}, which is taken as unknown."
-    return [dataclasses.replace(fact, patient_id=None) for fact in facts], [note]
+def _with_known_patients(facts: Sequence[Fact], rows: Sequence[Row]) -> list[Fact]:
+    """Drop ids that name nobody; see `normalis.loading.units`."""
+    from normalis.loading.units import file_of, known_patients
+
+    patients, _ = known_patients([fact.patient_id for fact in facts], list(map(file_of, rows)))
+    pairs = zip(facts, patients, strict=True)
+    return [dataclasses.replace(fact, patient_id=patient) for fact, patient in pairs]
+
+
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."
+
+
+def _shared(
+    pixels: NDArray[Any], rows: Sequence[Row]
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return what the validation split shares with the training images."""
+    from normalis.loading.units import shared_with
+
+    train, held = (
+        [i for i, row in enumerate(rows) if row.sample.split == split and not row.is_anomalous]
+        for split in ("train", "validation")
+    )
+    if not train or not held:
+        return (), ()
+    sides = [rows[i] for i in train], [rows[i] for i in held]
+    names, copies = shared_with(*sides, (pixels[train][:, None], pixels[held][:, None]))
+    return tuple(names), tuple(copies)
 
 
 def _confounds(
-    pixels: NDArray[Any], facts: Sequence[Fact], groups: NDArray[np.int64], tell: Progress
+    pixels: NDArray[Any], facts: Sequence[Fact], member: NDArray[np.int64], tell: Progress
 ) -> tuple[list[TrivialScore], list[ClassDifference]]:
     """Score the labelled test images by what is trivial; nothing without both classes."""
     chosen = [i for i, f in enumerate(facts) if f.is_test and f.is_anomalous is not None]
     is_anomalous = np.array([facts[i].is_anomalous for i in chosen], dtype=np.bool_)
-    units = independent_units(facts, groups)[chosen]
+    units = member[chosen]
     if is_anomalous.all() or not is_anomalous.any() or len(set(units.tolist())) < 2:
         return [], []
     tell("trivial scores", 0.0)
@@ -142,7 +167,7 @@ def _confounds(
     return found, class_differences(properties, is_anomalous)
 
 
-def _shifts(pixels: NDArray[Any], facts: Sequence[Fact], groups: NDArray[np.int64]) -> list[Shift]:
+def _shifts(pixels: NDArray[Any], facts: Sequence[Fact], units: NDArray[np.int64]) -> list[Shift]:
     """Compare normal images of training and test."""
     train = [i for i, f in enumerate(facts) if not f.is_test]
     test = [i for i, f in enumerate(facts) if f.is_test and f.is_anomalous is False]
@@ -156,7 +181,6 @@ def _shifts(pixels: NDArray[Any], facts: Sequence[Fact], groups: NDArray[np.int6
         columns["contrast"] = baselines.contrast(x)
         columns["foreground_area"] = baselines.foreground_area(x, threshold=threshold)
     # PCA is fitted on half of the training, by patient: its own images' residuals are too small.
-    units = independent_units(facts, groups)
     half, rest = ([i for i in train if units[i] % 2 == k] for k in (0, 1))
     if half and rest:
         residual = baselines.pca_residual(pixels[rest + test], pixels[half])

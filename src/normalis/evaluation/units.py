@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normalis.errors import MetricError
+from normalis.errors import DataError, MetricError
+from normalis.loading.units import connected
 from normalis.metrics import Comparison, auroc, delong, paired_bootstrap
 
 __all__ = ["compare", "independent_units"]
@@ -32,27 +33,10 @@ def independent_units(*namings: Sequence[Any] | None) -> NDArray[np.int64]:
         >>> independent_units(["a", "a", "b", None], [None, 1, 1, None]).tolist()
         [0, 0, 0, 1]
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    given = [list(n) for n in namings if n is not None]
-    if not given or len({len(n) for n in given}) != 1:
-        raise MetricError(
-            f"groups need names of equal length, got lengths {[len(n) for n in given]}"
-        )
-    size = len(given[0])
-    rows, columns, nodes = [], [], size
-    for naming in given:
-        number: dict[str, int] = {}
-        for image, name in enumerate(naming):
-            if name is not None:
-                rows.append(image)
-                columns.append(number.setdefault(str(name), nodes + len(number)))
-        nodes += len(number)
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(nodes, nodes))
-    member = connected_components(graph, directed=False)[1][:size]
-    _, first, inverse = np.unique(member, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse]
+    try:
+        return connected(*namings)
+    except DataError as error:
+        raise MetricError(str(error)) from error
 
 
 def compare(

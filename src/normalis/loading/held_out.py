@@ -20,7 +20,7 @@ from torch import Tensor
 from normalis.datasets import Dataset, Sample, open_dataset
 from normalis.errors import DataError
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, load, to_unit
-from normalis.loading.units import Units, find_units, plural, shared_with
+from normalis.loading.units import Units, find_units, plural, shared_with, some
 
 __all__ = [
     "HoldOut",
@@ -42,7 +42,6 @@ __all__ = [
 Images = str | Path | Sequence[str | Path] | Dataset | NDArray[Any] | Tensor
 #: Share of the units to hold out, or what says it of their number; None trains on everything.
 HoldOut = float | Callable[[int], float | None] | None
-_LISTED = 5  # names in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +120,15 @@ def _refuse_shared(train: Loaded, held: Loaded) -> None:
     said = []
     if names:
         what = "patients, studies or files" if len(names) > 1 else "patient, study or file"
-        said.append(f"{len(names)} {what} ({_some(names)})")
+        said.append(f"{len(names)} {what} ({some(names)})")
     if copies:
         pairs = [f"{Path(copy).name} = {Path(of).name}" for copy, of in copies]
-        said.append(f"{len(copies)} {'copies' if len(copies) > 1 else 'copy'} ({_some(pairs)})")
+        said.append(f"{len(copies)} {'copies' if len(copies) > 1 else 'copy'} ({some(pairs)})")
     raise DataError(
         "the validation split must share nothing with the training images, since it calibrates the "
         f"p-values, but {' and '.join(said)} are in both; correct the split column, or give no "
         "validation split: then whole patients are held out of the training images"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def is_array(x: Images) -> bool:

@@ -43,6 +43,7 @@ __all__ = [
     "known_patients",
     "plural",
     "shared_with",
+    "some",
     "unit_name",
 ]
 
@@ -65,7 +66,7 @@ _SAYS_NOTHING = re.compile(
     re.IGNORECASE,
 )
 _MANY = 10  # files from which one id for all of them is no patient
-_LISTED = 3
+_LISTED = 5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,6 +102,12 @@ def plural(count: int, level: str) -> str:
     """Return a number of units with their name."""
     one, several = NAMES[level]
     return f"{count} {one if count == 1 else several}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first few names and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def connected(*namings: Sequence[Any] | None) -> Numbers:
@@ -199,7 +206,7 @@ def known_patients(
         return known, ()
     if not unknown:
         return known, ()
-    said = ", ".join(repr(text) for text, _ in given.most_common(_LISTED) if text)
+    said = ", ".join(repr(text) for text, _ in given.most_common(3) if text)
     what = f"a patient id that names nobody ({said})" if said else "no patient id"
     return known, (
         f"{len(unknown)} of {count} files have {what}: each of them counts as a patient of its own",
