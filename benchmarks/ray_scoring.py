@@ -46,7 +46,7 @@ class Actor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score a batch of paths."""
         samples = [Sample(path=Path(path), split="test") for path in batch["item"]]
-        parts = self.detector.stream(samples, maps=False, workers=1)
+        parts = self.detector.fitted_.stream(samples, maps=False, workers=1)
         paths, scores = [], []
         for part in parts:
             paths += [str(row.path) for row in part.rows]

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from normalis import models, scorers
-from normalis.fitting import Place, train_models
+from normalis.fitting import train_models
 from normalis.loading.arrays import ImageSettings
 from normalis.loading.held_out import normal_images
 from normalis.metrics import auroc, average_precision
@@ -71,8 +71,9 @@ def trained(
         [model],
         torch.from_numpy(normals.pixels),
         settings=settings_for("fast", n_images=len(normals.rows)),
-        place=Place(device=torch.device("cpu"), seed=seed),
-    )
+        device=torch.device("cpu"),
+        seed=seed,
+    ).history
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(model.state(), file, {"history": json.dumps(history)})

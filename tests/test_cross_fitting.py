@@ -100,8 +100,8 @@ def test_a_run_is_read_as_it_was_written(method, tmp_path):
     read = AnomalyDetector.load(tmp_path / "run")
     np.testing.assert_array_equal(read.anomaly_score(new), written.anomaly_score(new))
     np.testing.assert_array_equal(read.p_value(new), written.p_value(new))
-    again = read.read_by("normalised", x)
-    assert again.calibration_.n_models == 3
+    again = read.fitted_.with_scorer("normalised", x)
+    assert again.calibration.n_models == 3
     assert np.isfinite(again.p_value(new)).all()
 
 

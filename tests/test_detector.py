@@ -187,9 +187,8 @@ def test_a_rate_that_cannot_be_certified_says_so(fitted, images):
         lambda d: d.predict(np.zeros((1, 16, 16))),
         lambda d: d.threshold_,
         lambda d: d.save("nowhere"),
-        lambda d: next(d.stream([])),
-        lambda d: next(d.explain([])),
-        lambda d: d.read_by("l2", np.zeros((1, 16, 16))),
+        lambda d: d.calibrate(np.zeros((1, 16, 16))),
+        lambda d: d.info_,
     ],
 )
 def test_unfitted_is_an_error(call):
@@ -346,15 +345,15 @@ def test_a_fitted_scorer_is_not_calibrated_on_what_it_saw(images, scorer, tmp_pa
 
 
 def test_another_scorer_reads_the_same_model(images):
-    fitted = detector().fit(images)
-    other = fitted.read_by("l1", images, reduction="max")
-    assert other.model_ is fitted.model_
+    fitted = detector().fit(images).fitted_
+    other = fitted.with_scorer("l1", images, reduction="max")
+    assert other.models == fitted.models
     direct = detector(scorer="l1", reduction="max").fit(images)
     np.testing.assert_array_equal(other.anomaly_score(images), direct.anomaly_score(images))
-    assert other.threshold_ == direct.threshold_
-    assert type(fitted.scorer_).__name__ == "Median"
+    assert other.calibration.threshold(0.2) == direct.threshold_
+    assert type(fitted.scorers[0]).__name__ == "Median"
     with pytest.raises(DataError, match="must be those that the detector was fitted on"):
-        fitted.read_by("l1", images[::-1])
+        fitted.with_scorer("l1", images[::-1])
 
 
 # --- odd images -------------------------------------------------------------------------------

@@ -19,9 +19,11 @@ LAYERS = [
     {"training", "loading", "calibration", "studies"},
     {"scoring"},
     {"audit"},
-    {"fitting", "output"},
-    {"detector"},
-    {"evaluation", "report", "engines", "pacs"},
+    {"fitting"},
+    {"fitted"},
+    {"detector", "engines"},
+    {"evaluation", "output"},
+    {"report", "pacs"},
     {"cli"},
     {"research"},
     {"__main__"},
@@ -30,8 +32,6 @@ LAYERS = [
 ALLOWED_SIDEWAYS = {
     ("scorers", "models"),
     ("detector", "research"),
-    ("output", "detector"),
-    ("output", "engines"),
     ("report", "research"),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from normalis.datasets import open_dataset
 from normalis.engines import onnx as onnx_engine
 from normalis.engines.onnx import OnnxScorer, on_engine
 from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError
+from normalis.fitted import FittedDetector
 from normalis.output.folder import ScoreOptions, score_to_folder
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
 
@@ -53,9 +55,9 @@ def test_scores_maps_and_p_values_are_those_of_pytorch(fitted, on_onnx):
 
 def test_the_detector_given_is_left_as_it_is(fitted, on_onnx, tmp_path):
     assert type(fitted.scorer_).__name__ == "Median"
-    assert on_engine(fitted, "torch") is fitted
+    assert on_engine(fitted, "torch") is fitted.fitted_
     x = phantoms(3, seed=5)
-    again = type(fitted).load(on_onnx.save(tmp_path / "run"), device="cpu")
+    again = FittedDetector.load(on_onnx.save(tmp_path / "run"), device="cpu")
     np.testing.assert_allclose(again.anomaly_score(x), fitted.anomaly_score(x), rtol=1e-6)
     copied = pickle.loads(pickle.dumps(on_onnx))
     np.testing.assert_array_equal(copied.anomaly_score(x), on_onnx.anomaly_score(x))
@@ -115,13 +117,13 @@ def test_what_cannot_be_traced_is_refused(fitted):
 def test_an_engine_that_disagrees_is_refused(fitted, on_onnx, monkeypatch):
     monkeypatch.setattr(onnx_engine, "TOLERANCE", -1.0)
     with pytest.raises(SettingsError, match=r"must agree with PyTorch.*AEU read by Median"):
-        on_onnx.scorer_._check()
+        on_onnx.scorers[0]._check()
 
 
 def test_it_computes_one_model_only(on_onnx):
     other = models.build("ae", **SMALL).eval()
     with pytest.raises(SettingsError, match="the model that it was built from"):
-        on_onnx.scorer_.anomaly_score(other, torch.zeros(1, 1, 16, 16))
+        on_onnx.scorers[0].anomaly_score(other, torch.zeros(1, 1, 16, 16))
 
 
 def test_wrong_engines_and_devices(fitted):
@@ -129,7 +131,7 @@ def test_wrong_engines_and_devices(fitted):
         on_engine(fitted, "tensorrt")
     with pytest.raises(NotFittedError):
         on_engine(detector())
-    elsewhere = detector().fit(phantoms()).set_params(device="cuda")
+    elsewhere = replace(fitted.fitted_, params={**fitted.fitted_.params, "device": "cuda"})
     with pytest.raises(SettingsError, match="computes on the CPU"):
         on_engine(elsewhere)
 

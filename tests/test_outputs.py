@@ -19,7 +19,7 @@ from normalis.output import folder as outputs
 from normalis.output.folder import ScoreOptions, score_to_folder
 from normalis.report.pictures import find_pictures
 from normalis.report.sources import read_scores
-from normalis.scoring import Explained
+from normalis.scoring import Detail
 from normalis.storage import exclusive
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
 from test_images_dicom import make as make_dicom
@@ -235,7 +235,7 @@ def test_a_picture_shows_a_dicom_in_the_units_of_the_rule(tmp_path, rng, monkeyp
         write_dicom(tmp_path / f"in/{i:02d}.dcm", make_dicom(value, **window))
     fitted = detector().fit(tmp_path / "in")
     assert not fitted.rule_.voi  # only some have a window, so that none is applied
-    seen = list(fitted.explain(open_dataset(tmp_path / "in").samples))
+    seen = list(fitted.fitted_.detail(open_dataset(tmp_path / "in").samples))
     for explained, value in zip(seen, values, strict=True):
         np.testing.assert_allclose(explained.original[0], fitted.rule_.apply(value), rtol=1e-5)
 
@@ -289,7 +289,7 @@ def test_links_keep_the_name_that_the_user_gave(fitted, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
-    monkeypatch.setattr("normalis.detector.BATCH_SIZE", 8)
+    monkeypatch.setattr("normalis.fitted.BATCH_SIZE", 8)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     fitted = detector(image_size=64).fit(phantoms(20, size=64))
     path = write_pngs(tmp_path, phantoms(1, size=64))[0]
@@ -377,7 +377,7 @@ def stop(*_, **__):
 @pytest.fixture
 def by_three(monkeypatch):
     """Score three images at a time, so that there is something between start and end."""
-    monkeypatch.setattr("normalis.detector.BATCH_SIZE", 3)
+    monkeypatch.setattr("normalis.fitted.BATCH_SIZE", 3)
 
 
 def interrupted(fitted, source, out, *, after=6, **options):
@@ -555,7 +555,7 @@ def test_the_strip_shows_image_reconstruction_and_the_level_of_the_map():
     """A map made by hand: what a tiny training leaves depends on the processor."""
     anomaly_map = np.zeros((16, 16), np.float32)
     anomaly_map[4:8, 4:8] = 10.0
-    seen = Explained(
+    seen = Detail(
         row=None,
         original=np.full((1, 16, 16), 0.2, np.float32),
         anomaly_score=1.0,

@@ -7,12 +7,22 @@ import pytest
 import torch
 
 from normalis import models, scorers
+from normalis.fitted import FittedDetector
 from normalis.loading.arrays import ImageSettings, Loaded, from_array
 from normalis.scorers.base import Scorer
 from normalis.scoring import score, score_pixels
 from small_runs import phantoms
 
-CPU = torch.device("cpu")
+
+def read(model, scorer):
+    """Return a fitted detector of one model, that nothing else is known of."""
+    return FittedDetector(
+        params={"standardize": False},
+        models=(model,),
+        scorers=(scorer,),
+        image_settings=ImageSettings(image_size=32),
+        device=torch.device("cpu"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +46,11 @@ def three_threads():
 @pytest.mark.usefixtures("three_threads")
 def test_batches_come_in_order_and_score_as_alone(model):
     scorer = scorers.build("native")
-    parts = list(score([(model, scorer)], batches(9), device=CPU))
+    parts = list(score(read(model, scorer), batches(9)))
     assert len(parts) == 9
     for part, batch in zip(parts, batches(9), strict=True):
-        scores, maps, _ = score_pixels(model, scorer, batch.pixels, device=CPU)
-        np.testing.assert_allclose(part.anomaly_score, scores, rtol=1e-6)
+        scores, maps, _ = score_pixels(read(model, scorer), batch.pixels)
+        np.testing.assert_allclose(part.anomaly_score, scores[0], rtol=1e-6)
         np.testing.assert_allclose(part.anomaly_map, maps, rtol=1e-4, atol=1e-7)
     assert torch.get_num_threads() == 3
 
@@ -60,30 +70,30 @@ class Watching(Scorer):
 @pytest.mark.usefixtures("three_threads")
 def test_each_batch_is_one_pass_of_one_thread_beside_others(model):
     scorer = Watching()
-    parts = list(score([(model, scorer)], batches(12), device=CPU))
+    parts = list(score(read(model, scorer), batches(12)))
     assert len(scorer.seen) == len(parts) == 12
     assert {threads for _, threads in scorer.seen} == {1}
     assert threading.get_ident() not in {thread for thread, _ in scorer.seen}
 
 
 def test_few_batches_are_read_ahead(model):
-    read = []
+    seen = []
 
     def noting():
         for batch in batches(200, size=1):
-            read.append(batch)
+            seen.append(batch)
             yield batch
 
-    scored = score([(model, scorers.build("native"))], noting(), device=CPU)
+    scored = score(read(model, scorers.build("native")), noting())
     next(scored)
-    assert len(read) <= 2 * torch.get_num_threads()
+    assert len(seen) <= 2 * torch.get_num_threads()
     scored.close()
 
 
 def test_batches_without_images_are_left_out(model):
     nothing = Loaded(pixels=np.empty((0, 1, 32, 32), np.uint8), rows=[], skipped=[], rule=None)
     given = [nothing, *batches(1), nothing]
-    assert len(list(score([(model, scorers.build("native"))], given, device=CPU))) == 1
+    assert len(list(score(read(model, scorers.build("native")), given))) == 1
 
 
 @pytest.mark.parametrize("method", ["ae", "ganomaly"])

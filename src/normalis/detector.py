@@ -1,4 +1,7 @@
-"""The object that users hold: fit on normal images, score new ones, save, load.
+"""Settings of a detector, and the verbs that users need: fit, score, save, load.
+
+A detector is settings. Fitting it on normal images gives a `normalis.fitted.FittedDetector`, which
+is immutable, scores, and is what is saved; the detector holds it and hands its verbs on.
 
 The vocabulary is scikit-learn's and PyOD's: ``fit`` returns self, fitted state ends in ``_``,
 ``get_params`` and ``clone`` work. As in PyOD, and unlike scikit-learn's outlier detectors, **higher
@@ -7,50 +10,41 @@ scores are more anomalous** and ``predict`` returns 1 for anomalous, 0 for norma
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from torch import Tensor
 
 from normalis import models, scorers
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
-from normalis.errors import DataError, NotFittedError, RunError, SettingsError, UntrustedError
-from normalis.fitting import Place, judge, score_loaded, train_models
+from normalis.errors import DataError, RunError, SettingsError
+from normalis.fitted import FittedDetector, fitted_of
+from normalis.fitting import calibrate_on, train_models
 from normalis.images import IntensityRule
-from normalis.loading.arrays import ImageSettings, Loaded, from_array, stream
+from normalis.loading.arrays import ImageSettings, Loaded
 from normalis.loading.held_out import (
     Images,
     Normals,
-    as_dataset,
     fingerprint,
     folds,
-    is_array,
     normal_images,
-    samples_to_score,
     split,
     take,
     units_of,
 )
 from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import to_model_input
-from normalis.scoring import BATCH_SIZE, Explained, Reader, Scored, explain, joined_scores, score
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, TrainingSettings, pick_device, settings_for
-from normalis.trust import named_by_a_file
-
-if TYPE_CHECKING:
-    from normalis.datasets import Sample
 
 __all__ = ["AnomalyDetector"]
 
@@ -102,19 +96,10 @@ class AnomalyDetector(BaseEstimator):
         scorer_options: further settings of the scorer.
 
     Attributes:
-        models_: the fitted `AnomalyModel`, with ``cv+`` one per fold; scores, maps and
-            reconstructions are their means.
-        scorers_: the fitted `Scorer` of each.
-        rule_: the intensity rule of deep images, None if all were 8-bit.
-        calibration_: scores of held-out normal images, None with ``calibration="none"``.
-        colour_scale_: the one scale of all pictures.
-        decision_scores_: scores of the held-out (else of the training) normal images.
-        history_: losses by epoch.
-        latent_dim_: size of the bottleneck that was used.
-        training_: the `TrainingSettings` that were used.
-        info_: data, versions, durations; ``selection`` says why unless ``latent_dim`` was a number,
-            ``measured`` what a method says of held-out images (of `rate-ae` its rate, nats).
-        skipped_: (path, reason) of images that could not be read.
+        fitted_: the `FittedDetector`, immutable. What it holds can be read here as well:
+            ``models_``, ``scorers_``, ``rule_``, ``calibration_``, ``colour_scale_``,
+            ``decision_scores_``, ``history_``, ``latent_dim_``, ``training_``, ``info_``,
+            ``skipped_``.
 
     Example:
         >>> import numpy as np
@@ -293,13 +278,15 @@ class AnomalyDetector(BaseEstimator):
         """
         self._check()
         if run is None:
-            return self._fit(x, patient_ids, None, progress)
+            self.fitted_ = self._fit(x, patient_ids, None, progress)
+            return self
         folder = RunFolder(run)
         folder.check_writable(overwrite=overwrite)
         with folder.locked():
             folder.check_writable(overwrite=overwrite)
-            self._fit(x, patient_ids, folder, progress)
-            self._write(folder)
+            fitted = self._fit(x, patient_ids, folder, progress)
+            fitted.write(folder)
+        self.fitted_ = fitted
         return self
 
     def _fit(
@@ -308,69 +295,79 @@ class AnomalyDetector(BaseEstimator):
         patient_ids: Sequence[str | None] | None,
         folder: RunFolder | None,
         progress: Callable[[Progress], None] | None,
-    ) -> Self:
+    ) -> FittedDetector:
         started = time.perf_counter()
         normals = self._normal_images(x, patient_ids)
-        train, held = normals.train, normals.held
-        self.skipped_ = [*train.skipped, *(held.skipped if held else [])]
-        self.rule_ = train.rule
-        loaded_s = time.perf_counter() - started
-        self.info_: dict[str, Any] = {
-            "data": {
-                "name": normals.name,
-                "fingerprint": fingerprint(train.pixels),
-                "train_images": len(train.rows),
-                "calibration_images": self._n_calibration(normals),
-                "skipped": len(self.skipped_),
-            },
-            "load_s": loaded_s,
+        train, held, device = normals.train, normals.held, pick_device(self.device)
+        info: dict[str, Any] = {
+            "data": self._described(normals),
+            "load_s": time.perf_counter() - started,
         }
-        self.latent_dim_ = self._choose_latent_dim(train)
-        self.training_ = self._training_settings(len(train.rows))
-        fold = self._folds_of(train)
-        self.models_ = [self._build(self.latent_dim_) for _ in range(self._n_models)]
-        self.device_ = pick_device(self.device)
+        latent_dim = self._choose_latent_dim(train, info)
+        training = self._training_settings(len(train.rows))
+        params, fold = self._plain_params(training), self._folds_of(train)
+        built = [self._build(latent_dim) for _ in range(self._n_models)]
         trained = train_models(
-            self.models_,
+            built,
             torch.from_numpy(train.pixels),
-            settings=self.training_,
-            place=self._place,
+            settings=training,
+            device=device,
+            seed=self.random_state,
             fold=fold,
             held=torch.from_numpy(normals.watched.pixels) if normals.watched else None,
             folder=folder,
-            identity=self._identity(),
+            identity=_resumed_by(params, info["data"]["fingerprint"]),
             progress=progress,
         )
-        self.history_ = trained.history
-        self._judge(normals, fold)
-        if measured := self._measured(normals):
-            self.info_["measured"] = measured
-        self.info_ |= {
+        fitted = FittedDetector(
+            params=params,
+            models=tuple(built),
+            scorers=tuple(self._build_scorer() for _ in built),
+            image_settings=self.image_settings,
+            device=device,
+            rule=train.rule,
+            history=trained.history,
+            skipped=[*train.skipped, *(held.skipped if held else [])],
+        )
+        fixed = calibrate_on(fitted, train, held, fold=fold, seed=self.random_state)
+        if measured := self._measured(normals, built):
+            info["measured"] = measured
+        info |= {
             "fit_s": time.perf_counter() - started,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": str(self.device_),
+            "device": str(device),
             "threads": trained.threads or torch.get_num_threads(),
             "versions": versions(),
         }
-        return self
+        return replace(fitted, **vars(fixed), info=info)
+
+    def _described(self, normals: Normals) -> dict[str, Any]:
+        """Return what is written down of the data."""
+        train, held = normals.train, normals.held
+        calibrating = train if self.calibration == "cv+" else held
+        return {
+            "name": normals.name,
+            "fingerprint": fingerprint(train.pixels),
+            "train_images": len(train.rows),
+            "calibration_images": len(calibrating.rows) if calibrating else 0,
+            "skipped": len(train.skipped) + (len(held.skipped) if held else 0),
+        }
 
     def _normal_images(self, x: Images, patient_ids: Sequence[str | None] | None) -> Normals:
-        found = normal_images(
+        method = self._build()
+        held_out = self.calibration == "split"
+        return normal_images(
             x,
             self.image_settings,
             patient_ids=patient_ids,
-            hold_out=self.calibration_share if self.calibration == "split" else None,
+            hold_out=self.calibration_share if held_out else None,
+            watch=held_out and isinstance(method, Autoencoder) and method.needs_held_out,
             seed=self.random_state,
         )
-        method = self._build()
-        if not (isinstance(method, Autoencoder) and method.needs_held_out and found.held):
-            return found
-        watched, left = split(found.held, 0.5, self.random_state)
-        return replace(found, held=left, watched=watched)
 
-    def _measured(self, normals: Normals) -> dict[str, float]:
+    def _measured(self, normals: Normals, models: Sequence[AnomalyModel]) -> dict[str, float]:
         """Return what the method says of held-out images, if there are any."""
-        (model, *others) = self.models_
+        (model, *others) = models
         if others or normals.held is None or not isinstance(model, Autoencoder):
             return {}
         if type(model).measure is Autoencoder.measure:  # which has nothing to say
@@ -381,24 +378,15 @@ class AnomalyDetector(BaseEstimator):
         return model.measure(x, units_of(some).member.tolist())
 
     @property
-    def _place(self) -> Place:
-        return Place(device=self.device_, standardize=self.standardize, seed=self.random_state)
-
-    @property
     def _n_models(self) -> int:
         return self.folds if self.calibration == "cv+" else 1
-
-    def _n_calibration(self, normals: Normals) -> int:
-        if self.calibration == "cv+":
-            return len(normals.train.rows)
-        return len(normals.held.rows) if normals.held else 0
 
     def _folds_of(self, train: Loaded) -> NDArray[np.int64] | None:
         if self.calibration != "cv+":
             return None
         return folds(train, self.folds, self.random_state)
 
-    def _choose_latent_dim(self, train: Loaded) -> int:
+    def _choose_latent_dim(self, train: Loaded, info: dict[str, Any]) -> int:
         """Return the latent dimension; a rule sees the training images, never those held out."""
         if not isinstance(self.latent_dim, str):
             return self.latent_dim
@@ -423,172 +411,93 @@ class AnomalyDetector(BaseEstimator):
             seen, other = grey(some), grey(some)[:0]
         rule = usual_latent_dim if self.latent_dim == "auto" else choose_latent_dim
         chosen = rule(seen, other)
-        self.info_["selection"] = chosen.to_dict()
+        info["selection"] = chosen.to_dict()
         return int(chosen.latent_dim or USUAL_LATENT_DIM)
 
-    def _identity(self) -> str:
-        """Return what a resumed run must have in common with the one that was interrupted."""
-        params = {k: v for k, v in self._plain_params().items() if k != "device"}
-        return content_hash({"params": params, "data": self.info_["data"]["fingerprint"]})
-
-    def _plain_params(self) -> dict[str, Any]:
+    def _plain_params(self, training: TrainingSettings) -> dict[str, Any]:
         params = self.get_params(deep=False)
         params["method"] = models.method_name(self.method)
         # What was left to the defaults is kept as it was then: these may change.
         params["scorer"] = self._scorer_name
         params["reduction"] = self._build_scorer().settings.reduction
         params["method_options"] = self._method_options or None
-        used = {k: getattr(self.training_, k) for k in ("recipe", "epochs", "learning_rate")}
-        params |= used
+        params |= {k: getattr(training, k) for k in ("recipe", "epochs", "learning_rate")}
         return {k: _plain(v) for k, v in params.items()}
 
-    def _judge(self, normals: Normals, fold: NDArray[np.int64] | None) -> None:
-        """Score normal images that the models have not seen; fix thresholds and colours."""
-        found = judge(
-            self.models_,
-            self._build_scorer,
-            normals.train,
-            normals.held,
-            place=self._place,
-            fold=fold,
-        )
-        self.scorers_ = found.scorers
-        self.decision_scores_ = found.scores
-        self.calibration_ = found.calibration
-        self.colour_scale_ = found.colour_scale
+    # --- what was fitted ---
 
-    # --- score ---
+    def _fitted(self) -> FittedDetector:
+        return fitted_of(self)
 
-    def _fitted(self) -> None:
-        if not hasattr(self, "models_"):
-            raise NotFittedError("this AnomalyDetector must be fitted first: call fit or load")
+    @property
+    def models_(self) -> tuple[AnomalyModel, ...]:
+        """The fitted models, with ``cv+`` one per fold."""
+        return self._fitted().models
 
     @property
     def model_(self) -> AnomalyModel:
         """The fitted model; with ``cv+`` the first of ``models_``."""
-        self._fitted()
-        return self.models_[0]
+        return self._fitted().models[0]
+
+    @property
+    def scorers_(self) -> tuple[scorers.Scorer, ...]:
+        """The fitted scorer of each model."""
+        return self._fitted().scorers
 
     @property
     def scorer_(self) -> scorers.Scorer:
         """The fitted scorer; with ``cv+`` the first of ``scorers_``."""
-        self._fitted()
-        return self.scorers_[0]
+        return self._fitted().scorers[0]
 
-    def _readers(self) -> list[Reader]:
-        return list(zip(self.models_, self.scorers_, strict=True))
+    @property
+    def rule_(self) -> IntensityRule | None:
+        """The intensity rule of deep images, None if all were 8-bit."""
+        return self._fitted().rule
 
-    def stream(
-        self,
-        samples: Sequence[Sample],
-        *,
-        maps: bool = True,
-        reconstructions: bool = False,
-        skipped: list[tuple[Path, str]] | None = None,
-        need_one: bool = True,
-        workers: int | None = None,
-    ) -> Iterator[Scored]:
-        """Score files batch after batch in constant memory; unreadable ones are skipped.
+    @property
+    def calibration_(self) -> Calibration | None:
+        """Scores of held-out normal images, None with ``calibration="none"``."""
+        return self._fitted().calibration
 
-        Args:
-            samples: files of a `Dataset`.
-            maps: whether to compute anomaly maps.
-            reconstructions: whether to return reconstructions.
-            skipped: receives (path, reason) of what could not be read.
-            need_one: whether it is an error if nothing can be read.
-            workers: threads that read files; None means one per core.
-        """
-        self._fitted()
-        batches = stream(
-            samples,
-            self.image_settings,
-            rule=self.rule_,
-            batch_size=BATCH_SIZE,
-            need_one=need_one,
-            workers=workers,
-        )
+    @property
+    def colour_scale_(self) -> ColourScale:
+        """The one scale of all pictures."""
+        return self._fitted().colour_scale
 
-        def noting() -> Iterator[Loaded]:
-            for batch in batches:
-                if skipped is not None:
-                    skipped.extend(batch.skipped)
-                yield batch
+    @property
+    def decision_scores_(self) -> NDArray[np.float64]:
+        """Scores of the held-out (else of the training) normal images."""
+        return self._fitted().normal_scores
 
-        yield from score(
-            self._readers(),
-            noting(),
-            device=self.device_,
-            standardize=self.standardize,
-            maps=maps,
-            reconstructions=reconstructions,
-        )
+    @property
+    def history_(self) -> Sequence[Mapping[str, float]]:
+        """Losses by epoch."""
+        return self._fitted().history
 
-    def explain(self, samples: Sequence[Sample]) -> Iterator[Explained]:
-        """Score files and yield each image at full size with its map and reconstruction.
+    @property
+    def latent_dim_(self) -> int:
+        """Size of the bottleneck that was used."""
+        return self._fitted().latent_dim
 
-        Args:
-            samples: files of a `Dataset`; unreadable ones are left out.
-        """
-        self._fitted()
-        yield from explain(
-            self._readers(),
-            samples,
-            settings=self.image_settings,
-            rule=self.rule_,
-            device=self.device_,
-            standardize=self.standardize,
-        )
+    @property
+    def training_(self) -> TrainingSettings:
+        """The settings of the training that were used."""
+        return type(self)(**_settings_of(self._fitted().params))._training_settings()
 
-    def _scored(self, x: Images, *, maps: bool) -> list[Scored]:
-        self._fitted()
-        settings = self.image_settings
-        if is_array(x):
-            loaded = from_array(x, settings, rule=self.rule_, fit_rule=False)
-            return list(score_loaded(self._readers(), loaded, self._place, maps=maps))
-        skipped: list[tuple[Path, str]] = []
-        samples = samples_to_score(as_dataset(x))
-        parts = list(self.stream(samples, maps=maps, skipped=skipped))
-        if skipped:
-            path, reason = skipped[0]
-            raise DataError(
-                f"{len(skipped)} of the images cannot be read, and scores would no longer line up "
-                f"with them; the first is {path}: {reason}. Remove them, or score the folder with "
-                "`normalis score`, which skips and reports"
-            )
-        return parts
+    @property
+    def info_(self) -> Mapping[str, Any]:
+        """Data, versions, durations; ``measured`` is what a method says of held-out images."""
+        return self._fitted().info
 
-    def anomaly_score(self, x: Images) -> NDArray[np.float64]:
-        """Return one score per image (N,), higher is more anomalous."""
-        parts = self._scored(x, maps=False)
-        return np.concatenate([p.anomaly_score for p in parts])
+    @property
+    def skipped_(self) -> Sequence[tuple[Path, str]]:
+        """(path, reason) of normal images that could not be read."""
+        return self._fitted().skipped
 
-    def decision_function(self, x: Images) -> NDArray[np.float64]:
-        """Return `anomaly_score`; PyOD's name and sign."""
-        return self.anomaly_score(x)
-
-    def anomaly_map(self, x: Images) -> NDArray[np.float32]:
-        """Return one map per image (N, S, S), higher is more anomalous."""
-        parts = self._scored(x, maps=True)
-        return np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
-
-    def p_value(self, x: Images) -> NDArray[np.float64]:
-        """Return the share of normal images that score at least as high, (N,) in (0, 1].
-
-        Raises:
-            NotFittedError: if the detector was fitted without calibration.
-        """
-        calibration = self._calibrated()
-        return calibration.p_values(joined_scores(self._scored(x, maps=False)))
-
-    def predict(self, x: Images) -> NDArray[np.int64]:
-        """Return 1 for images flagged at the false-positive rate ``fpr``, 0 for others.
-
-        Raises:
-            NotFittedError: if the detector was fitted without calibration.
-            SettingsError: if too few normal images were held out to certify the rate.
-        """
-        self._calibrated().check_rate(self.fpr)
-        return self._calibrated().flags(self.p_value(x), self.fpr).astype(np.int64)
+    @property
+    def device_(self) -> torch.device:
+        """Where the models are."""
+        return self._fitted().device
 
     @property
     def threshold_(self) -> float:
@@ -597,49 +506,45 @@ class AnomalyDetector(BaseEstimator):
         Raises:
             SettingsError: with ``cv+``, whose models have no common scale.
         """
-        return self._calibrated().threshold(self.fpr)
+        return self._fitted().require_calibration().threshold(self.fpr)
 
-    def _calibrated(self) -> Calibration:
-        self._fitted()
-        if self.calibration_ is None:
-            raise NotFittedError(
-                'p-values and thresholds need calibration="split" or "cv+", this detector was '
-                'fitted with "none": fit it again, or rank by anomaly_score'
-            )
-        return self.calibration_
+    # --- score ---
 
-    def read_by(
-        self,
-        scorer: str,
-        normals: Images,
-        *,
-        reduction: str | None = None,
-        scorer_options: dict[str, Any] | None = None,
-    ) -> Self:
-        """Return a detector with the same fitted model, read by another scorer.
+    def anomaly_score(self, x: Images) -> NDArray[np.float64]:
+        """Return one score per image (N,), higher is more anomalous."""
+        return self._fitted().anomaly_score(x)
 
-        Args:
-            scorer: a name from `normalis.scorers.SCORERS`.
-            normals: the images that the detector was fitted on. Those held out then are found
-                again, and give the new scores their p-values and pictures their colours.
-            reduction: how a map becomes one number; None for the scorer's own.
-            scorer_options: further settings of the scorer.
+    def decision_function(self, x: Images) -> NDArray[np.float64]:
+        """Return `anomaly_score`; PyOD's name and sign."""
+        return self.anomaly_score(x)
+
+    def anomaly_map(self, x: Images) -> NDArray[np.float32]:
+        """Return one map per image (N, S, S), higher is more anomalous."""
+        return self._fitted().anomaly_map(x)
+
+    def p_value(self, x: Images) -> NDArray[np.float64]:
+        """Return the share of normal images that score at least as high, (N,) in (0, 1].
 
         Raises:
-            DataError: if the images are not those of the fit.
-            SettingsError: if the scorer cannot read the model.
+            NotFittedError: if the detector was fitted without calibration.
         """
-        self._fitted()
-        other = copy.copy(self)
-        other.scorer, other.reduction, other.scorer_options = scorer, reduction, scorer_options
-        found = other._normal_images(normals, None)
-        if fingerprint(found.train.pixels) != self.info_["data"]["fingerprint"]:
-            raise DataError(
-                "the normal images must be those that the detector was fitted on, for the ones "
-                f"held out then; got others ({found.name}, fitted on {self.info_['data']['name']})"
-            )
-        other._judge(found, other._folds_of(found.train))
-        return other
+        return self._fitted().p_value(x)
+
+    def predict(self, x: Images) -> NDArray[np.int64]:
+        """Return 1 for images flagged at the false-positive rate ``fpr``, 0 for others.
+
+        Raises:
+            NotFittedError: if the detector was fitted without calibration.
+            SettingsError: if too few normal images were held out to certify the rate.
+        """
+        return self._fitted().predict(x, fpr=self.fpr)
+
+    def calibrate(
+        self, normals: Images, *, patient_ids: Sequence[str | None] | None = None
+    ) -> Self:
+        """Calibrate on other normal images, without training; see `FittedDetector.calibrate`."""
+        self.fitted_ = self._fitted().calibrate(normals, patient_ids=patient_ids)
+        return self
 
     # --- save and load ---
 
@@ -649,126 +554,39 @@ class AnomalyDetector(BaseEstimator):
         Raises:
             RunError: if the folder holds something already, or cannot be written.
         """
-        self._fitted()
-        folder = RunFolder(path)
-        folder.check_writable(overwrite=overwrite)
-        with folder.locked():
-            self._write(folder)
-        return folder.path
-
-    def _write(self, folder: RunFolder) -> None:
-        arrays: dict[str, NDArray[Any]] = {}
-        for i, (model, scorer) in enumerate(self._readers()):
-            arrays |= {f"{_place('model', i)}{k}": _to_numpy(v) for k, v in model.state().items()}
-            arrays |= {f"{_place('scorer', i)}{k}": _to_numpy(v) for k, v in scorer.state().items()}
-        arrays["decision_scores"] = self.decision_scores_
-        folder.write(
-            arrays,
-            {
-                "params": self._plain_params(),
-                "image_settings": asdict(self.image_settings),
-                "model_settings": self.models_[0].settings.to_dict(),
-                "rule": self.rule_.to_dict() if self.rule_ else None,
-                "colour_scale": self.colour_scale_.to_dict(),
-                "calibration": self.calibration_.to_dict() if self.calibration_ else None,
-                "history": self.history_,
-                "info": self.info_,
-            },
-            self.skipped_,
-        )
+        return self._fitted().save(path, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", trust: bool = False) -> Self:
-        """Read a run folder; nothing that its files name is imported or run.
+        """Read a run folder, with the settings that it was fitted with.
 
         Args:
             path: the folder that ``fit`` or `save` wrote.
             device: where to score, whatever the device it was fitted on.
-            trust: whether a method, scorer or network that the folder names as ``module:Class``
-                may be imported, which runs that code. Methods of this package and of installed
-                packages need no trust.
+            trust: as of `FittedDetector.load`.
 
         Raises:
             RunError: if a file is missing, damaged or was edited.
             UntrustedError: if the folder names code of its own and ``trust`` is False.
         """
-        folder = RunFolder(path)
-        pick_device(device)
-        body, arrays = folder.read_settings(), folder.read_arrays()
+        fitted = FittedDetector.load(path, device=device, trust=trust)
         try:
-            with named_by_a_file(folder.path / folder.SETTINGS, trust=trust):
-                params: dict[str, Any] = {
-                    k: tuple(v) if isinstance(v, list) else v for k, v in body["params"].items()
-                }
-                self = cls(**(params | {"device": device}))
-                _check_agree(params.get("method_options"), body["model_settings"])
-                stored = sum(v.size for v in arrays.values())
-                models.check_size(self.method, stored, **body["model_settings"])
-                self._check_stored(body)
-                self._restore(body, arrays)
-        except UntrustedError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
-                ValueError) as error:  # fmt: skip
+            self = cls(**_settings_of(fitted.params))
+        except TypeError as error:
             raise RunError(f"{path}: is damaged ({error}); fit the model again") from error
+        self.fitted_ = fitted
         return self
 
-    def _check_stored(self, body: dict[str, Any]) -> None:
-        """Refuse what no fit writes, though every checksum is right."""
-        read, built = self.image_settings, body["model_settings"]
-        if (read.image_size, read.channels) != (built["image_size"], built["channels"]):
-            raise RunError("params and model_settings disagree on the size of images")
-        if not (0 < self.fpr < 1 and body["info"]["data"]["fingerprint"]):
-            raise RunError(f"fpr must be in (0, 1), is {self.fpr}")
-        for losses in body["history"]:
-            sum(losses.values())
 
-    def _restore(self, body: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-        self.device_ = pick_device(self.device)
-        self.latent_dim_ = int(body["model_settings"]["latent_dim"])
-        self.training_ = self._training_settings()
-        built = body["model_settings"]  # not the parameters: what is usual may have changed since
-        self.models_ = [models.build(self.method, **built) for _ in range(self._n_models)]
-        self.scorers_ = [self._build_scorer() for _ in self.models_]
-        for i, (model, scorer) in enumerate(self._readers()):
-            if not any(name.startswith(_place("model", i)) for name in arrays):
-                raise RunError(f"model.safetensors holds nothing of model {i + 1}")
-            model.load_state(_part(arrays, _place("model", i), self.device_))
-            if isinstance(model, Autoencoder):
-                model.to(self.device_, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-            scorer.load_state(_part(arrays, _place("scorer", i), self.device_))
-        self.rule_ = IntensityRule.from_dict(body["rule"]) if body["rule"] else None
-        self.colour_scale_ = ColourScale(**body["colour_scale"])
-        kept = body["calibration"]
-        self.calibration_ = None
-        if kept:
-            self.calibration_ = Calibration.from_dict(kept)
-        self.decision_scores_ = arrays["decision_scores"]
-        self.history_, self.info_, self.skipped_ = body["history"], body["info"], []
+def _settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values as the constructor takes them."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in params.items()}
 
 
-def _check_agree(asked: Mapping[str, Any] | None, built: Mapping[str, Any]) -> None:
-    """Refuse names of code that were asked for and are not those that the model was built with."""
-    for key, value in (asked or {}).items():
-        if isinstance(value, str) and ":" in value and built.get(key) != value:
-            raise RunError(f"method_options and model_settings disagree on {key}")
-
-
-def _place(part: str, number: int) -> str:
-    """Return the prefix of what is kept of a model or scorer; the first has no number."""
-    return f"{part}_{number}." if number else f"{part}."
-
-
-def _to_numpy(tensor: Tensor) -> NDArray[Any]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
-
-
-def _part(arrays: dict[str, NDArray[Any]], prefix: str, device: torch.device) -> dict[str, Tensor]:
-    return {
-        k.removeprefix(prefix): torch.from_numpy(v).to(device)
-        for k, v in arrays.items()
-        if k.startswith(prefix)
-    }
+def _resumed_by(params: Mapping[str, Any], data: str) -> str:
+    """Return what a resumed run must have in common with the one that was interrupted."""
+    asked = {k: v for k, v in params.items() if k != "device"}
+    return content_hash({"params": asked, "data": data})
 
 
 def _pair(name: str, values: Sequence[float]) -> tuple[float, float]:

@@ -1,14 +1,14 @@
-"""Normal images -> trained models, and how their residuals are judged.
+"""Normal images -> trained models, and the calibration of their scores.
 
 Three ways of calibration come down to which images each model has seen. With images held out
-there is one model and nothing that it judges was trained on; with folds (CV+) there is one model
-per fold, and each image is judged by the one without it; with neither, all was trained on and
+there is one model and nothing that it scores was trained on; with folds (CV+) there is one model
+per fold, and each image is scored by the one without it; with neither, all was trained on and
 nothing can be promised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,45 +23,27 @@ from normalis.loading.arrays import Loaded
 from normalis.loading.held_out import split, take, units_of
 from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import to_model_input
-from normalis.scorers.base import Scorer
-from normalis.scoring import BATCH_SIZE, Reader, Scored, image_statistics, score
+from normalis.scoring import Fitted, image_statistics, score_loaded
 from normalis.storage import RunFolder
 from normalis.training.checkpoints import train_resumably
 from normalis.training.loop import Progress, Training, TrainingSettings, fit
 
-__all__ = ["Judgement", "Place", "Trained", "judge", "score_loaded", "train_models"]
+__all__ = ["Calibrated", "Trained", "calibrate_on", "train_models"]
 
 Fold = NDArray[np.int64] | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where, and on what kind of images, models work.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Calibrated:
+    """What is normal for a fitted detector.
 
     Attributes:
-        device: of the models.
-        standardize: whether each image's own brightness and contrast are removed first.
-        seed: of everything random.
-    """
-
-    device: torch.device
-    standardize: bool = False
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """How a residual is read, and what is normal for it.
-
-    Attributes:
-        scorers: fitted, one per model.
-        scores: (n,) of normal images, held out where any are.
+        normal_scores: (n,) of normal images, held out where any are.
         calibration: None where nothing was held out.
         colour_scale: of all pictures.
     """
 
-    scorers: list[Scorer]
-    scores: NDArray[np.float64]
+    normal_scores: NDArray[np.float64]
     calibration: Calibration | None
     colour_scale: ColourScale
 
@@ -84,7 +66,8 @@ def train_models(
     pixels: Tensor,
     *,
     settings: TrainingSettings,
-    place: Place,
+    device: torch.device,
+    seed: int = 0,
     fold: Fold = None,
     held: Tensor | None = None,
     folder: RunFolder | None = None,
@@ -97,7 +80,8 @@ def train_models(
         models: one, or one per fold; changed in place.
         pixels: (N, C, S, S) normal images.
         settings: of the training.
-        place: where.
+        device: where.
+        seed: of everything random; each further model has the next one.
         fold: (N,) number of the model that must not see each image; None if the one sees all.
         held: (M, C, S, S) normal images for methods that watch some; see `Training`.
         folder: where checkpoints are kept, so that a killed training goes on.
@@ -111,13 +95,13 @@ def train_models(
     if not networks:
         for k, model in enumerate(models):
             seen = pixels if rows is None else pixels[rows[k]]
-            fit(model, seen, settings=settings, seed=place.seed, device=place.device)
+            fit(model, seen, settings=settings, seed=seed, device=device)
         return Trained(history=[], threads=None)
-    seeds = [place.seed + k for k in range(len(networks))]
+    seeds = [seed + k for k in range(len(networks))]
     shared: dict[str, Any] = {
         "settings": settings,
         "seeds": seeds,
-        "device": place.device,
+        "device": device,
         "rows": rows,
         "held": held,
     }
@@ -131,95 +115,74 @@ def train_models(
     return Trained(history=training.history, threads=training.threads)
 
 
-def judge(
-    models: Sequence[AnomalyModel],
-    make_scorer: Callable[[], Scorer],
-    train: Loaded,
-    held: Loaded | None,
-    *,
-    place: Place,
-    fold: Fold = None,
-) -> Judgement:
-    """Score normal images that the models have not seen; fix thresholds and colours.
+def calibrate_on(
+    fitted: Fitted, train: Loaded | None, held: Loaded | None, *, fold: Fold = None, seed: int = 0
+) -> Calibrated:
+    """Score normal images that the models have not seen; fix p-values, thresholds and colours.
 
     Args:
-        models: fitted on ``train``, with folds each on the images outside its own.
-        make_scorer: returns a new scorer.
-        train: normal images that were trained on.
+        fitted: trained on ``train``, with folds each model on the images outside its own; its
+            scorers are fitted here where they need it and have not been.
+        train: normal images that were trained on; None where no scorer is to be fitted.
         held: normal images that were not; None with folds, or if there are none.
-        place: where.
         fold: (n,) fold of each training image; None without folds.
+        seed: of what is drawn.
 
     Raises:
         SettingsError: if the scorer cannot read the models.
     """
-    scorers = [make_scorer() for _ in models]
-    readers = list(zip(models, scorers, strict=True))
-    for model, scorer in readers:
+    for model, scorer in zip(fitted.models, fitted.scorers, strict=True):
         scorer.check_supports(model)
-    if scorers[0].needs_fit:
-        held = _fit_scorers(readers, train, held, place, fold)
+    if train is not None and fitted.scorers[0].needs_fit:
+        held = _fit_scorers(fitted, train, held, fold, seed)
     normals, unseen = held or train, held is not None or fold is not None
-    scores, maps = _score_unseen(readers, normals, place, fold)
-    return Judgement(
-        scorers=scorers,
-        scores=scores,
+    assert normals is not None  # the callers give one of the two
+    scores, maps = _score_unseen(fitted, normals, fold)
+    return Calibrated(
+        normal_scores=scores,
         calibration=_calibration(normals, scores, maps, fold) if unseen else None,
         colour_scale=ColourScale.from_maps(maps, held_out=unseen),
     )
 
 
-def score_loaded(
-    readers: Sequence[Reader], loaded: Loaded, place: Place, *, maps: bool = True
-) -> Iterator[Scored]:
-    """Score images in memory, batch after batch; see `normalis.scoring.score`."""
-    batches = (
-        Loaded(
-            pixels=loaded.pixels[i : i + BATCH_SIZE],
-            rows=loaded.rows[i : i + BATCH_SIZE],
-            skipped=[],
-            rule=loaded.rule,
-        )
-        for i in range(0, len(loaded.rows), BATCH_SIZE)
-    )
-    yield from score(
-        readers, batches, device=place.device, standardize=place.standardize, maps=maps
-    )
-
-
 def _fit_scorers(
-    readers: Sequence[Reader], train: Loaded, held: Loaded | None, place: Place, fold: Fold
+    fitted: Fitted, train: Loaded, held: Loaded | None, fold: Fold, seed: int
 ) -> Loaded | None:
     """Fit the scorers; return what is left to calibrate on.
 
     What a scorer was fitted on scores too low to calibrate it. Of held-out images one half is for
     each; with folds a scorer sees what its model has seen.
     """
-    seen, left = [train] * len(readers), held
+    seen, left = [train] * len(fitted.models), held
     if fold is not None:
-        seen = [take(train, fold != k) for k in range(len(readers))]
+        seen = [take(train, fold != k) for k in range(len(fitted.models))]
     elif held is not None:
-        half, left = split(held, 0.5, place.seed)
+        half, left = split(held, 0.5, seed)
         seen = [half]
-    for (model, scorer), normals in zip(readers, seen, strict=True):
-        x = to_model_input(torch.from_numpy(normals.pixels), standardize=place.standardize)
-        scorer.fit(model, x.to(place.device))
+    for model, scorer, normals in zip(fitted.models, fitted.scorers, seen, strict=True):
+        x = to_model_input(torch.from_numpy(normals.pixels), standardize=fitted.standardize)
+        scorer.fit(model, x.to(fitted.device))
     return left
 
 
 def _score_unseen(
-    readers: Sequence[Reader], normals: Loaded, place: Place, fold: Fold
+    fitted: Fitted, normals: Loaded, fold: Fold
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Return scores (n,) and maps (n, S, S), with folds each by the model without its own."""
-    number = np.zeros(len(normals.rows), np.int64) if fold is None else fold
-    scores = np.empty(len(number))
-    maps = np.empty((len(number), *normals.pixels.shape[2:]), np.float32)
-    for k, reader in enumerate(readers):
-        mine = number == k
-        parts = list(score_loaded([reader], take(normals, mine), place))
-        scores[mine] = np.concatenate([p.anomaly_score for p in parts])
-        maps[mine] = np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
+    if fold is None:
+        return _score_all(fitted, normals)
+    scores = np.empty(len(fold))
+    maps = np.empty((len(fold), *normals.pixels.shape[2:]), np.float32)
+    for k in range(len(fitted.models)):
+        mine = fold == k
+        scores[mine], maps[mine] = _score_all(fitted.member(k), take(normals, mine))
     return scores, maps
+
+
+def _score_all(fitted: Fitted, normals: Loaded) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    parts = list(score_loaded(fitted, normals))
+    maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
+    return np.concatenate([p.anomaly_score for p in parts]), np.concatenate(maps)
 
 
 def _calibration(

@@ -1,9 +1,8 @@
 """A fitted model and a stream of images to anomaly maps and scores, in constant memory.
 
 Images arrive in batches from `normalis.loading.arrays.stream`, whose workers decode the next ones
-while
-the model works on these, on a CPU one batch per thread. Nothing is kept: memory does not grow with
-the number of images.
+while the model works on these, on a CPU one batch per thread. Nothing is kept: memory does not
+grow with the number of images.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice, repeat
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from normalis.datasets import Sample
 from normalis.errors import DataError, UnreadableImageError
@@ -29,20 +29,18 @@ from normalis.scorers.base import Scorer
 
 __all__ = [
     "BATCH_SIZE",
-    "Explained",
-    "Reader",
+    "Detail",
+    "Fitted",
     "Scored",
-    "explain",
+    "batches_of",
+    "detail",
     "from_model_range",
     "image_statistics",
     "joined_scores",
     "score",
-    "score_by_all",
+    "score_loaded",
     "score_pixels",
 ]
-
-#: A fitted model and how its residual is read.
-Reader = tuple[AnomalyModel, Scorer]
 
 #: Images scored at once: large enough for full speed, small enough for any machine.
 BATCH_SIZE = 64
@@ -77,59 +75,70 @@ def image_statistics(pixels: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     return {"mean intensity": unit.mean(1), "contrast": unit.std(1)}
 
 
+class Fitted(Protocol):
+    """What scoring needs of a fitted detector (`normalis.fitted.FittedDetector`)."""
+
+    @property
+    def models(self) -> Sequence[AnomalyModel]:
+        """Fitted, usually one; scores, maps and reconstructions are their means."""
+
+    @property
+    def scorers(self) -> Sequence[Scorer]:
+        """One per model."""
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        """How images are read."""
+
+    @property
+    def rule(self) -> IntensityRule | None:
+        """The fitted intensity rule."""
+
+    @property
+    def standardize(self) -> bool:
+        """Whether each image's own brightness and contrast are removed."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+
+    @property
+    def cross_fitted(self) -> bool:
+        """Whether p-values are made from the scores by each model."""
+
+    def member(self, number: int) -> Fitted:
+        """Return the same with one of the models alone."""
+
+
 @torch.inference_mode()
 def score_pixels(
-    model: AnomalyModel,
-    scorer: Scorer,
-    pixels: NDArray[Any],
-    *,
-    device: torch.device,
-    standardize: bool = False,
-    maps: bool = True,
-    reconstructions: bool = False,
+    fitted: Fitted, pixels: NDArray[Any], *, maps: bool = True, reconstructions: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """Score one batch of pixels.
+    """Score one batch of pixels by every model of a detector.
 
     Args:
-        model: fitted; in evaluation mode.
-        scorer: how its residual is read.
+        fitted: models with their scorers; in evaluation mode.
         pixels: (B, C, S, S) ``uint8`` or float with nominal range [0, 1].
-        device: where the model is.
-        standardize: as the model was trained.
         maps: whether to return anomaly maps.
         reconstructions: whether to return reconstructions.
 
     Returns:
-        scores (B,), maps (B, S, S) or None, reconstructions (B, C, S, S) or None.
-    """
-    x = to_model_input(as_tensor(pixels).to(device), standardize=standardize)
-    x = x.contiguous(memory_format=torch.channels_last)
-    read, shown = scorer.read(model, x, maps=maps)
-    rebuilt = model.reconstruct(x) if reconstructions else None
-    return (
-        read.double().cpu().numpy(),
-        None if shown is None else shown.float().cpu().numpy(),
-        None if rebuilt is None else rebuilt.float().cpu().numpy(),
-    )
-
-
-def score_by_all(
-    readers: Sequence[Reader], pixels: NDArray[Any], **settings: Any
-) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """Score one batch by every model of a detector.
-
-    Args:
-        readers: models with their scorers, usually one.
-        pixels: (B, C, S, S) ``uint8`` or float with nominal range [0, 1].
-        **settings: of `score_pixels`.
-
-    Returns:
         scores (F, B) by each model; maps (B, S, S) and reconstructions (B, C, S, S), averaged over
-        the models, each None where `score_pixels` gives none.
+        the models, each None if not asked for or if the method has none.
     """
-    parts = [score_pixels(model, scorer, pixels, **settings) for model, scorer in readers]
-    scores, maps, rebuilt = zip(*parts, strict=True)
-    return np.stack(scores), _mean(maps), _mean(rebuilt)
+    x = to_model_input(as_tensor(pixels).to(fitted.device), standardize=fitted.standardize)
+    x = x.contiguous(memory_format=torch.channels_last)
+    scores, shown, rebuilt = [], [], []
+    for model, scorer in zip(fitted.models, fitted.scorers, strict=True):
+        score, anomaly_map = scorer.read(model, x, maps=maps)
+        scores.append(score.double().cpu().numpy())
+        shown.append(_array(anomaly_map))
+        rebuilt.append(_array(model.reconstruct(x) if reconstructions else None))
+    return np.stack(scores), _mean(shown), _mean(rebuilt)
+
+
+def _array(tensor: Tensor | None) -> NDArray[np.float32] | None:
+    return None if tensor is None else tensor.float().cpu().numpy()
 
 
 def _mean(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
@@ -140,24 +149,17 @@ def _mean(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | 
 
 
 def score(
-    readers: Sequence[Reader],
+    fitted: Fitted,
     batches: Iterable[Loaded],
     *,
-    device: torch.device,
-    standardize: bool = False,
     maps: bool = True,
     reconstructions: bool = False,
 ) -> Iterator[Scored]:
-    """Score batch after batch; see `score_by_all` and `score_pixels` for the arguments."""
+    """Score batch after batch; see `score_pixels` for the arguments."""
 
     def scored(batch: Loaded) -> Scored:
-        scores, shown, rebuilt = score_by_all(
-            readers,
-            batch.pixels,
-            device=device,
-            standardize=standardize,
-            maps=maps,
-            reconstructions=reconstructions,
+        scores, shown, rebuilt = score_pixels(
+            fitted, batch.pixels, maps=maps, reconstructions=reconstructions
         )
         return Scored(
             rows=list(batch.rows),
@@ -165,11 +167,27 @@ def score(
             anomaly_map=shown,
             reconstruction=rebuilt,
             statistics=image_statistics(batch.pixels),
-            by_fold=scores if len(readers) > 1 else None,
+            by_fold=scores if fitted.cross_fitted else None,
         )
 
     filled = (batch for batch in batches if batch.rows)
-    yield from _in_threads(scored, filled) if device.type == "cpu" else map(scored, filled)
+    yield from _in_threads(scored, filled) if fitted.device.type == "cpu" else map(scored, filled)
+
+
+def score_loaded(fitted: Fitted, loaded: Loaded, *, maps: bool = True) -> Iterator[Scored]:
+    """Score images in memory, batch after batch; see `score`."""
+    yield from score(fitted, batches_of(loaded), maps=maps)
+
+
+def batches_of(loaded: Loaded) -> Iterator[Loaded]:
+    """Cut images in memory into batches."""
+    for i in range(0, len(loaded.rows), BATCH_SIZE):
+        yield Loaded(
+            pixels=loaded.pixels[i : i + BATCH_SIZE],
+            rows=loaded.rows[i : i + BATCH_SIZE],
+            skipped=[],
+            rule=loaded.rule,
+        )
 
 
 def _in_threads(scored: Callable[[Loaded], Scored], batches: Iterable[Loaded]) -> Iterator[Scored]:
@@ -197,7 +215,7 @@ def joined_scores(parts: Sequence[Scored]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Explained:
+class Detail:
     """One image with what the model makes of it, for a picture.
 
     Attributes:
@@ -215,61 +233,42 @@ class Explained:
     reconstruction: NDArray[np.float32] | None
 
 
-def explain(
-    readers: Sequence[Reader],
-    samples: Sequence[Sample],
-    *,
-    settings: ImageSettings,
-    rule: IntensityRule | None,
-    device: torch.device,
-    standardize: bool = False,
-) -> Iterator[Explained]:
+def detail(fitted: Fitted, samples: Sequence[Sample]) -> Iterator[Detail]:
     """Score files and yield each image at full size with its map and reconstruction.
 
     Args:
-        readers: fitted models with their scorers, usually one.
+        fitted: a fitted detector.
         samples: the files; unreadable ones are left out.
-        settings: how images are read.
-        rule: the fitted intensity rule.
-        device: where the model is.
-        standardize: as the model was trained.
     """
+    settings, rule = fitted.image_settings, fitted.rule
     for start in range(0, len(samples), BATCH_SIZE):
         chosen = samples[start : start + BATCH_SIZE]
         try:
             loaded = load(chosen, settings, rule=rule, fit_rule=False)
         except DataError:  # all of these vanished, or were damaged, since they were listed
             continue
-        originals = _originals(loaded.rows, settings, rule)
-        for first in range(0, len(loaded.rows), BATCH_SIZE):
-            some = slice(first, first + BATCH_SIZE)
-            part = score_by_all(
-                readers,
-                loaded.pixels[some],
-                device=device,
-                standardize=standardize,
-                reconstructions=True,
-            )
-            unit = to_unit(loaded.pixels[some])
-            yield from _explained(loaded.rows[some], part, unit, originals, standardize)
+        originals, done = _originals(loaded.rows, settings, rule), 0
+        for part in score(fitted, batches_of(loaded), reconstructions=True):
+            unit = to_unit(loaded.pixels[done : done + len(part.rows)])
+            yield from _details(part, unit, originals, fitted.standardize)
+            done += len(part.rows)
 
 
-def _explained(
-    rows: Sequence[Row],
-    part: tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None],
+def _details(
+    part: Scored,
     unit: NDArray[np.float32],
     originals: Iterator[NDArray[np.float32] | None],
     standardize: bool,
-) -> Iterator[Explained]:
-    scores, maps, rebuilt = part
+) -> Iterator[Detail]:
+    maps, rebuilt = part.anomaly_map, part.reconstruction
     if rebuilt is not None:
         rebuilt = from_model_range(rebuilt, unit, standardize=standardize)
     # rows comes first: when it is used up, zip takes nothing more from originals.
-    for i, (row, original) in enumerate(zip(rows, originals, strict=False)):
-        yield Explained(
+    for i, (row, original) in enumerate(zip(part.rows, originals, strict=False)):
+        yield Detail(
             row=row,
             original=unit[i] if original is None else original,
-            anomaly_score=float(scores[:, i].mean()),
+            anomaly_score=float(part.anomaly_score[i]),
             anomaly_map=np.zeros(unit.shape[2:], np.float32) if maps is None else maps[i],
             reconstruction=None if rebuilt is None else rebuilt[i],
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,7 +130,7 @@ def _describe(data: Dataset) -> None:
         errors.print(f"  note: {escape(note)}")
 
 
-def _report_skipped(skipped: list[tuple[Path, str]], where: Path | None = None) -> None:
+def _report_skipped(skipped: Sequence[tuple[Path, str]], where: Path | None = None) -> None:
     if not skipped:
         return
     listed = f"; all are listed in {where}" if where else ""
@@ -463,19 +463,19 @@ def score(
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
     use_threads(threads)
-    from normalis.detector import AnomalyDetector
     from normalis.engines.cluster import Cluster
+    from normalis.fitted import FittedDetector
     from normalis.loading.held_out import samples_to_score
     from normalis.output.folder import ScoreOptions, score_to_folder
 
     if not 0 < fpr < 1:
         raise typer.BadParameter(f"--fpr must be in (0, 1), got {fpr}")
-    detector = AnomalyDetector.load(run, device=device, trust=trust)
+    detector = FittedDetector.load(run, device=device, trust=trust)
     if scorer is not None:
         if normals is None:
             raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")
         chosen = _open(normals, patients)
-        detector = detector.read_by(
+        detector = detector.with_scorer(
             scorer, chosen, reduction=reduction, scorer_options=_options(scorer_option)
         )
     dataset = _open(images, patients)
@@ -505,10 +505,10 @@ def score(
         errors.print(f"[yellow]drift:[/] {escape(reason)}", soft_wrap=True)
     if summary.flagged is not None:
         console.print(f"{summary.flagged} flagged at a false-positive rate of {fpr:g}")
-    elif detector.calibration_ is None:
+    elif detector.calibration is None:
         console.print("no p-values: the run was fitted with --calibration none")
     else:
-        least = detector.calibration_.smallest_rate
+        least = detector.calibration.smallest_rate
         console.print(
             f"none flagged: the normals held out certify rates from {least:.2g}, not {fpr:g}"
         )
@@ -534,11 +534,11 @@ def evaluate(
 ) -> None:
     """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
     use_threads(threads)
-    from normalis.detector import AnomalyDetector
     from normalis.evaluation.of_detector import assess
+    from normalis.fitted import FittedDetector
     from normalis.storage import write_json
 
-    detector = AnomalyDetector.load(run, device=device, trust=trust)
+    detector = FittedDetector.load(run, device=device, trust=trust)
     dataset = _open(data, patients)
     with progress("evaluate") as bar:
         result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar))
@@ -552,7 +552,7 @@ def evaluate(
         file,
         {
             "data": dataset.name,
-            "method": detector.method,
+            "method": detector.params["method"],
             "skipped": len(skipped),
             **result.to_dict(),
             "findings": [{"severity": f.severity, "text": f.text} for f in found.findings],

@@ -24,9 +24,9 @@ def export(
     ] = False,
 ) -> None:
     """Write the network of RUN as ONNX: images in, anomaly maps and reconstructions out."""
-    from normalis.detector import AnomalyDetector
     from normalis.engines.export import export_onnx
+    from normalis.fitted import FittedDetector
 
-    detector = AnomalyDetector.load(run, device="cpu", trust=trust)
+    detector = FittedDetector.load(run, device="cpu", trust=trust)
     written = export_onnx(detector, out, overwrite=overwrite)
     console.print(f"written: {written}", soft_wrap=True, markup=False)

@@ -28,13 +28,16 @@ from torch import Tensor, nn
 
 from normalis import __version__
 from normalis.errors import RunError, SettingsError, require
+from normalis.fitted import fitted_of
 from normalis.models import method_name
-from normalis.models.base import Autoencoder
+from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import FLAT
 
 if TYPE_CHECKING:
     from normalis.detector import AnomalyDetector
-    from normalis.models.base import AnomalyModel
+    from normalis.fitted import FittedDetector
+
+    Source = AnomalyDetector | FittedDetector | AnomalyModel
 
 __all__ = ["OUTPUTS", "export_onnx", "trace"]
 
@@ -54,7 +57,10 @@ class _Both(nn.Module):
 
 
 def export_onnx(
-    source: AnomalyDetector | AnomalyModel, path: str | Path, *, overwrite: bool = False
+    source: AnomalyDetector | FittedDetector | AnomalyModel,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Write the network of a fitted detector, or a model, as ONNX.
 
@@ -68,7 +74,6 @@ def export_onnx(
 
     Raises:
         MissingExtraError: without the extra ``onnx``.
-        NotFittedError: if the detector is not fitted.
         SettingsError: if the method has no network.
         RunError: if the file exists.
     """
@@ -84,18 +89,19 @@ def export_onnx(
     return path
 
 
-def _model_of(source: AnomalyDetector | AnomalyModel) -> tuple[Autoencoder, dict[str, str]]:
+def _model_of(
+    source: AnomalyDetector | FittedDetector | AnomalyModel,
+) -> tuple[Autoencoder, dict[str, str]]:
     """Return a copy of the network, ready to be read, and what a reader of the file must know."""
-    given: Any = source  # naming the detector's class here would import it, which a model needs not
-    model, standardize = given, None
-    if hasattr(given, "decision_function"):
-        given._fitted()
-        if len(given.models_) > 1:
+    model, standardize = source, None
+    if not isinstance(source, AnomalyModel):
+        source = fitted_of(source)
+        if len(source.models) > 1:
             raise SettingsError(
-                f"a file holds one network, and calibration cv+ made {len(given.models_)}: export "
-                "each of detector.models_, or fit with calibration split"
+                f"a file holds one network, and calibration cv+ made {len(source.models)}: export "
+                "each of the models, or fit with calibration split"
             )
-        model, standardize = given.model_, given.standardize
+        model, standardize = source.models[0], source.standardize
     if not isinstance(model, Autoencoder):
         raise SettingsError(
             f"only methods with a network can be exported, got {type(model).__name__}"

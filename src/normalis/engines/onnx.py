@@ -21,6 +21,7 @@ Reference: `onnxruntime <https://onnxruntime.ai/docs/api/python/api_summary.html
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +30,13 @@ from torch import Tensor, nn
 
 from normalis.engines.export import trace
 from normalis.errors import SettingsError, require
+from normalis.fitted import fitted_of
 from normalis.models.base import AnomalyModel
 from normalis.scorers.base import Scorer
 
 if TYPE_CHECKING:
     from normalis.detector import AnomalyDetector
+    from normalis.fitted import FittedDetector
 
 __all__ = ["ENGINES", "TOLERANCE", "OnnxScorer", "on_engine"]
 
@@ -48,7 +51,7 @@ MAP_TOLERANCE = 1e-4
 _OUTPUTS = ("anomaly_score", "anomaly_map")
 
 
-def on_engine(detector: AnomalyDetector, engine: str = "onnx") -> AnomalyDetector:
+def on_engine(detector: AnomalyDetector | FittedDetector, engine: str = "onnx") -> FittedDetector:
     """Return a detector that scores with another engine; the one given is left as it is.
 
     Args:
@@ -57,23 +60,21 @@ def on_engine(detector: AnomalyDetector, engine: str = "onnx") -> AnomalyDetecto
 
     Raises:
         MissingExtraError: without the extra ``onnx``.
-        NotFittedError: if the detector is not fitted.
         SettingsError: if the engine is unknown or cannot compute what the detector does, or a GPU
             was asked for.
     """
     if engine not in ENGINES:
         raise SettingsError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    detector._fitted()
+    fitted = fitted_of(detector)
     if engine == "torch":
-        return detector
-    if detector.device not in ("auto", "cpu"):
-        raise SettingsError(f"engine onnx computes on the CPU, got device={detector.device!r}")
-    other = copy.copy(detector)
-    other.device_ = torch.device("cpu")
-    other.models_ = [_on_cpu(model) for model in detector.models_]
-    pairs = zip(other.models_, detector.scorers_, strict=True)
-    other.scorers_ = [OnnxScorer(model, scorer) for model, scorer in pairs]
-    return other
+        return fitted
+    device = fitted.params["device"]
+    if device not in ("auto", "cpu"):
+        raise SettingsError(f"engine onnx computes on the CPU, got device={device!r}")
+    models = tuple(_on_cpu(model) for model in fitted.models)
+    pairs = zip(models, fitted.scorers, strict=True)
+    scorers = tuple(OnnxScorer(model, scorer) for model, scorer in pairs)
+    return replace(fitted, device=torch.device("cpu"), models=models, scorers=scorers)
 
 
 class OnnxScorer(Scorer):

@@ -21,15 +21,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from normalis.engines.cluster import Cluster, cause_of
 from normalis.errors import DataError, RunError
-from normalis.output.image_files import ImageFiles
 
 if TYPE_CHECKING:
     from normalis.datasets import Sample
-    from normalis.detector import AnomalyDetector
+    from normalis.fitted import FittedDetector
+    from normalis.loading.arrays import Row
     from normalis.scoring import Scored
 
     #: Scores without maps, and (path, reason) of what could not be read.
@@ -45,22 +48,29 @@ PART = 512
 _AHEAD = 2
 
 
+class MapFiles(Protocol):
+    """Where maps are written; it travels to the workers."""
+
+    def write_maps(self, rows: Sequence[Row], maps: NDArray[np.float32]) -> None:
+        """Write the maps (n, S, S) of n images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Task:
     """What all parts have in common, as plain values; paths are absolute."""
 
     model: str
     device: str
-    maps: ImageFiles | None
+    maps: MapFiles | None
     threads: int
 
 
 @lru_cache(maxsize=1)
-def _detector(model: str, device: str) -> AnomalyDetector:
-    from normalis.detector import AnomalyDetector
+def _detector(model: str, device: str) -> FittedDetector:
+    from normalis.fitted import FittedDetector
 
     # Written a moment ago by whoever started this, from a detector that they had loaded.
-    return AnomalyDetector.load(model, device=device, trust=True)
+    return FittedDetector.load(model, device=device, trust=True)
 
 
 def score_part(samples: Sequence[Sample], task: _Task) -> _Part:
@@ -85,9 +95,9 @@ def score_part(samples: Sequence[Sample], task: _Task) -> _Part:
 
 
 def stream_on_ray(
-    detector: AnomalyDetector,
+    detector: FittedDetector,
     samples: Sequence[Sample],
-    files: ImageFiles,
+    files: MapFiles,
     *,
     cluster: Cluster,
     model: Path,
@@ -100,7 +110,7 @@ def stream_on_ray(
     Args:
         detector: fitted.
         samples: the files.
-        files: where the workers write maps; what is yielded has none.
+        files: where the workers write maps, absolute; what is yielded has none.
         cluster: where to compute.
         model: folder that holds the model meanwhile.
         maps: whether to write maps.
@@ -116,8 +126,8 @@ def stream_on_ray(
         detector.save(model, overwrite=True)
         task = _Task(
             model=str(_absolute(model)),
-            device=detector.device,
-            maps=ImageFiles(_absolute(files.folder), _absolute(files.root)) if maps else None,
+            device=detector.params["device"],
+            maps=files if maps else None,
             threads=cluster.threads,
         )
         for parts, unread in _results(ray, cluster, samples, task):

@@ -19,6 +19,7 @@ from normalis.audit.findings import all_alike
 from normalis.audit.inventory import image_key
 from normalis.errors import DataError, SettingsError
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
+from normalis.fitted import fitted_of
 from normalis.loading.arrays import Row, load, load_masks
 from normalis.scoring import joined_scores
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from normalis.calibration.conformal import Calibration
     from normalis.datasets import Dataset, Sample
     from normalis.detector import AnomalyDetector
+    from normalis.fitted import FittedDetector
     from normalis.scoring import Scored
 
 __all__ = ["assess"]
@@ -37,7 +39,7 @@ _MOST_DEMOGRAPHICS = ("age", "sex", "scanner", "manufacturer", "model")
 
 
 def assess(
-    detector: AnomalyDetector,
+    detector: AnomalyDetector | FittedDetector,
     data: Dataset,
     *,
     fpr: float = 0.05,
@@ -58,9 +60,9 @@ def assess(
         DataError: if the data set has no labelled test images.
     """
     tell = progress or (lambda stage, share: None)
-    samples = _labelled(data)
+    fitted, samples = fitted_of(detector), _labelled(data)
     skipped: list[tuple[Path, str]] = []
-    parts = _score(detector, samples, skipped, tell, with_maps=data.has_masks)
+    parts = _score(fitted, samples, skipped, tell, with_maps=data.has_masks)
     rows = [row for part in parts for row in part.rows]
     scores = np.concatenate([part.anomaly_score for part in parts])
     shown = [part.anomaly_map for part in parts if part.anomaly_map is not None]
@@ -68,7 +70,11 @@ def assess(
     found = audit(data, image_size=64, progress=tell)
     keys = [image_key(row.sample, row.slice_index) for row in rows]
     tell("metrics", 0.0)
-    masks = load_masks(rows, image_size=detector.image_size) if maps is not None else None
+    masks = (
+        load_masks(rows, image_size=detector.image_settings.image_size)
+        if maps is not None
+        else None
+    )
     result = evaluate(
         scores,
         np.array([bool(row.is_anomalous) for row in rows]),
@@ -78,12 +84,12 @@ def assess(
             for t in _THRESHOLDS
             if not (t == min(_THRESHOLDS) and all_alike(found))
         },
-        baselines=_baselines(detector, data, rows, found, keys),
+        baselines=_baselines(fitted, data, rows, found, keys),
         kind=[row.kind if row.is_anomalous else None for row in rows],
         maps=maps,
         masks=masks,
         header=_demographics(rows),
-        **_deployed(detector.calibration_, parts, fpr),
+        **_deployed(fitted.calibration, parts, fpr),
     )
     tell("metrics", 1.0)
     return result, found, skipped
@@ -100,7 +106,7 @@ def _labelled(data: Dataset) -> tuple[Sample, ...]:
 
 
 def _score(
-    detector: AnomalyDetector,
+    detector: FittedDetector,
     samples: Sequence[Sample],
     skipped: list[tuple[Path, str]],
     tell: Callable[[str, float], None],
@@ -123,7 +129,7 @@ def _listed(keys: Sequence[str], listed: frozenset[str]) -> NDArray[np.bool_]:
 
 
 def _baselines(
-    detector: AnomalyDetector,
+    detector: FittedDetector,
     data: Dataset,
     rows: Sequence[Row],
     found: Audit,
@@ -131,7 +137,7 @@ def _baselines(
 ) -> dict[str, NDArray[np.float64]]:
     """Return trivial scores of the test images, from the images as the detector reads them."""
     settings = detector.image_settings
-    given: dict[str, Any] = {"rule": detector.rule_, "fit_rule": False, "cache": True}
+    given: dict[str, Any] = {"rule": detector.rule, "fit_rule": False, "cache": True}
     test = load([row.sample for row in _one_per_file(rows)], settings, **given)
     place = {image_key(row.sample, row.slice_index): i for i, row in enumerate(test.rows)}
     lost = [row.path for row, key in zip(rows, keys, strict=True) if key not in place]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from normalis.datasets import Dataset, Sample, open_dataset
 from normalis.errors import DataError
+from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, load, to_unit
 from normalis.loading.units import Units, find_units, plural, shared_with, some
 
@@ -70,7 +71,10 @@ def normal_images(
     *,
     patient_ids: Sequence[str | None] | None = None,
     hold_out: HoldOut = None,
+    watch: bool = False,
     seed: int = 0,
+    rule: IntensityRule | None = None,
+    fit_rule: bool = True,
 ) -> Normals:
     """Read the normal images of a data set, a list of files or an array.
 
@@ -81,33 +85,40 @@ def normal_images(
         patient_ids: (N,) for arrays; None, or an id that names nobody, where a patient is unknown.
         hold_out: share of the units to hold out, or a function that says it of their number; None
             trains on everything.
+        watch: whether half of what is held out is for the method to watch while it trains.
         seed: of the choice.
+        rule: the intensity rule, where one was fitted before.
+        fit_rule: whether to fit one to these images.
 
     Raises:
         DataError: if there is no readable normal image, if there are too few to hold any out, or
             if the validation split shares patients, files or copies with the training images.
     """
     if is_array(x):
-        loaded, name = _with_patients(from_array(x, settings), patient_ids), "array"
+        loaded, name = from_array(x, settings, rule=rule, fit_rule=fit_rule), "array"
+        loaded = _with_patients(loaded, patient_ids)
         validation: tuple[Sample, ...] = ()
     else:
         data = as_dataset(x)
-        loaded, name = load(_training_samples(data), settings, cache=True), data.name
+        given: dict[str, Any] = {"rule": rule, "fit_rule": fit_rule, "cache": True}
+        loaded, name = load(_training_samples(data), settings, **given), data.name
         validation = tuple(s for s in data.split("validation") if s.is_anomalous is not True)
     if hold_out is None:
         return Normals(train=loaded, held=None, name=name)
     if validation:
         held = load(validation, settings, rule=loaded.rule, fit_rule=False, cache=True)
         _refuse_shared(loaded, held)
-        held = with_units(held)
-        return Normals(train=loaded, held=held, name=name, notes=units_of(held).notes)
-    loaded = with_units(loaded)
-    units = units_of(loaded)
-    share = hold_out(units.n) if callable(hold_out) else hold_out
-    if share is None:
-        return Normals(train=loaded, held=None, name=name, notes=units.notes)
-    train, held = split(loaded, share, seed)
-    return Normals(train=train, held=held, name=name, notes=units.notes)
+        train, held = loaded, with_units(held)
+        notes = units_of(held).notes
+    else:
+        loaded = with_units(loaded)
+        units = units_of(loaded)
+        share, notes = hold_out(units.n) if callable(hold_out) else hold_out, units.notes
+        if share is None:
+            return Normals(train=loaded, held=None, name=name, notes=notes)
+        train, held = split(loaded, share, seed)
+    watched, held = split(held, 0.5, seed) if watch else (None, held)
+    return Normals(train=train, held=held, name=name, watched=watched, notes=notes)
 
 
 def _refuse_shared(train: Loaded, held: Loaded) -> None:

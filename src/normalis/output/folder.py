@@ -38,6 +38,7 @@ from PIL import Image
 from normalis.calibration.colours import ColourScale
 from normalis.engines.cluster import Cluster
 from normalis.errors import RunError, SettingsError
+from normalis.fitted import fitted_of
 from normalis.output.image_files import ImageFiles, do_all, slice_label
 from normalis.output.overlays import grey, render
 from normalis.storage import content_hash, exclusive, write_atomically, write_csv, write_json
@@ -45,8 +46,9 @@ from normalis.storage import content_hash, exclusive, write_atomically, write_cs
 if TYPE_CHECKING:
     from normalis.datasets import Sample
     from normalis.detector import AnomalyDetector
+    from normalis.fitted import FittedDetector
     from normalis.loading.arrays import Row
-    from normalis.scoring import Explained, Scored
+    from normalis.scoring import Detail, Scored
 
 __all__ = ["ENGINES", "MANY", "ScoreOptions", "ScoreSummary", "score_to_folder"]
 
@@ -115,7 +117,7 @@ class ScoreSummary:
 
 
 def score_to_folder(
-    detector: AnomalyDetector,
+    detector: AnomalyDetector | FittedDetector,
     samples: Sequence[Sample],
     out: str | Path,
     *,
@@ -139,16 +141,16 @@ def score_to_folder(
         SettingsError: if the engine cannot compute what the detector does.
     """
     options = options or ScoreOptions()
-    folder = Path(out)
+    folder, fitted = Path(out), fitted_of(detector)
     if options.engine == "onnx":
         from normalis.engines.onnx import on_engine
 
-        detector = on_engine(detector, options.engine)
+        fitted = on_engine(fitted, options.engine)
     with exclusive(folder / ".lock", what=f"{folder}: the output"):
-        writer = _Writer(detector, folder, root, options)
+        writer = _Writer(fitted, folder, root, options)
         todo = writer.resume(samples)
         done = len(samples) - len(todo)
-        for part in _scored(detector, todo, writer, options, need_one=not done):
+        for part in _scored(fitted, todo, writer, options, need_one=not done):
             writer.add(part)
             done += len({row.sample for row in part.rows})
             if progress:
@@ -160,7 +162,7 @@ def score_to_folder(
 
 
 def _scored(
-    detector: AnomalyDetector,
+    detector: FittedDetector,
     samples: Sequence[Sample],
     writer: _Writer,
     options: ScoreOptions,
@@ -177,7 +179,7 @@ def _scored(
         yield from stream_on_ray(
             detector,
             samples,
-            writer.files,
+            writer.files.located(),
             cluster=options.cluster,
             model=writer.folder / MODEL,
             **given,
@@ -190,7 +192,7 @@ class _Writer:
     """Writes the folder part by part."""
 
     def __init__(
-        self, detector: AnomalyDetector, folder: Path, root: Path, options: ScoreOptions
+        self, detector: FittedDetector, folder: Path, root: Path, options: ScoreOptions
     ) -> None:
         self.detector, self.folder, self.root, self.options = detector, folder, root, options
         self.files = ImageFiles(folder, root)
@@ -225,8 +227,7 @@ class _Writer:
             files.update(f"{_key(sample)}\n".encode(errors="surrogateescape"))
         return content_hash(
             {
-                "data": self.detector.info_["data"],
-                "params": self.detector._plain_params(),
+                "detector": self.detector.identity,
                 "maps": self.options.maps,
                 "engine": "onnx" if self.options.engine == "onnx" else "torch",  # ray is torch
                 "files": files.hexdigest(),
@@ -358,7 +359,7 @@ class _Writer:
 
     def _drift(self, rows: _Rows) -> list[str]:
         """Return why the new images may not be of the calibration's kind, empty if they look it."""
-        calibration = self.detector.calibration_
+        calibration = self.detector.calibration
         if calibration is None or not len(rows.sample):
             return []
         found = calibration.drift(
@@ -378,7 +379,7 @@ class _Writer:
         self, scores: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]:
         """Return p-values and flags (N,), None where the calibration gives none."""
-        calibration = self.detector.calibration_
+        calibration = self.detector.calibration
         if calibration is None or not scores.size:
             return None, None
         p_values = calibration.p_values(scores)
@@ -390,16 +391,16 @@ class _Writer:
 
     def _write_details(self, samples: Sequence[Sample], drift: list[str]) -> None:
         detector = self.detector
-        calibration = detector.calibration_
+        calibration = detector.calibration
         write_json(
             self.folder / "score.json",
             {
-                "params": detector._plain_params(),
-                "info": detector.info_,
-                "history": detector.history_,
-                "colour_scale": detector.colour_scale_.to_dict(),
+                "params": detector.params,
+                "info": detector.info,
+                "history": detector.history,
+                "colour_scale": detector.colour_scale.to_dict(),
                 "calibration": calibration.to_dict() if calibration else None,
-                "decision_scores": detector.decision_scores_,
+                "decision_scores": detector.normal_scores,
                 "fpr": self.options.fpr,
                 "engine": self.options.engine,
                 "drift": drift,
@@ -413,7 +414,7 @@ class _Writer:
         rows = {(r["path"], r["slice"]): r for r in table}
 
         def drawings() -> Iterator[Callable[[], None]]:
-            for seen in self.detector.explain(list(dict.fromkeys(samples))):
+            for seen in self.detector.detail(list(dict.fromkeys(samples))):
                 place = slice_label(seen.row.sample, seen.row.slice_index)
                 row = rows.get((str(seen.row.path), place))
                 if row is not None:
@@ -421,8 +422,8 @@ class _Writer:
 
         do_all(drawings())
 
-    def _picture(self, seen: Explained, row: dict[str, Any]) -> None:
-        where, scale = seen.row, self.detector.colour_scale_
+    def _picture(self, seen: Detail, row: dict[str, Any]) -> None:
+        where, scale = seen.row, self.detector.colour_scale
         p_value = "" if row["p_value"] == "" else f"   p = {row['p_value']:.3g}"
         place = "" if row["slice"] == "" else f" [{row['slice']}]"
         picture = render(
@@ -439,7 +440,7 @@ class _Writer:
         write_atomically(path, lambda p: strip.save(p, format="PNG", compress_level=1))
 
 
-def thumbnail(seen: Explained, scale: ColourScale) -> Image.Image:
+def thumbnail(seen: Detail, scale: ColourScale) -> Image.Image:
     """Return image, reconstruction and map side by side in grey, each `THUMBNAIL` high.
 
     The map is the red channel's: 0 at ``quiet`` and below, 255 at ``full``.

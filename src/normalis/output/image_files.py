@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,11 @@ class ImageFiles:
 
     folder: Path
     root: Path
+
+    def located(self) -> Self:
+        """Return the same for processes with another working folder."""
+        folder, root = (Path(os.path.abspath(p)) for p in (self.folder, self.root))  # noqa: PTH100
+        return type(self)(folder, root)
 
     def name(self, kind: str, row: Row, suffix: str, *, whole: bool = False) -> Path:
         """Return where a map or picture goes; ``whole`` means that of a file, not of a slice."""

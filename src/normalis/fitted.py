@@ -1,0 +1,501 @@
+"""A fitted detector: everything that scoring needs, immutable, and what is saved.
+
+Fitting an `normalis.AnomalyDetector`, which is settings, gives one. It is never changed: another
+scorer, or calibration on the normal images of another hospital, gives another one that shares the
+trained models. ::
+
+    fitted = AnomalyDetector(image_size=64).fit("normal_scans/").fitted_
+    fitted.save("model/")
+
+    fitted = FittedDetector.load("model/")
+    scores = fitted.anomaly_score("new_scans/")                # (N,), higher = more anomalous
+    here = fitted.calibrate("our_normal_scans/")               # same models, our p-values
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from normalis import models, scorers, scoring
+from normalis.calibration.colours import ColourScale
+from normalis.calibration.conformal import Calibration
+from normalis.errors import DataError, NotFittedError, RunError, UntrustedError
+from normalis.fitting import calibrate_on
+from normalis.images import IntensityRule
+from normalis.loading.arrays import ImageSettings, Loaded, from_array, stream
+from normalis.loading.held_out import (
+    Images,
+    as_dataset,
+    fingerprint,
+    folds,
+    is_array,
+    normal_images,
+    samples_to_score,
+)
+from normalis.models.base import AnomalyModel, Autoencoder
+from normalis.scorers.base import Scorer
+from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
+from normalis.storage import RunFolder, content_hash
+from normalis.training.loop import pick_device
+from normalis.trust import named_by_a_file
+
+if TYPE_CHECKING:
+    from normalis.datasets import Sample
+
+__all__ = ["FittedDetector", "fitted_of"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedDetector:
+    """Trained models with all that was fixed on normal images; it scores, and is saved.
+
+    Attributes:
+        params: the detector's settings as plain values, those left to defaults as they were used.
+        models: fitted and in evaluation mode; with ``cv+`` one per fold, else one. Scores, maps
+            and reconstructions are their means.
+        scorers: one per model.
+        image_settings: how images are read.
+        device: where the models are.
+        rule: the intensity rule of deep images, None if all were 8-bit.
+        calibration: scores of held-out normal images; None if none were held out.
+        colour_scale: the one scale of all pictures.
+        normal_scores: (n,) scores of the held-out (else of the training) normal images.
+        history: losses by epoch.
+        info: data, versions, durations.
+        skipped: (path, reason) of normal images that could not be read.
+    """
+
+    params: Mapping[str, Any]
+    models: tuple[AnomalyModel, ...]
+    scorers: tuple[Scorer, ...]
+    image_settings: ImageSettings
+    device: torch.device
+    rule: IntensityRule | None = None
+    calibration: Calibration | None = None
+    colour_scale: ColourScale = field(default_factory=lambda: ColourScale(quiet=0.0, full=1.0))
+    normal_scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    history: Sequence[Mapping[str, float]] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Sequence[tuple[Path, str]] = ()
+
+    # --- what it is ---
+
+    @property
+    def standardize(self) -> bool:
+        """Whether each image's own brightness and contrast are removed."""
+        return bool(self.params["standardize"])
+
+    @property
+    def cross_fitted(self) -> bool:
+        """Whether p-values are made from the scores by each model, as with ``cv+``."""
+        return self.calibration is not None and self.calibration.n_models > 1
+
+    @property
+    def latent_dim(self) -> int:
+        """Size of the bottleneck."""
+        return int(self.models[0].settings.latent_dim)
+
+    def require_calibration(self) -> Calibration:
+        """Return the calibration.
+
+        Raises:
+            NotFittedError: if there is none.
+        """
+        if self.calibration is None:
+            raise NotFittedError(
+                'p-values and thresholds need calibration="split" or "cv+", this detector was '
+                'fitted with "none": calibrate it on normal images, or rank by anomaly_score'
+            )
+        return self.calibration
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the models, scorers and settings: equal if every score is."""
+        weights = hashlib.sha256()
+        for name, value in sorted(self._arrays().items()):
+            weights.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
+        settings = {k: v for k, v in self.params.items() if k != "device"}
+        rule = self.rule.to_dict() if self.rule else None
+        return content_hash({"params": settings, "rule": rule, "arrays": weights.hexdigest()})
+
+    def member(self, number: int) -> Self:
+        """Return the same with one of the models alone, without calibration."""
+        model, scorer = self.models[number], self.scorers[number]
+        return replace(self, models=(model,), scorers=(scorer,), calibration=None)
+
+    # --- score ---
+
+    def score(
+        self, batches: Iterable[Loaded], *, maps: bool = True, reconstructions: bool = False
+    ) -> Iterator[Scored]:
+        """Score batches of images that were read by `image_settings` and `rule`.
+
+        Args:
+            batches: of `normalis.loading`.
+            maps: whether to compute anomaly maps.
+            reconstructions: whether to return reconstructions.
+        """
+        yield from scoring.score(self, batches, maps=maps, reconstructions=reconstructions)
+
+    def stream(
+        self,
+        samples: Sequence[Sample],
+        *,
+        maps: bool = True,
+        reconstructions: bool = False,
+        skipped: list[tuple[Path, str]] | None = None,
+        need_one: bool = True,
+        workers: int | None = None,
+    ) -> Iterator[Scored]:
+        """Score files batch after batch in constant memory; unreadable ones are skipped.
+
+        Args:
+            samples: files of a `Dataset`.
+            maps: whether to compute anomaly maps.
+            reconstructions: whether to return reconstructions.
+            skipped: receives (path, reason) of what could not be read.
+            need_one: whether it is an error if nothing can be read.
+            workers: threads that read files; None means one per core.
+        """
+        batches = stream(
+            samples,
+            self.image_settings,
+            rule=self.rule,
+            batch_size=BATCH_SIZE,
+            need_one=need_one,
+            workers=workers,
+        )
+
+        def noting() -> Iterator[Loaded]:
+            for batch in batches:
+                if skipped is not None:
+                    skipped.extend(batch.skipped)
+                yield batch
+
+        yield from self.score(noting(), maps=maps, reconstructions=reconstructions)
+
+    def detail(self, samples: Sequence[Sample]) -> Iterator[Detail]:
+        """Score files and yield each image at full size with its map and reconstruction.
+
+        Args:
+            samples: files of a `Dataset`; unreadable ones are left out.
+        """
+        yield from scoring.detail(self, samples)
+
+    def scored(self, x: Images, *, maps: bool = True) -> list[Scored]:
+        """Score images in memory, files or a data set; all of them must be readable.
+
+        Raises:
+            DataError: if an image cannot be read.
+        """
+        if is_array(x):
+            loaded = from_array(x, self.image_settings, rule=self.rule, fit_rule=False)
+            return list(scoring.score_loaded(self, loaded, maps=maps))
+        skipped: list[tuple[Path, str]] = []
+        samples = samples_to_score(as_dataset(x))
+        parts = list(self.stream(samples, maps=maps, skipped=skipped))
+        if skipped:
+            path, reason = skipped[0]
+            raise DataError(
+                f"{len(skipped)} of the images cannot be read, and scores would no longer line up "
+                f"with them; the first is {path}: {reason}. Remove them, or score the folder with "
+                "`normalis score`, which skips and reports"
+            )
+        return parts
+
+    def anomaly_score(self, x: Images) -> NDArray[np.float64]:
+        """Return one score per image (N,), higher is more anomalous."""
+        return np.concatenate([p.anomaly_score for p in self.scored(x, maps=False)])
+
+    def anomaly_map(self, x: Images) -> NDArray[np.float32]:
+        """Return one map per image (N, S, S), higher is more anomalous."""
+        parts = self.scored(x)
+        return np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
+
+    def p_value(self, x: Images) -> NDArray[np.float64]:
+        """Return the share of normal images that score at least as high, (N,) in (0, 1].
+
+        Raises:
+            NotFittedError: if there is no calibration.
+        """
+        calibration = self.require_calibration()
+        return calibration.p_values(joined_scores(self.scored(x, maps=False)))
+
+    def predict(self, x: Images, *, fpr: float | None = None) -> NDArray[np.int64]:
+        """Return 1 for images that are flagged, 0 for others.
+
+        Args:
+            x: images.
+            fpr: share of normal patients that may be flagged; None for the setting of the fit.
+
+        Raises:
+            NotFittedError: if there is no calibration.
+            SettingsError: if too few normal images were held out to certify the rate.
+        """
+        calibration, rate = self.require_calibration(), self.params["fpr"] if fpr is None else fpr
+        calibration.check_rate(rate)
+        return calibration.flags(self.p_value(x), rate).astype(np.int64)
+
+    # --- the same models, read or calibrated otherwise ---
+
+    def calibrate(
+        self, normals: Images, *, patient_ids: Sequence[str | None] | None = None
+    ) -> Self:
+        """Return the same models calibrated on other normal images, without training.
+
+        The promise is the one of ``calibration="split"``, exact for images of the kind of
+        ``normals``, whatever the models were trained on: the models have seen none of them.
+
+        Args:
+            normals: as for `AnomalyDetector.fit`; images that the models were not trained on.
+            patient_ids: (N,) for arrays.
+
+        Raises:
+            DataError: if there is no readable image, or they are those of the fit.
+        """
+        found = normal_images(
+            normals, self.image_settings, patient_ids=patient_ids, rule=self.rule, fit_rule=False
+        )
+        mark = fingerprint(found.train.pixels)
+        if mark == self.info.get("data", {}).get("fingerprint"):
+            raise DataError(
+                f"{found.name}: the detector was trained on these images; calibrate it on normal "
+                "images that it has not seen"
+            )
+        calibrated = replace(self, **vars(calibrate_on(self, None, found.train)))
+        note = {"name": found.name, "fingerprint": mark, "images": len(found.train.rows)}
+        return replace(calibrated, info={**self.info, "calibrated_on": note})
+
+    def with_scorer(
+        self,
+        scorer: str,
+        normals: Images,
+        *,
+        reduction: str | None = None,
+        scorer_options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return the same models read by another scorer.
+
+        Args:
+            scorer: a name from `normalis.scorers.SCORERS`.
+            normals: the images of the fit. Those held out then are found again, and give the new
+                scores their p-values and pictures their colours.
+            reduction: how a map becomes one number; None for the scorer's own.
+            scorer_options: further settings of the scorer.
+
+        Raises:
+            DataError: if the images are not those of the fit.
+            SettingsError: if the scorer cannot read the models.
+        """
+        given, seed = dict(scorer_options or {}), self.params["random_state"]
+        read_by = [_build_scorer(scorer, reduction, given) for _ in self.models]
+        split = self.params["calibration"] == "split"
+        share = self.params["calibration_share"] if split else None
+        found = normal_images(
+            normals, self.image_settings, hold_out=share, watch=self._watched, seed=seed
+        )
+        if fingerprint(found.train.pixels) != self.info["data"]["fingerprint"]:
+            raise DataError(
+                "the normal images must be those that the detector was fitted on, for the ones "
+                f"held out then; got others ({found.name}, fitted on {self.info['data']['name']})"
+            )
+        named = {"scorer": scorer, "reduction": read_by[0].settings.reduction}
+        params = {**self.params, **named, "scorer_options": given or None}
+        other = replace(self, scorers=tuple(read_by), params=params)
+        cross = self.params["calibration"] == "cv+"
+        fold = folds(found.train, self.params["folds"], seed) if cross else None
+        fixed = calibrate_on(other, found.train, found.held, fold=fold, seed=seed)
+        info = {k: v for k, v in self.info.items() if k != "calibrated_on"}
+        return replace(other, **vars(fixed), info=info)
+
+    @property
+    def _watched(self) -> bool:
+        """Whether the method watched a part of what was held out, while it was trained."""
+        model = self.models[0]
+        split = self.params["calibration"] == "split"
+        return split and isinstance(model, Autoencoder) and model.needs_held_out
+
+    # --- save and load ---
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a run folder without pickles; return its path.
+
+        Raises:
+            RunError: if the folder holds something already, or cannot be written.
+        """
+        folder = RunFolder(path)
+        folder.check_writable(overwrite=overwrite)
+        with folder.locked():
+            self.write(folder)
+        return folder.path
+
+    def write(self, folder: RunFolder) -> None:
+        """Write into a run folder whose lock the caller holds."""
+        folder.write(
+            self._arrays() | {"decision_scores": self.normal_scores},
+            {
+                "params": self.params,
+                "image_settings": asdict(self.image_settings),
+                "model_settings": self.models[0].settings.to_dict(),
+                "rule": self.rule.to_dict() if self.rule else None,
+                "colour_scale": self.colour_scale.to_dict(),
+                "calibration": self.calibration.to_dict() if self.calibration else None,
+                "history": self.history,
+                "info": self.info,
+            },
+            self.skipped,
+        )
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        found: dict[str, NDArray[Any]] = {}
+        for i, (model, scorer) in enumerate(zip(self.models, self.scorers, strict=True)):
+            found |= {f"{_prefix('model', i)}{k}": _to_numpy(v) for k, v in model.state().items()}
+            found |= {f"{_prefix('scorer', i)}{k}": _to_numpy(v) for k, v in scorer.state().items()}
+        return found
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", trust: bool = False) -> Self:
+        """Read a run folder; nothing that its files name is imported or run.
+
+        Args:
+            path: the folder that ``fit`` or `save` wrote.
+            device: where to score, whatever the device it was fitted on.
+            trust: whether a method, scorer or network that the folder names as ``module:Class``
+                may be imported, which runs that code. Methods of this package and of installed
+                packages need no trust.
+
+        Raises:
+            RunError: if a file is missing, damaged or was edited.
+            UntrustedError: if the folder names code of its own and ``trust`` is False.
+        """
+        folder, place = RunFolder(path), pick_device(device)
+        body, arrays = folder.read_settings(), folder.read_arrays()
+        try:
+            with named_by_a_file(folder.path / folder.SETTINGS, trust=trust):
+                _check_stored(body, arrays)
+                return cls._restored(body, arrays, device, place)
+        except UntrustedError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
+                ValueError) as error:  # fmt: skip
+            raise RunError(f"{path}: is damaged ({error}); fit the model again") from error
+
+    @classmethod
+    def _restored(
+        cls,
+        body: Mapping[str, Any],
+        arrays: Mapping[str, NDArray[Any]],
+        device: str,
+        place: torch.device,
+    ) -> Self:
+        params = {**body["params"], "device": device}
+        kept, calibration = body["image_settings"], body["calibration"]
+        return cls(
+            params=params,
+            models=_models_of(body, arrays, place),
+            scorers=_scorers_of(params, arrays, place),
+            image_settings=ImageSettings(**{k: _tuple(v) for k, v in kept.items()}),
+            device=place,
+            rule=IntensityRule.from_dict(body["rule"]) if body["rule"] else None,
+            calibration=Calibration.from_dict(calibration) if calibration else None,
+            colour_scale=ColourScale(**body["colour_scale"]),
+            normal_scores=arrays["decision_scores"],
+            history=body["history"],
+            info=body["info"],
+        )
+
+
+def fitted_of(detector: Any) -> FittedDetector:
+    """Return what was fitted, of an `AnomalyDetector` or of a `FittedDetector` itself.
+
+    Raises:
+        NotFittedError: if nothing was.
+    """
+    found = getattr(detector, "fitted_", detector)
+    if not isinstance(found, FittedDetector):
+        raise NotFittedError(f"this {type(found).__name__} must be fitted first: call fit or load")
+    return found
+
+
+def _check_stored(body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse what no fit writes, though every checksum is right."""
+    params, built, read = body["params"], body["model_settings"], body["image_settings"]
+    for key, value in (params["method_options"] or {}).items():
+        if isinstance(value, str) and ":" in value and built.get(key) != value:
+            raise RunError(f"method_options and model_settings disagree on {key}")
+    stored = sum(value.size for value in arrays.values())
+    models.check_size(params["method"], stored, **built)
+    sizes = [(part["image_size"], part["channels"]) for part in (params, read, built)]
+    if len(set(sizes)) > 1:
+        raise RunError("params and model_settings disagree on the size of images")
+    if not (0 < params["fpr"] < 1 and body["info"]["data"]["fingerprint"]):
+        raise RunError(f"fpr must be in (0, 1), is {params['fpr']}")
+    for losses in body["history"]:
+        sum(losses.values())
+
+
+def _n_models(params: Mapping[str, Any]) -> int:
+    return int(params["folds"]) if params["calibration"] == "cv+" else 1
+
+
+def _models_of(
+    body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], device: torch.device
+) -> tuple[AnomalyModel, ...]:
+    params = body["params"]
+    built = body["model_settings"]  # not the parameters: defaults may have changed since
+    found = [models.build(params["method"], **built) for _ in range(_n_models(params))]
+    for i, model in enumerate(found):
+        if not any(name.startswith(_prefix("model", i)) for name in arrays):
+            raise RunError(f"model.safetensors holds nothing of model {i + 1}")
+        model.load_state(_part(arrays, _prefix("model", i), device))
+        if isinstance(model, Autoencoder):
+            model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return tuple(found)
+
+
+def _scorers_of(
+    params: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], device: torch.device
+) -> tuple[Scorer, ...]:
+    given = params["scorer"], params["reduction"], params["scorer_options"] or {}
+    found = [_build_scorer(*given) for _ in range(_n_models(params))]
+    for i, scorer in enumerate(found):
+        scorer.load_state(_part(arrays, _prefix("scorer", i), device))
+    return tuple(found)
+
+
+def _build_scorer(name: str, reduction: str | None, options: Mapping[str, Any]) -> Scorer:
+    chosen = {} if reduction is None else {"reduction": reduction}
+    return scorers.build(name, **(dict(options) | chosen))
+
+
+def _prefix(part: str, number: int) -> str:
+    """Return the prefix of what is kept of a model or scorer; the first has no number."""
+    return f"{part}_{number}." if number else f"{part}."
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def _part(
+    arrays: Mapping[str, NDArray[Any]], prefix: str, device: torch.device
+) -> dict[str, Tensor]:
+    return {
+        k.removeprefix(prefix): torch.from_numpy(v).to(device)
+        for k, v in arrays.items()
+        if k.startswith(prefix)
+    }
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
