@@ -63,10 +63,10 @@ def test_arrays_beside_images_are_left_aside(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 4), (6, 3, 4, 4)])
-def test_npy_is_normal_training_images(tmp_path, shape):
+def test_npy_is_images_of_which_nothing_is_known(tmp_path, shape):
     np.save(tmp_path / "a.npy", np.zeros(shape))
     data = open_dataset(tmp_path / "a.npy")
-    assert data.counts() == {("train", "normal"): 6}
+    assert data.counts() == {("unlabelled", "unlabelled"): 6}
     assert data.samples[5].index == 5
     assert data.samples[5].array is None
 

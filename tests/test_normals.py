@@ -138,5 +138,5 @@ def test_a_fingerprint_tells_pixels_order_and_type_apart(rng):
 def test_images_to_score_carry_no_label_that_nobody_gave(tmp_path):
     Image.new("L", (16, 16)).save(tmp_path / "new.png")
     data = open_dataset(tmp_path)
-    assert [s.is_anomalous for s in data.samples] == [False]
+    assert [s.is_anomalous for s in data.samples] == [None]
     assert [s.is_anomalous for s in samples_to_score(data)] == [None]

@@ -14,9 +14,9 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from normalis.datasets import Dataset, Sample
 from normalis.errors import DataError, SettingsError
+from normalis.images.objects import why_left_aside
 from normalis.studies.geometry import plane_of, stack_of
 from normalis.studies.index import index_files, read_header, series_of
-from normalis.studies.objects import why_left_aside
 from normalis.studies.select import select
 from normalis.studies.where import answer, parse, parse_all
 

@@ -69,6 +69,18 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Threads of the processor; by default as many as pay, measured."),
 ]
+NormalClass = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--normal-class",
+        help="Folder or label of DATA that is normal, where these name classes; repeatable, '*' "
+        "for all.",
+    ),
+]
+IgnoreTables = Annotated[
+    bool,
+    typer.Option("--ignore-tables", help="Read a folder as if no table or list lay in it."),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")]
 Trust = Annotated[
     bool,
@@ -125,9 +137,12 @@ def _describe(data: Dataset) -> None:
     """Say how a data set was recognised."""
     errors.print(f"[bold]{escape(str(data.root))}[/]: layout {escape(data.layout)}")
     for (split, label), count in sorted(data.counts().items()):
-        errors.print(f"  {split:<10} {label:<10} {count:>7}")
+        shown = label if label != split else ""
+        errors.print(f"  {split:<10} {shown:<10} {count:>7}")
     for note in data.notes:
-        errors.print(f"  note: {escape(note)}")
+        errors.print(f"  [yellow]note:[/] {escape(note)}", soft_wrap=True)
+    if data.unclear:
+        errors.print(f"  [bold red]unclear:[/] {escape(data.unclear)}", soft_wrap=True)
 
 
 def _report_skipped(skipped: Sequence[tuple[Path, str]], where: Path | None = None) -> None:
@@ -149,12 +164,13 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where leaks are found.")] = False,
+    normal_class: NormalClass = None,
+    ignore_tables: IgnoreTables = False,
 ) -> None:
     """Say what is in DATA and what is wrong with it, before any training."""
     from normalis.audit import audit
-    from normalis.datasets import open_dataset
 
-    dataset = open_dataset(data)
+    dataset = _open(data, normal_class=normal_class, ignore_tables=ignore_tables, offer=False)
     if not as_json:
         _describe(dataset)
     with progress("check") as bar:
@@ -269,12 +285,16 @@ def fit(
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    normal_class: NormalClass = None,
+    ignore_tables: IgnoreTables = False,
 ) -> None:
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
     use_threads(threads)
     options = _with_rate(_options(option), rate, method, watch=calibration == "split")
-    dataset = _open(data, patients)
+    dataset = _open(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
     _describe(dataset)
+    if all(sample.split == "unlabelled" for sample in dataset.to_train_on()):
+        errors.print(f"  all {len(dataset.samples)} are taken as normal, since fit was given them")
     from normalis.detector import AnomalyDetector
 
     detector = AnomalyDetector(
@@ -307,13 +327,20 @@ def fit(
     _summarise_fit(detector, out)
 
 
-def _open(data: Path, patients: str | None = None) -> Dataset:
+def _open(
+    data: Path,
+    patients: str | None = None,
+    *,
+    normal_class: list[str] | None = None,
+    ignore_tables: bool = False,
+    offer: bool = True,
+) -> Dataset:
     from normalis.datasets import offer_pattern, open_dataset, patients_from_pattern
 
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, normal_class=normal_class or (), ignore_tables=ignore_tables)
     if patients:
         return patients_from_pattern(dataset, patients)
-    offered = offer_pattern(dataset)
+    offered = offer_pattern(dataset) if offer else None
     if offered:
         errors.print(
             f"note: file names look as if they held patient ids ({offered[0]}); confirm with "
@@ -460,6 +487,8 @@ def score(
     cpus_per_job: Annotated[float, typer.Option(help="Cores of one worker (ray).")] = 1.0,
     gpus_per_job: Annotated[float, typer.Option(help="Share of a GPU of one worker (ray).")] = 0.0,
     trust: Trust = False,
+    normal_class: NormalClass = None,
+    ignore_tables: IgnoreTables = False,
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
     use_threads(threads)
@@ -478,7 +507,7 @@ def score(
         detector = detector.with_scorer(
             scorer, chosen, reduction=reduction, scorer_options=_options(scorer_option)
         )
-    dataset = _open(images, patients)
+    dataset = _open(images, patients, normal_class=normal_class, ignore_tables=ignore_tables)
     _describe(dataset)
     samples = samples_to_score(dataset)
     root = dataset.root if dataset.root.is_dir() else dataset.root.parent
@@ -531,6 +560,8 @@ def evaluate(
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     trust: Trust = False,
+    normal_class: NormalClass = None,
+    ignore_tables: IgnoreTables = False,
 ) -> None:
     """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
     use_threads(threads)
@@ -539,7 +570,8 @@ def evaluate(
     from normalis.storage import write_json
 
     detector = FittedDetector.load(run, device=device, trust=trust)
-    dataset = _open(data, patients)
+    dataset = _open(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+    _describe(dataset)
     with progress("evaluate") as bar:
         result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar))
     _report_skipped(skipped)

@@ -1,23 +1,26 @@
 """Which files are normal, anomalous, of which patient, in which split. Nothing is decoded here.
 
 `LAYOUTS` lists the forms of a data folder that are recognised; a new one is a file with
-``recognise(path) -> bool`` and ``read(path) -> Dataset``, and a line in the table.
+``recognise(path, options) -> bool`` and ``read(path, options) -> Dataset``, and a line in the
+table.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normalis.datasets.base import Dataset, Sample, Split
-from normalis.errors import DataError, LayoutError
+from normalis.datasets.base import Dataset, Options, Sample, Split
+from normalis.errors import DataError, LayoutError, SettingsError
 
 __all__ = [
     "KNOWN_PATTERNS",
     "LAYOUTS",
     "Dataset",
+    "Options",
     "Sample",
     "Split",
     "offer_pattern",
@@ -25,13 +28,14 @@ __all__ = [
     "patients_from_pattern",
 ]
 
-# In this order they are asked. The first wins over all others, the last takes what is left.
+# In this order they are asked. The first wins over all others; the last two take what is left.
 LAYOUTS: dict[str, str] = {
     "images + data.json": "normalis.datasets.layouts.benchmark",
     "train + test/{normal,tumor,annotation}": "normalis.datasets.layouts.brats",
     "MVTec/BMAD": "normalis.datasets.layouts.mvtec",
     "manifest": "normalis.datasets.layouts.manifest",
     "arrays": "normalis.datasets.layouts.arrays",
+    "one folder per class": "normalis.datasets.layouts.classes",
     "folder of images": "normalis.datasets.layouts.folder",
 }
 
@@ -48,63 +52,124 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 
-def open_dataset(data: str | Path) -> Dataset:
+def open_dataset(
+    data: str | Path,
+    *,
+    normal_class: str | Sequence[str] = (),
+    ignore_tables: bool = False,
+) -> Dataset:
     """Recognise the layout of a folder or file, and list what is in it.
 
     Args:
         data: a folder, or a JSON, manifest, array or image file.
+        normal_class: which classes are normal, where folders or labels name classes; ``*`` for
+            all of them.
+        ignore_tables: read a folder as if no table or list lay in it.
 
     Returns:
         The data set; its ``layout`` and ``notes`` say how it was read.
 
     Raises:
         DataError: if there is nothing at this path, or no image.
-        LayoutError: if the layout is ambiguous; the message lists what was found.
+        LayoutError: if the layout is ambiguous, or a table in the folder is not understood; the
+            message says what to do.
+        SettingsError: if a normal class is named for a data set without classes.
     """
     path = Path(data).expanduser()
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder (looked in {Path.cwd()})")
+    named = (normal_class,) if isinstance(normal_class, str) else tuple(normal_class)
+    options = Options(normal_class=named, ignore_tables=ignore_tables)
     try:
-        return importlib.import_module(LAYOUTS[_recognise(path)]).read(path)
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file or folder (looked in {Path.cwd()})")
+        layout = _recognise(path, options)
+        _check_used(path, layout, options)
+        found: Dataset = importlib.import_module(LAYOUTS[layout]).read(path, options)
+        return _without_objects(found) if path.is_dir() and layout in _LISTED else found
     except OSError as error:  # no permission, a broken disk, a folder that vanishes meanwhile
         raise DataError(f"{path}: cannot be listed ({error})") from error
 
 
-def _recognise(path: Path) -> str:
-    *described, fallback = LAYOUTS
-    fitting = _fitting(path, described)
+# Layouts that take whatever lies in a folder, while others name every file.
+_LISTED = frozenset(LAYOUTS) - {"images + data.json", "manifest", "arrays"}
+_WITH_CLASSES = ("manifest", "one folder per class")
+
+
+def _recognise(path: Path, options: Options) -> str:
+    from normalis.datasets.listing import is_output
+
+    if path.is_dir() and is_output(path):
+        raise LayoutError(
+            f"{path}: is a folder that normalis wrote (a run, or scores), no data set"
+        )
+    *described, classes, fallback = LAYOUTS
+    if options.ignore_tables and path.is_dir():
+        described.remove("images + data.json")
+    fitting = _fitting(path, described, options)
     if not fitting:
         if path.is_dir():
-            _refuse_what_is_no_plain_folder(path, described)
-        return fallback
-    if len(fitting) > 1 and fitting[0] != described[0]:
+            _refuse_what_is_no_plain_folder(path, described, options)
+        return next(iter(_fitting(path, [classes], options)), fallback)
+    if len(fitting) > 1 and fitting[0] != next(iter(LAYOUTS)):
         raise LayoutError(
             f"{path}: fits several layouts: {'; '.join(fitting)}. It holds {_contents(path)}."
             " Give the file that describes it, or move the rest away"
+            + (" (or add --ignore-tables)" if "manifest" in fitting else "")
         )
     return fitting[0]
 
 
-def _fitting(path: Path, layouts: list[str]) -> list[str]:
-    return [name for name in layouts if importlib.import_module(LAYOUTS[name]).recognise(path)]
+def _fitting(path: Path, layouts: list[str], options: Options) -> list[str]:
+    modules = {name: importlib.import_module(LAYOUTS[name]) for name in layouts}
+    return [name for name, module in modules.items() if module.recognise(path, options)]
 
 
-def _refuse_what_is_no_plain_folder(path: Path, described: list[str]) -> None:
-    """Keep anomalous images from being taken as normal because a folder is named otherwise."""
-    from normalis.datasets.listing import folders_in
+def _check_used(path: Path, layout: str, options: Options) -> None:
+    """Refuse a normal class where nothing has a class, rather than ignore it."""
+    if not options.says() or layout in _WITH_CLASSES or options.normal_class == ("*",):
+        return
+    if layout == "folder of images":
+        from normalis.datasets.listing import folders_in, quote_some
+
+        names = quote_some(folders_in(path), limit=8) if path.is_dir() else ""
+        what = f"no folder of that name (folders: {names or 'none'})"
+    else:
+        what = "a layout that says itself which images are normal"
+    raise SettingsError(
+        f"{path}: {' and '.join(options.normal_class)} was said to be the normal class, but this "
+        f"data set has {what}; layout: {layout}"
+    )
+
+
+def _without_objects(data: Dataset) -> Dataset:
+    from normalis.datasets.foreign import without_objects
+
+    return without_objects(data)
+
+
+def _refuse_what_is_no_plain_folder(path: Path, described: list[str], options: Options) -> None:
+    """Keep images from being taken as normal because a folder or table is not understood."""
+    from normalis.datasets.foreign import refuse_structures, refuse_tables
+    from normalis.datasets.layouts import classes
+    from normalis.datasets.listing import folders_in, list_images
 
     folders = folders_in(path)
-    if {"train", "test"} <= {name.lower() for name in folders} or (path / "data.json").is_file():
+    listing = list_images(path)
+    has_splits = {"train", "test"} <= {name.lower() for name in folders}
+    has_json = (path / "data.json").is_file() and not options.ignore_tables
+    if has_json or (has_splits and not classes.recognise(path, options)):
         raise LayoutError(
             f"{path}: the layout is not known: it holds {_contents(path)}. Known are"
             f" {'; '.join(described)}. Give the folder of normal images, a JSON of that form, or a"
             " manifest with the column path"
         )
-    inner = [name for name, folder in folders.items() if _fitting(folder, described[:3])]
+    inner = [name for name, folder in folders.items() if _fitting(folder, described[:3], options)]
     if inner:
         raise LayoutError(
             f"{path}: is no data set itself but holds some: {', '.join(inner)}. Give one of them"
         )
+    refuse_structures(path)
+    if not options.ignore_tables:
+        refuse_tables(path, listing)
 
 
 def _contents(path: Path, *, limit: int = 8) -> str:

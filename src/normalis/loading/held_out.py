@@ -101,7 +101,7 @@ def normal_images(
     else:
         data = as_dataset(x)
         given: dict[str, Any] = {"rule": rule, "fit_rule": fit_rule, "cache": True}
-        loaded, name = load(_training_samples(data), settings, **given), data.name
+        loaded, name = load(data.to_train_on(), settings, **given), data.name
         validation = tuple(s for s in data.split("validation") if s.is_anomalous is not True)
     if hold_out is None:
         return Normals(train=loaded, held=None, name=name)
@@ -159,17 +159,13 @@ def as_dataset(x: Any) -> Dataset:
         return open_dataset(x)
     if len(x) == 0:
         raise DataError("at least one image is needed, got an empty list")
-    samples = tuple(Sample(path=Path(p), split="train", is_anomalous=None) for p in x)
+    samples = tuple(Sample(path=Path(p), split="unlabelled") for p in x)
     return Dataset(name="files", root=samples[0].path.parent, layout="files", samples=samples)
 
 
 def samples_to_score(data: Dataset) -> tuple[Sample, ...]:
-    """Return the images of a data set that are to be scored: its test split, else all.
-
-    Without a test split nothing is known of the images: that a plain folder counts as normal is
-    what `fit` is told by being given it, and no label of what is to be scored.
-    """
-    return data.split("test") or tuple(replace(s, is_anomalous=None) for s in data.samples)
+    """Return the images of a data set that are to be scored, see `Dataset.to_score`."""
+    return data.to_score()
 
 
 def with_units(loaded: Loaded) -> Loaded:
@@ -208,16 +204,6 @@ def _with_patients(loaded: Loaded, patient_ids: Sequence[str | None] | None) -> 
     named = zip(loaded.rows, patient_ids, strict=True)
     rows = [replace(r, patient_id=None if name is None else str(name)) for r, name in named]
     return replace(loaded, rows=rows)
-
-
-def _training_samples(data: Dataset) -> tuple[Sample, ...]:
-    samples = tuple(s for s in data.split("train") if s.is_anomalous is not True)
-    if not samples:
-        raise DataError(
-            f"{data.root}: must have normal training images, has none "
-            f"(layout: {data.layout}; found {data.counts()})"
-        )
-    return samples
 
 
 def split(loaded: Loaded, share: float, seed: int) -> tuple[Loaded, Loaded]:

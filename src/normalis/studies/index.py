@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from normalis.images.objects import equipment_of, why_left_aside
 from normalis.studies.geometry import Stack, plane_of, stack_of
-from normalis.studies.objects import equipment_of, why_left_aside
 
 __all__ = ["ATTRIBUTES", "Entry", "Series", "index_files", "read_header", "series_of"]
 

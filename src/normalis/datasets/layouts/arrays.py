@@ -2,23 +2,26 @@
 
 An ``.npz`` may hold ``train``, ``validation``, ``test`` and, for each of them, columns with one
 entry per image: ``test_label`` (0 or 1), ``test_patient``, ``test_names``, ``test_mask`` (N, H, W);
-any other one (``test_slice_pos``) goes to the sample's header. An ``.npy`` is normal training
-images. Pixels are not read here: only the headers of the arrays and the columns are.
+any other one (``test_slice_pos``) goes to the sample's header. An ``.npy`` holds images of which
+nothing is known, as a plain folder does. Pixels are not read here: only the headers of the arrays
+and the columns are.
 """
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.datasets.base import Dataset, Sample, Split
-from normalis.datasets.listing import list_images, natural_key
+from normalis.datasets.base import Dataset, Options, Sample, Split
+from normalis.datasets.columns import LABELS, PATIENTS
+from normalis.datasets.columns import key as plain_key
+from normalis.datasets.listing import list_images, natural_key, quote_some
 from normalis.errors import DataError, LayoutError
 
 __all__ = ["LAYOUT", "read", "recognise"]
@@ -29,18 +32,19 @@ _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SUFFIXES = (".npz", ".npy")
 
 
-def recognise(path: Path) -> bool:
+def recognise(path: Path, options: Options | None = None) -> bool:
     """Whether the path is an array file, or a folder of array files without any image."""
     if path.is_file():
         return path.suffix.lower() in _SUFFIXES
     return bool(_arrays_in(path)) and not list_images(path).images
 
 
-def read(path: Path) -> Dataset:
+def read(path: Path, options: Options | None = None) -> Dataset:
     """List the rows of an array file.
 
     Args:
         path: the file, or a folder with one such file.
+        options: not used.
 
     Raises:
         LayoutError: if a folder holds several array files.
@@ -60,7 +64,16 @@ def read(path: Path) -> Dataset:
     if not samples:
         raise DataError(f"{file}: holds no image")
     name = file.stem if path.is_dir() else f"{file.resolve().parent.name}/{file.stem}"
-    return Dataset(name=name, root=path, layout=LAYOUT, samples=tuple(samples))
+    notes = tuple(_unread(file)) if file.suffix.lower() == ".npz" else ()
+    return Dataset(name=name, root=path, layout=LAYOUT, samples=tuple(samples), notes=notes)
+
+
+def _unread(file: Path) -> Iterator[str]:
+    """Say which arrays of an archive belong to no split."""
+    known = tuple(f"{split}_" for split in _SPLITS)
+    left = [n for n in _shapes(file) if n not in (*_SPLITS, "names") and not n.startswith(known)]
+    if left:
+        yield f"Arrays that are not read: {quote_some(left, limit=6)}."
 
 
 def _arrays_in(folder: Path) -> list[Path]:
@@ -72,7 +85,7 @@ def _npy(file: Path) -> list[Sample]:
     with file.open("rb") as stream:
         shape = _shape(stream, where=str(file))
     return [
-        Sample(path=file, split="train", is_anomalous=False, index=row)
+        Sample(path=file, split="unlabelled", index=row)
         for row in range(_images_in(shape, where=str(file)))
     ]
 
@@ -155,8 +168,8 @@ def _columns(
 def _rows(
     file: Path, split: Split, *, count: int, columns: dict[str, NDArray[Any]]
 ) -> list[Sample]:
-    labels = _labels(columns.pop("label", None), split, count=count, file=file)
-    patients = columns.pop("patient", None)
+    labels = _labels(_named(columns, LABELS), split, count=count, file=file)
+    patients = _named(columns, PATIENTS)
     masks = columns.pop("mask", None)
     if "names" in columns:
         columns["name"] = columns.pop("names")
@@ -173,6 +186,12 @@ def _rows(
         )
         for row in range(count)
     ]
+
+
+def _named(columns: dict[str, NDArray[Any]], names: Sequence[str]) -> NDArray[Any] | None:
+    """Take the first column that has one of these names; the others stay properties."""
+    found = [column for column in columns if plain_key(column) in names]
+    return columns.pop(min(found, key=lambda c: names.index(plain_key(c)))) if found else None
 
 
 def _labels(

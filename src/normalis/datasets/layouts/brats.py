@@ -1,17 +1,20 @@
 """``train/`` and ``test/{normal,tumor,annotation}``: the benchmark's layout of BraTS2021.
 
 The mask of ``test/tumor/NAME_flair_77.png`` is ``test/annotation/NAME_seg_77.png``, or the file of
-the same name.
+the same name; in sub-folders, that of the same path (`normalis.datasets.pairing`).
 
 Reference: Cai, Zhang, Chen, Cheng, *MedIAnomaly*, arXiv:2404.04518 (2024).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
-from normalis.datasets.base import Dataset, Sample, Split
-from normalis.datasets.listing import Listing, list_images, quote_some
+from normalis.datasets.base import Dataset, Options, Sample, Split
+from normalis.datasets.listing import Listing, folders_in, list_images, quote_some
+from normalis.datasets.pairing import Pairs, pair_masks
+from normalis.datasets.words import is_class_name
 from normalis.errors import DataError
 
 __all__ = ["LAYOUT", "read", "recognise"]
@@ -19,48 +22,63 @@ __all__ = ["LAYOUT", "read", "recognise"]
 LAYOUT = "train + test/{normal,tumor,annotation}"
 
 
-def recognise(path: Path) -> bool:
-    """Whether the folder has ``train/``, ``test/normal/`` and ``test/tumor/``."""
-    return all((path / part).is_dir() for part in ("train", "test/normal", "test/tumor"))
+def recognise(path: Path, options: Options | None = None) -> bool:
+    """Whether the folder has ``train/`` without classes, ``test/normal/`` and ``test/tumor/``."""
+    if not all((path / part).is_dir() for part in ("train", "test/normal", "test/tumor")):
+        return False
+    return not any(map(is_class_name, folders_in(path / "train")))
 
 
-def read(path: Path) -> Dataset:
+def read(path: Path, options: Options | None = None) -> Dataset:
     """List the three folders and pair the masks.
 
     Raises:
-        DataError: if none of the folders holds an image.
+        DataError: if none of the folders holds an image, or two masks have one name.
     """
     train, normal, tumor = (list_images(path / p) for p in ("train", "test/normal", "test/tumor"))
     annotation = path / "test" / "annotation"
     masks = list_images(annotation).images if annotation.is_dir() else ()
-    by_name = {mask.stem: mask for mask in masks}
+    pairs = pair_masks(
+        ((image, image.relative_to(path / "test" / "tumor")) for image in tumor.images),
+        ((mask, mask.relative_to(annotation)) for mask in masks),
+    )
     samples = (
-        *_samples(train, "train", is_anomalous=False, masks={}),
-        *_samples(normal, "test", is_anomalous=False, masks={}),
-        *_samples(tumor, "test", is_anomalous=True, masks=by_name),
+        *_samples(train, "train", is_anomalous=False),
+        *_samples(normal, "test", is_anomalous=False),
+        *_samples(tumor, "test", is_anomalous=True, pairs=pairs),
     )
     if not samples:
         raise DataError(f"{path}: train, test/normal and test/tumor hold no image")
-    bare = [s.path.name for s in samples if s.is_anomalous and s.mask is None]
-    aside = Listing((), train.aside + normal.aside + tumor.aside)
-    notes = (f"{len(bare)} tumour images have no mask: {quote_some(bare)}.",) if bare else ()
     return Dataset(
         name=path.resolve().name,
         root=path,
         layout=LAYOUT,
         samples=samples,
-        notes=notes + aside.notes(),
+        notes=(*_notes(tumor, pairs), *_joined(train, normal, tumor).notes()),
     )
 
 
 def _samples(
-    listing: Listing, split: Split, *, is_anomalous: bool, masks: dict[str, Path]
+    listing: Listing, split: Split, *, is_anomalous: bool, pairs: Pairs | None = None
 ) -> list[Sample]:
+    found = pairs or Pairs()
     return [
-        Sample(path=p, split=split, is_anomalous=is_anomalous, mask=_mask_of(p, masks))
+        Sample(path=p, split=split, is_anomalous=is_anomalous, **found.of(p))  # type: ignore[arg-type]
         for p in listing.images
     ]
 
 
-def _mask_of(image: Path, masks: dict[str, Path]) -> Path | None:
-    return masks.get(image.stem.replace("flair", "seg")) or masks.get(image.stem)
+def _notes(tumor: Listing, pairs: Pairs) -> list[str]:
+    bare = [p.name for p in tumor.images if p not in pairs.masks]
+    notes = [f"{len(bare)} tumour images have no mask: {quote_some(bare)}."] if bare else []
+    return notes + pairs.notes((), any_masks=True)
+
+
+def _joined(*listings: Listing) -> Listing:
+    """Return what several listings left aside."""
+    return Listing(
+        images=(),
+        aside=sum((one.aside for one in listings), Counter()),
+        outputs=tuple(folder for one in listings for folder in one.outputs),
+        broken=tuple(entry for one in listings for entry in one.broken),
+    )

@@ -1,63 +1,89 @@
-"""A plain folder of images, or one image: everything in it is taken as normal, for training."""
+"""A plain folder of images, or one image; nothing is said of which are normal.
+
+`fit` takes all of them as normal, for that is what it is told by being given the folder; `score`
+scores them as new images. Masks among them are left aside; where there are some, it is not known
+which images are normal, and the folder is not trained on until that is said.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from normalis.datasets.base import Dataset, Sample
-from normalis.datasets.listing import list_images, quote_some
+from normalis.datasets.base import Dataset, Options, Sample
+from normalis.datasets.listing import folders_in, list_images, quote_some
+from normalis.datasets.pairing import divide
+from normalis.datasets.words import meaning
 from normalis.errors import DataError
 
 __all__ = ["LAYOUT", "read", "recognise"]
 
 LAYOUT = "folder of images"
 
-# Folder names that say "not normal". Such a folder is worth a sentence, not a refusal: `score`
-# lists folders in the same way, and there anomalous images are what one expects.
-_SUSPICIOUS = frozenset(
-    {"abnormal", "anomalous", "anomaly", "lesion", "tumor", "tumour", "ungood"}
-    | {"annotation", "annotations", "anomaly_mask", "ground_truth", "label", "labels", "mask"}
-    | {"masks"}
-)
+_FEW = 12  # folders that may be classes; more of them are patients
 
 
-def recognise(path: Path) -> bool:
+def recognise(path: Path, options: Options | None = None) -> bool:
     """Whether the path is a folder, or a file of no other layout; the last layout to be asked."""
     return path.exists()
 
 
-def read(path: Path) -> Dataset:
-    """List a folder recursively; every image is normal and in ``train``.
+def read(path: Path, options: Options | None = None) -> Dataset:
+    """List a folder recursively; nothing is known of any image.
 
     Args:
         path: a folder, or one image file.
+        options: not used.
 
     Raises:
         DataError: if there is no file that may be an image.
     """
-    images: tuple[Path, ...] = (path,)
-    notes: tuple[str, ...] = ()
-    if path.is_dir():
-        listing = list_images(path)
-        images = listing.images
-        notes = listing.notes() + _suspicions(path, images)
+    if not path.is_dir():
+        return _dataset(path, (path,))
+    listing = list_images(path)
+    images, masks = divide(listing.images, path)
     if not images:
+        notes = listing.notes()
         raise DataError(f"{path}: no image found in this folder or below it. {' '.join(notes)}")
-    samples = tuple(Sample(path=p, split="train", is_anomalous=False) for p in images)
-    return Dataset(name=path.stem, root=path, layout=LAYOUT, samples=samples, notes=notes)
+    notes = (*listing.notes(), *_of_folders(images, path))
+    if not masks:
+        return _dataset(path, images, notes)
+    said = f"{len(masks)} of its files are masks by their names ({quote_some(masks_named(masks))})"
+    return _dataset(path, images, (*notes, f"Left aside {len(masks)} masks."), _which(said))
 
 
-def _suspicions(root: Path, images: tuple[Path, ...]) -> tuple[str, ...]:
-    folders = {image.parent for image in images}
-    names = {part for folder in folders for part in folder.relative_to(root).parts}
-    odd = sorted(name for name in names if name.lower() in _SUSPICIOUS)
-    masks = [image.name for image in images if image.stem.lower().endswith(("_mask", "_seg"))]
+def masks_named(masks: tuple[Path, ...]) -> list[str]:
+    """Return the names of masks, with their folder."""
+    return [f"{mask.parent.name}/{mask.name}" for mask in masks]
+
+
+def _which(said: str) -> str:
+    return (
+        f"{said}, so some images may show a lesion, and nothing says which are normal. Give a "
+        "manifest with the columns path, label and mask, or a folder of normal images without "
+        "masks"
+    )
+
+
+def _of_folders(images: tuple[Path, ...], root: Path) -> list[str]:
+    """Say if a few folders have names of words, which may be classes of their own."""
     notes = []
-    if odd:
+    names = [name for name in folders_in(root) if any(name in p.parts for p in images)]
+    wordy = [name for name in names if not any(c.isdigit() for c in name)]
+    if 2 <= len(wordy) == len(names) <= _FEW:
         notes.append(
-            f"All images are taken as normal, those in {', '.join(odd)} too; "
-            "to say otherwise, give a manifest with the columns path,label,split."
+            f"The images of all folders ({quote_some(names, limit=8)}) count alike; if these are "
+            "classes, say which is normal with --normal-class."
         )
-    if masks:
-        notes.append(f"{len(masks)} images look like masks by their names: {quote_some(masks)}.")
-    return tuple(notes)
+    if meaning(root.resolve().name) == "anomalous":
+        notes.append(f"The folder itself is named {root.resolve().name}: are its images normal?")
+    return notes
+
+
+def _dataset(
+    path: Path, images: tuple[Path, ...], notes: tuple[str, ...] = (), unclear: str = ""
+) -> Dataset:
+    samples = tuple(Sample(path=p, split="unlabelled") for p in images)
+    name = path.stem if path.stem else path.resolve().name
+    return Dataset(
+        name=name, root=path, layout=LAYOUT, samples=samples, notes=notes, unclear=unclear
+    )

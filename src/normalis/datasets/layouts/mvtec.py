@@ -8,35 +8,52 @@
     test/<kind>/{img,label}/        BMAD's nested form, masks in label/
     ground_truth/<kind>/NAME_mask.png, or anomaly_mask/<kind>/NAME.png
 
-References: Bergmann et al., *MVTec AD*, CVPR 2019; Bao et al., *BMAD*, CVPR workshops 2024.
+``good`` may be another word for normal (``normal``, ``healthy``; `normalis.datasets.words`), in
+training and in test. A folder ``train`` that holds several classes is not of this layout. Masks
+are paired by their path below the folder of masks (`normalis.datasets.pairing`).
+
+References: Bergmann et al., *MVTec AD*, CVPR 2019; Bao et al., *BMAD*, CVPR workshops 2024;
+Bergmann et al., *Beyond dents and scratches* (MVTec LOCO), IJCV 2022.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 
-from normalis.datasets.base import Dataset, Sample, Split
-from normalis.datasets.listing import Listing, folders_in, list_images, quote_some
+from normalis.datasets.base import Dataset, Options, Sample, Split
+from normalis.datasets.listing import Listing, folders_in, list_images
+from normalis.datasets.pairing import Pairs, below_masks, divide, pair_masks
+from normalis.datasets.words import is_mask_name, meaning
 from normalis.errors import DataError
 
 __all__ = ["LAYOUT", "read", "recognise"]
 
 LAYOUT = "MVTec/BMAD"
 
-_MASK_FOLDERS = ("ground_truth", "anomaly_mask")
-_INNER_MASKS = ("label", "anomaly_mask", "ground_truth")
+_NO_KIND = ("ungood", "anomaly", "anomalous", "abnormal", "bad", "1")
 
 
-def recognise(path: Path) -> bool:
-    """Whether the folder has ``train/good/``."""
-    return (path / "train" / "good").is_dir()
+def recognise(path: Path, options: Options | None = None) -> bool:
+    """Whether the folder has ``train/good/``, or ``test/`` and one normal class in ``train/``."""
+    if (path / "train" / "good").is_dir():
+        return True
+    if not ((path / "train").is_dir() and (path / "test").is_dir()):
+        return False
+    classes = [name for name in folders_in(path / "train") if not is_mask_name(name)]
+    tests = folders_in(path / "test")
+    return (
+        len(classes) == 1
+        and meaning(classes[0]) == "normal"
+        and any(meaning(name) == "normal" for name in tests)
+    )
 
 
-def read(path: Path) -> Dataset:
+def read(path: Path, options: Options | None = None) -> Dataset:
     """List the splits and pair the masks.
 
     Raises:
-        DataError: if no folder holds an image.
+        DataError: if no folder holds an image, or two masks have one name.
     """
     notes: list[str] = []
     samples = [*_normals(path / "train", "train", notes)]
@@ -45,15 +62,12 @@ def read(path: Path) -> Dataset:
     samples += _tests(path, notes)
     if not samples:
         raise DataError(f"{path}: train/good and test hold no image")
-    bare = [s.path.name for s in samples if s.is_anomalous and s.mask is None]
-    if bare and any(s.mask is not None for s in samples):
-        notes.append(f"{len(bare)} anomalous images have no mask: {quote_some(bare)}.")
     return Dataset(
         name=path.resolve().name,
         root=path,
         layout=LAYOUT,
         samples=tuple(samples),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -62,7 +76,7 @@ def _normals(folder: Path, split: Split, notes: list[str]) -> list[Sample]:
     samples: list[Sample] = []
     for kind, place in (folders_in(folder) if folder.is_dir() else {}).items():
         listing = _images(place)
-        if kind.lower() == "good":
+        if meaning(kind) == "normal":
             samples += [Sample(path=p, split=split, is_anomalous=False) for p in listing.images]
             notes += listing.notes()
         elif listing.images:
@@ -75,42 +89,48 @@ def _normals(folder: Path, split: Split, notes: list[str]) -> list[Sample]:
 
 def _tests(root: Path, notes: list[str]) -> list[Sample]:
     test = root / "test"
-    samples: list[Sample] = []
-    kinds = folders_in(test) if test.is_dir() else {}
-    for kind in sorted(kinds, key=lambda kind: kind.lower() != "good"):  # the normal ones first
-        place = kinds[kind]
-        if kind in _MASK_FOLDERS:
-            continue
-        listing = _images(place)
+    folders = folders_in(test) if test.is_dir() else {}
+    kinds = [name for name in folders if not is_mask_name(name)]
+    images: dict[Path, str] = {}
+    masks = list(_apart(root)) + list(_apart(test))
+    for kind in sorted(kinds, key=lambda kind: meaning(kind) != "normal"):  # the normal ones first
+        listing = list_images(folders[kind])
         notes += listing.notes()
-        is_anomalous = kind.lower() != "good"
-        masks = _masks(root, kind) if is_anomalous else {}
-        samples += [
-            Sample(
-                path=p,
-                split="test",
-                is_anomalous=is_anomalous,
-                kind=kind if is_anomalous and kind.lower() != "ungood" else None,
-                mask=masks.get(f"{p.stem}_mask") or masks.get(p.stem),
-            )
-            for p in listing.images
-        ]
-    return samples
+        shown, marks = divide(listing.images, folders[kind])
+        images |= dict.fromkeys(shown, kind)
+        masks += [(mask, PurePath(kind, below_masks(mask, folders[kind]))) for mask in marks]
+    pairs = pair_masks(((path, _place(path, test)) for path in images), masks)
+    anomalous = [path for path, kind in images.items() if meaning(kind) != "normal"]
+    notes += pairs.notes(anomalous, any_masks=bool(masks))
+    return [_sample(path, kind, pairs) for path, kind in images.items()]
+
+
+def _sample(path: Path, kind: str, pairs: Pairs) -> Sample:
+    is_anomalous = meaning(kind) != "normal"
+    return Sample(
+        path=path,
+        split="test",
+        is_anomalous=is_anomalous,
+        kind=kind if is_anomalous and kind.lower() not in _NO_KIND else None,
+        **(pairs.of(path) if is_anomalous else {}),  # type: ignore[arg-type]
+    )
 
 
 def _images(place: Path) -> Listing:
     """List the images of one class, which the nested form keeps in ``img/`` beside ``label/``."""
-    inner = place / "img"
-    return list_images(inner if inner.is_dir() else place)
+    listing = list_images(place)
+    return listing.without(divide(listing.images, place)[1])
 
 
-def _masks(root: Path, kind: str) -> dict[str, Path]:
-    """Masks of one kind by the stem of their name, from the first place that has any."""
-    places = [root / folder / kind for folder in _MASK_FOLDERS]
-    places += [root / "test" / folder / kind for folder in _MASK_FOLDERS]
-    places += [root / "test" / kind / folder for folder in _INNER_MASKS]
-    places += [root / folder for folder in _MASK_FOLDERS]
-    for place in filter(Path.is_dir, places):
-        if masks := list_images(place).images:
-            return {mask.stem: mask for mask in masks}
-    return {}
+def _place(image: Path, test: Path) -> PurePath:
+    """Return an image's path below ``test``, without the nested form's ``img``."""
+    kind, *rest = image.relative_to(test).parts
+    return PurePath(kind, *(rest[1:] if len(rest) > 1 and rest[0] == "img" else rest))
+
+
+def _apart(place: Path) -> Iterator[tuple[Path, PurePath]]:
+    """Yield the masks of folders of masks, each with its path below that folder."""
+    for name, folder in (folders_in(place) if place.is_dir() else {}).items():
+        if is_mask_name(name):
+            for mask in list_images(folder).images:
+                yield mask, mask.relative_to(folder)

@@ -1,0 +1,175 @@
+"""Which column of a table says what: names that people give to paths, labels, patients, splits.
+
+A name counts in any case and with any punctuation: ``Image Index``, ``image_index`` and
+``ImageIndex`` are one. Of several columns for one thing the first of its list is taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from normalis.datasets.tables import Table, cell_text
+from normalis.datasets.words import meaning, split_of
+from normalis.errors import DataError
+
+__all__ = ["LABELS", "PATIENTS", "Columns", "key", "names_a_path", "roles_of"]
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+PATHS = _listed(
+    "path filepath file filename filelocation relativepath relpath imagepath imagefile "
+    "imagefilename imgpath imgfile image images img imagename imgname fname dicom dicompath "
+    "dicomfile dicomfilename dcm dcmpath dcmfile nifti niftipath niftifile volumepath "
+    "volume scanpath scan imageindex imageid imgid dicomid idcode fileid name id"
+)
+LABELS = _listed(
+    "label labels isanomalous isanomaly isabnormal anomalous anomaly abnormal class "
+    "classname classlabel classes target targets diagnosis diagnose dx finding findings "
+    "findinglabels category disease diseaserisk condition pathology labelname status "
+    "outcome y result groundtruth gt imagelabel tumor tumour defect annotation"
+)
+INVERTED = ("normal", "isnormal", "healthy", "ishealthy")
+PATIENTS = _listed(
+    "patientid patient patientno patientnumber subjectid subject subj participantid "
+    "participant personid caseid pid mrn patid"
+)
+MASKS = _listed(
+    "mask maskpath maskfile maskfilename segmentation segmentationpath seg segpath "
+    "segmentationfile groundtruthmask labelmask lesionmask roimask"
+)
+SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "fold", "usage", "dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The names of the columns, as the table has them; None where it has no such column.
+
+    Attributes:
+        path: of the images.
+        label: which of them are anomalous.
+        inverted: whether 1 in ``label`` means normal, as in a column ``is_normal``.
+        kind: a further column of classes, which names the kind of an anomaly.
+        patient: of the patient.
+        mask: of the region.
+        split: train, validation or test.
+        notes: what a reader should know of the choice.
+    """
+
+    path: str
+    label: str | None = None
+    inverted: bool = False
+    kind: str | None = None
+    patient: str | None = None
+    mask: str | None = None
+    split: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> set[str | None]:
+        """Names of all columns that are something."""
+        return {self.path, self.label, self.kind, self.patient, self.mask, self.split}
+
+
+def key(name: str) -> str:
+    """Return a column's name without case and punctuation."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def names_a_path(cells: Sequence[str]) -> bool:
+    """Whether cells are the names of columns, one of which holds the images."""
+    return bool({key(cell) for cell in cells} & set(PATHS))
+
+
+def roles_of(table: Table, *, exists: Callable[[str], bool]) -> Columns:
+    """Say what the columns of a table are.
+
+    Args:
+        table: any.
+        exists: whether a cell names a file, to choose among several columns of paths.
+
+    Raises:
+        DataError: if no column holds paths, a column is named twice, or a column looks like
+            labels and is not named as such.
+    """
+    by_key = _by_key(table)
+    path = _path(table, by_key, exists)
+    found = [by_key[name] for name in (*LABELS, *INVERTED) if name in by_key]
+    found = [name for name in found if name != path]
+    label = found[0] if found else None
+    split, notes = _split(table, by_key)
+    columns = Columns(
+        path=path,
+        label=label,
+        inverted=label is not None and key(label) in INVERTED,
+        kind=by_key.get("kind") or (found[1] if len(found) > 1 else None),
+        patient=_first(by_key, PATIENTS, path),
+        mask=_first(by_key, MASKS, path),
+        split=split,
+        notes=notes,
+    )
+    if label is None:
+        _refuse_hidden_labels(table, columns)
+    return columns
+
+
+def _by_key(table: Table) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in table.names:
+        if key(name) and key(name) in found:
+            raise DataError(f"{table.file}, line {table.line}: the column {name} is named twice")
+        found[key(name)] = name
+    return found
+
+
+def _path(table: Table, by_key: dict[str, str], exists: Callable[[str], bool]) -> str:
+    names = [by_key[name] for name in PATHS if name in by_key]
+    if not names:
+        listed = ", ".join(filter(None, table.names)) or "nothing"
+        raise DataError(f"{table.file}, line {table.line}: must name a column path, found {listed}")
+    some = [row for _, row in table.rows[:20]]
+    good = (n for n in names if any(exists(cell_text(row[n])) for row in some if row[n]))
+    return next(good, names[0]) if len(names) > 1 else names[0]
+
+
+def _first(by_key: dict[str, str], names: Sequence[str], path: str) -> str | None:
+    return next((by_key[n] for n in names if n in by_key and by_key[n] != path), None)
+
+
+def _split(table: Table, by_key: dict[str, str]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the column of splits; one that is only named like it has to hold their words."""
+    if "split" in by_key:
+        return by_key["split"], ()
+    for name in SPLIT_NAMES:
+        if name not in by_key:
+            continue
+        column = by_key[name]
+        if any(split_of(cell_text(row[column])) for _, row in table.rows):
+            return column, ()
+        if name in ("fold", "set", "subset", "partition"):
+            return None, (
+                f"The column {column} names no train, validation or test and is not read as split.",
+            )
+    return None, ()
+
+
+_SURE = {"0", "1", "yes", "no", "true", "false", "ok", "bad", "good", "pos", "neg", "clear"}
+
+
+def _refuse_hidden_labels(table: Table, columns: Columns) -> None:
+    for name in table.names:
+        if name in columns.known:
+            continue
+        for line, row in table.rows:
+            value = cell_text(row.get(name))
+            said: Any = meaning(value)
+            if said in ("normal", "anomalous") and value.casefold() not in _SURE:
+                raise DataError(
+                    f"{table.file}, line {line}: the column {name} holds {value!r}, which looks "
+                    "like a label, but labels are in a column label; rename the column"
+                )

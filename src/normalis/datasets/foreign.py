@@ -1,0 +1,144 @@
+"""What lies in a folder of images and is none: refused, or left aside with its reason.
+
+A table or list that names the images may say which of them are normal; if it is not understood,
+that is an error. So are the structures of archives that keep masks and derived images beside the
+images (BIDS, Medical Segmentation Decathlon and nnU-Net, MOOD). DICOM objects that are results
+(segmentations, reports, screenshots) are left aside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from pathlib import Path
+
+from normalis.datasets.base import Dataset
+from normalis.datasets.columns import names_a_path
+from normalis.datasets.listing import Listing, folders_in, is_file, quote_some, stem_of, suffix_of
+from normalis.datasets.tables import read_table
+from normalis.errors import DataError, LayoutError
+
+__all__ = ["refuse_structures", "refuse_tables", "without_objects"]
+
+_TABLES = (".csv", ".tsv", ".psv", ".parquet")
+_SHEETS = (".xls", ".xlsx", ".ods")
+_MOST = 1 << 20  # bytes of a list that are looked through for names of images
+_NO_DICOM = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".gz", ".bmp", ".gif", ".webp")
+
+
+def refuse_structures(path: Path) -> None:
+    """Refuse archives whose masks or derived images a plain listing would take as images.
+
+    Raises:
+        LayoutError: saying what to give instead.
+    """
+    if what := _structure(path, list(folders_in(path))):
+        raise LayoutError(
+            f"{path}: looks like {what}, which is not read as a whole: it does not say which "
+            "images are normal, and holds masks or derived images beside them. Give the folder of "
+            "normal images, or a manifest with the columns path, label, split, patient_id and mask"
+        )
+
+
+def _structure(path: Path, folders: list[str]) -> str:
+    if is_file(path / "dataset_description.json") or "derivatives" in folders:
+        return "a BIDS data set (dataset_description.json, derivatives)"
+    lower = {name.lower() for name in folders}
+    if {"imagestr", "labelstr"} <= lower or {"imagests", "labelsts"} <= lower:
+        return "a data set of the Medical Segmentation Decathlon or nnU-Net (imagesTr, labelsTr)"
+    for name in lower:
+        first, _, last = name.rpartition("_")
+        if last in ("label", "labels") and first in lower:
+            return f"a data set of the MOOD challenge ({first}, {name})"
+    return ""
+
+
+def refuse_tables(path: Path, listing: Listing) -> None:
+    """Refuse a folder with a table or list that may describe its images and is not understood.
+
+    Raises:
+        LayoutError: naming the file, why it is not understood, and what to do.
+    """
+    stems = {stem_of(image) for image in listing.images}
+    for file in listing.others:
+        is_sidecar = file.stem in stems and suffix_of(file.name) not in _TABLES
+        why = None if is_sidecar else _why_unread(file, path, listing)
+        if why:
+            raise LayoutError(
+                f"{path}: holds {file.relative_to(path)}, which may say which images are normal "
+                f"and is not understood: {why}. Make it a manifest with the columns path, label "
+                "and split; or, if it says nothing of that, add --ignore-tables "
+                "(in Python open_dataset(..., ignore_tables=True)) or give the folder of images"
+            )
+
+
+def _why_unread(file: Path, root: Path, listing: Listing) -> str | None:
+    suffix = suffix_of(file.name)
+    at_top = file.parent == root
+    if suffix in _SHEETS:
+        return "spreadsheets are not read; save it as CSV" if at_top else None
+    if suffix not in _TABLES:
+        return _names_images(file, listing) if at_top else None
+    try:
+        table = read_table(file, is_head=names_a_path)
+    except DataError as error:
+        said = str(error)
+        return said.removeprefix(f"{file}: ").removeprefix(f"{file}, ") if at_top else None
+    if not at_top:
+        is_manifest = names_a_path(table.names) and _names_images(file, listing)
+        return "it lies in a sub-folder; give it itself as the data set" if is_manifest else None
+    listed = quote_some(filter(None, table.names), limit=8) or "nothing"
+    if not names_a_path(table.names):
+        return f"it has no column path (line {table.line} names {listed})"
+    return f"its column of paths names no file that is there (columns: {listed})"
+
+
+def _names_images(file: Path, listing: Listing) -> str | None:
+    """Say so if a text names images of the folder, as a list of labels or of a split does."""
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(_MOST)
+    except OSError:
+        return None
+    names = {image.name.encode("utf-8", "surrogateescape") for image in listing.images}
+    found = sum(name in text for name in list(names)[:200])
+    if found < min(2, len(names)) or not names:
+        return None
+    return "it names images of this folder, and is no table with a column path"
+
+
+def without_objects(data: Dataset) -> Dataset:
+    """Leave aside the DICOM files that are results, not acquired images.
+
+    A folder of secondary captures alone is what the user means: some public collections of films
+    are stored so. Files that a manifest lists, or that are given themselves, are taken as told.
+    """
+    from normalis.datasets.objects import CAPTURE, object_kind
+
+    kinds: dict[str, list[Path]] = defaultdict(list)
+    images = 0
+    for path in dict.fromkeys(s.path for s in data.samples):
+        if suffix_of(path.name) in _NO_DICOM or path.name.lower().endswith(".nii.gz"):
+            images += 1
+        elif kind := object_kind(path):
+            kinds[kind].append(path)
+        else:
+            images += 1
+    notes = []
+    if CAPTURE in kinds and not images:
+        count = len(kinds.pop(CAPTURE))
+        notes.append(f"All {count} images are DICOM secondary captures, and are taken as images.")
+    notes += [_note(kind, paths) for kind, paths in sorted(kinds.items())]
+    aside = {path for paths in kinds.values() for path in paths}
+    samples = tuple(s for s in data.samples if s.path not in aside)
+    if not samples:
+        raise DataError(f"{data.root}: holds no image. {' '.join(notes)}")
+    return dataclasses.replace(data, samples=samples, notes=(*data.notes, *notes))
+
+
+def _note(kind: str, paths: list[Path]) -> str:
+    how = "; list them in a manifest to use them" if "capture" in kind else ""
+    return (
+        f"Left aside {len(paths)} DICOM files that are no acquired images ({kind}): "
+        f"{quote_some(path.name for path in paths)}{how}."
+    )

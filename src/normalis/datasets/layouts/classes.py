@@ -1,0 +1,201 @@
+"""One folder per class, as classifiers want it: ``NORMAL/``, ``PNEUMONIA/``; ``no/``, ``yes/``.
+
+::
+
+    NORMAL/, PNEUMONIA/                         or 0/ and 1/, good/ and defect/, CNV/, DME/, NORMAL/
+    train/NORMAL/, train/PNEUMONIA/, test/...   the same by split, at any depth
+
+Which class is normal is never guessed: ``--normal-class NORMAL`` says it. Then the images of that
+class are normal and all others anomalous, each of the kind of its folder; without splits the
+normal ones are for training and the others for the test. Until it is said, the images can be
+looked at and scored, and not be trained on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from normalis.datasets.base import Dataset, Options, Sample, Split
+from normalis.datasets.listing import Listing, list_images, quote_some
+from normalis.datasets.pairing import Pairs, below_masks, divide, pair_masks
+from normalis.datasets.words import is_class_name, is_mask_name, meaning, split_of
+from normalis.errors import DataError
+
+__all__ = ["LAYOUT", "classes_in", "read", "recognise"]
+
+LAYOUT = "one folder per class"
+
+_FEW = 6  # numbers from 0 that count as classes; more of them are patients or cases
+
+
+def recognise(path: Path, options: Options | None = None) -> bool:
+    """Whether folders below this one are named as classes are, or the user named one of them."""
+    if not path.is_dir():
+        return False
+    listing = list_images(path)
+    return bool(_said_in(listing, path, options or Options()) or classes_in(listing, path))
+
+
+def classes_in(listing: Listing, root: Path) -> list[str]:
+    """Return the names of folders that are classes by their names; empty if there are none.
+
+    One folder of a word for normal says nothing that would have to be asked for; neither do
+    numbers, unless they are those of a few classes: 0 and 1, 0 to 4.
+    """
+    names = _folders(listing, root)
+    numbers = sorted(int(name) for name in names if name.isdecimal() and len(name) == 1)
+    is_numbered = len(numbers) > 1 and numbers == list(range(len(numbers))) and len(numbers) < _FEW
+    chosen = [n for n in names if is_class_name(n) or (is_numbered and n.isdecimal())]
+    only_normal = all(meaning(name) == "normal" for name in chosen)
+    alone = all(any(map(chosen.__contains__, _parts(p, root))) for p in listing.images)
+    if not chosen or (only_normal and alone and not is_numbered):
+        return []
+    return _beside(listing, root, chosen)
+
+
+def read(path: Path, options: Options | None = None) -> Dataset:
+    """List the images by class.
+
+    Raises:
+        DataError: if no folder has the name of the class that was said to be normal.
+    """
+    chosen = options or Options()
+    listing = list_images(path)
+    images, masks = divide(listing.images, path)
+    if not images:
+        raise DataError(f"{path}: no image found in this folder or below it")
+    if chosen.says():
+        return _labelled(path, listing, images, masks, chosen)
+    notes = (*listing.notes(), *_mask_notes(masks))
+    samples = [Sample(path=p, split=_unlabelled_split(p, path)) for p in images]
+    return _dataset(path, samples, notes, unclear=unclear(listing, path))
+
+
+def unclear(listing: Listing, root: Path) -> str:
+    """Say which classes there are and how to name the normal one."""
+    names = classes_in(listing, root)
+    counts = Counter(name for p in listing.images for name in _parts(p, root) if name in names)
+    likely = next((name for name in names if meaning(name) == "normal"), names[0])
+    listed = quote_some((f"{name} ({counts[name]} images)" for name in names), limit=8)
+    return (
+        f"its folders are named like classes: {listed}. Say which is normal with --normal-class "
+        f"{_quoted(likely)} (in Python open_dataset(..., normal_class={likely!r})), all of them "
+        "with --normal-class '*', or give the folder of normal images alone"
+    )
+
+
+def _quoted(name: str) -> str:
+    return name if name.isalnum() else f"'{name}'"
+
+
+def _parts(image: Path, root: Path) -> tuple[str, ...]:
+    return image.relative_to(root).parts[:-1]
+
+
+def _folders(listing: Listing, root: Path) -> list[str]:
+    """Return the names of all folders that hold images, but for splits and masks."""
+    names = dict.fromkeys(part for p in listing.images for part in _parts(p, root))
+    return [n for n in names if not is_mask_name(n) and split_of(n) is None]
+
+
+def _said_in(listing: Listing, root: Path, options: Options) -> list[str]:
+    if "*" in options.normal_class:
+        return _folders(listing, root)
+    return [name for name in _folders(listing, root) if options.is_normal(name)]
+
+
+def _beside(listing: Listing, root: Path, chosen: list[str]) -> list[str]:
+    """Return all folders at the depth where most of the chosen ones lie: the classes."""
+    depth = _depth(listing, root, chosen)
+    return list(
+        dict.fromkeys(
+            parts[depth]
+            for p in listing.images
+            if len(parts := _without_splits(p, root)) > depth and not is_mask_name(parts[depth])
+        )
+    )
+
+
+def _without_splits(image: Path, root: Path) -> tuple[str, ...]:
+    return tuple(part for part in _parts(image, root) if split_of(part) is None)
+
+
+def _depth(listing: Listing, root: Path, chosen: list[str]) -> int:
+    depths = Counter(
+        at
+        for p in listing.images
+        for at, part in enumerate(_without_splits(p, root))
+        if part in chosen
+    )
+    return depths.most_common(1)[0][0]
+
+
+def _split_in(image: Path, root: Path) -> Split | None:
+    return next(filter(None, map(split_of, _parts(image, root))), None)
+
+
+def _unlabelled_split(image: Path, root: Path) -> Split:
+    return "test" if _split_in(image, root) == "test" else "unlabelled"
+
+
+def _labelled(
+    root: Path,
+    listing: Listing,
+    images: tuple[Path, ...],
+    masks: tuple[Path, ...],
+    options: Options,
+) -> Dataset:
+    normal = _said_in(listing, root, options)
+    if not normal:
+        raise DataError(
+            f"{root}: no folder is named {' or '.join(options.normal_class)}, which was said to be "
+            f"normal; folders are {quote_some(_folders(listing, root), limit=8)}"
+        )
+    depth = _depth(listing, root, normal)
+    pairs = pair_masks(
+        ((p, p.relative_to(root)) for p in images), ((m, below_masks(m, root)) for m in masks)
+    )
+    samples, aside = [], Counter[str]()
+    for path in images:
+        sample = _sample(path, root, normal, depth, pairs)
+        if sample.is_anomalous and sample.split in ("train", "validation"):
+            aside[f"{sample.split}/{sample.kind}"] += 1
+        else:
+            samples.append(sample)
+    anomalous = [s.path for s in samples if s.is_anomalous]
+    notes = [*listing.notes(), *pairs.notes(anomalous, any_masks=bool(masks))]
+    if aside:
+        said = ", ".join(f"{count} of {name}" for name, count in sorted(aside.items()))
+        notes.append(f"Left aside images that are not normal, as training must be: {said}.")
+    if unknown := sum(s.split == "unlabelled" for s in samples):
+        notes.append(f"{unknown} images lie in no folder of a class; nothing is known of them.")
+    return _dataset(root, samples, notes)
+
+
+def _sample(path: Path, root: Path, normal: list[str], depth: int, pairs: Pairs) -> Sample:
+    parts = _without_splits(path, root)
+    if any(part in normal for part in parts):
+        return Sample(path=path, split=_split_in(path, root) or "train", is_anomalous=False)
+    if len(parts) <= depth:
+        return Sample(path=path, split="unlabelled")
+    split = _split_in(path, root) or "test"
+    found = pairs.of(path)
+    return Sample(path=path, split=split, is_anomalous=True, kind=parts[depth], **found)  # type: ignore[arg-type]
+
+
+def _mask_notes(masks: tuple[Path, ...]) -> tuple[str, ...]:
+    if not masks:
+        return ()
+    return (f"Left aside {len(masks)} files that are masks by their names: {masks[0].name}, ...",)
+
+
+def _dataset(root: Path, samples: list[Sample], notes: object, unclear: str = "") -> Dataset:
+    return Dataset(
+        name=root.resolve().name,
+        root=root,
+        layout=LAYOUT,
+        samples=tuple(samples),
+        notes=tuple(notes),  # type: ignore[arg-type]
+        unclear=unclear,
+    )
