@@ -8,9 +8,9 @@ import pytest
 from pydicom.uid import generate_uid
 
 from dicom_studies import AXIAL, image, lesion_slices, series, study
+from normalis.images.objects import equipment_of, why_left_aside
 from normalis.pacs.capture import picture
 from normalis.pacs.cases import Region, ScoredImage, ScoredStudy, tall_grey
-from normalis.studies.objects import equipment_of, why_left_aside
 
 hd = pytest.importorskip("highdicom", reason="needs the extra pacs")
 

@@ -2,7 +2,7 @@
 
 A UID follows from the model, the source and the kind of object, so that a resend replaces what was
 sent before. The Contributing Equipment Sequence names normalis: by it the tool knows its own
-results and never scores them (`normalis.studies.objects`).
+results and never scores them (`normalis.images.objects`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from normalis import __version__
-from normalis.studies.objects import OUR_NAME
+from normalis.images.objects import OUR_NAME
 
 __all__ = [
     "DESCRIPTIONS",

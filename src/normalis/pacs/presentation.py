@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from normalis.images.objects import OUR_NAME
 from normalis.pacs.cases import Region, ScoredImage, ScoredStudy
 from normalis.pacs.marks import DESCRIPTIONS, SERIES_NUMBERS, equipment, mark, stable_uid
 from normalis.pacs.structured_report import groups_of
-from normalis.studies.objects import OUR_NAME
 
 __all__ = ["build"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from normalis import __version__
+from normalis.images.objects import OUR_NAME
 from normalis.output.overlays import resize_map
 from normalis.pacs.cases import ScoredImage, ScoredStudy
 from normalis.pacs.marks import (
@@ -25,7 +26,6 @@ from normalis.pacs.marks import (
     stable_uid,
 )
 from normalis.pacs.volumes import series_with_maps
-from normalis.studies.objects import OUR_NAME
 
 __all__ = ["build"]
 

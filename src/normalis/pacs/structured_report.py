@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from normalis.images.objects import OUR_NAME
 from normalis.pacs.cases import Region, ScoredImage, ScoredStudy
 from normalis.pacs.marks import (
     DESCRIPTIONS,
@@ -24,7 +25,6 @@ from normalis.pacs.marks import (
     measure,
     stable_uid,
 )
-from normalis.studies.objects import OUR_NAME
 
 __all__ = ["build", "groups_of"]
 
