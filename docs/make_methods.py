@@ -90,7 +90,8 @@ def extra_options(method: str, folder: Path) -> dict[str, Any]:
 def measure(method: str, folder: Path) -> tuple[str, str]:
     """Return parameters and processor seconds: of a step, or of a fit on 1000 images."""
     model: Any = models.build(method, **extra_options(method, folder))
-    pixels = torch.randint(0, 256, (1000, 1, 64, 64), dtype=torch.uint8)
+    side = model.settings.image_size
+    pixels = torch.randint(0, 256, (1000, 1, side, side), dtype=torch.uint8)
     if not isinstance(model, Autoencoder):
         started = time.process_time()
         model.fit(training.to_model_input(pixels))

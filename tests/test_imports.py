@@ -15,6 +15,7 @@ ROOT = Path(normalis.__file__).parent
 LAYERS = [
     {"errors"},
     {"entropy", "metrics", "images", "baselines", "duplicates", "files", "trust"},
+    {"backbones"},
     {"models", "scorers", "datasets", "storage"},
     {"training", "loading", "calibration", "studies"},
     {"scoring"},

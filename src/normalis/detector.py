@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
@@ -41,7 +41,7 @@ from normalis.loading.held_out import (
     take,
     units_of,
 )
-from normalis.models.base import AnomalyModel, Autoencoder
+from normalis.models.base import AnomalyModel, Autoencoder, Footprint
 from normalis.models.inputs import to_model_input
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, TrainingSettings, pick_device, settings_for
@@ -62,7 +62,8 @@ class AnomalyDetector(BaseEstimator):
             something
             else limits it; ``closed-form`` chooses by that table
             (`normalis.research.selection.choose_latent_dim`), found no better.
-        image_size: side to which images are resized, a multiple of 16.
+        image_size: side to which images are resized, a multiple of 16; None for what is usual for
+            the method, 64, of a feature network 128 or its own (`AnomalyModel.usual_image_size`).
         channels: 1 (grey) or 3.
         epochs: passes over the training images; None for the recipe's own, 250 for ``paper`` and
             83 for ``fast``, more where the images are few (`normalis.training.loop.settings_for`).
@@ -115,7 +116,7 @@ class AnomalyDetector(BaseEstimator):
         *,
         method: str | type[AnomalyModel] = "ae-u",
         latent_dim: int | str = "auto",
-        image_size: int = 64,
+        image_size: int | None = None,
         channels: int = 1,
         epochs: int | None = None,
         batch_size: int = 64,
@@ -169,13 +170,20 @@ class AnomalyDetector(BaseEstimator):
     def image_settings(self) -> ImageSettings:
         """How images are read, from the parameters."""
         return ImageSettings(
-            image_size=self.image_size,
+            image_size=self._image_size,
             channels=self.channels,
             plane=self.plane,
             slice_range=_pair("slice_range", self.slice_range),
             window=None if self.window is None else _pair("window", self.window),
             percentiles=_pair("percentiles", self.percentiles),
         )
+
+    @property
+    def _image_size(self) -> int:
+        """The side that was asked for, else what is usual for the method."""
+        if self.image_size is not None:
+            return self.image_size
+        return models.model_class(self.method).usual_image_size(self._method_options)
 
     def _training_settings(self, n_images: int = 0) -> TrainingSettings:
         return settings_for(
@@ -193,7 +201,7 @@ class AnomalyDetector(BaseEstimator):
         return models.build(
             self.method,
             seed=self.random_state,
-            image_size=self.image_size,
+            image_size=self._image_size,
             channels=self.channels,
             **width,
             **self._method_options,
@@ -248,6 +256,17 @@ class AnomalyDetector(BaseEstimator):
         self._build_scorer()
 
     # --- fit ---
+
+    def footprint(self, images: int) -> Footprint | None:
+        """Return what fitting on so many normal images will take, before it starts.
+
+        Args:
+            images: number of normal images, held-out ones among them.
+
+        Returns:
+            None for methods that know nothing of it.
+        """
+        return self._build().footprint(images)
 
     def fit(
         self,
@@ -307,6 +326,8 @@ class AnomalyDetector(BaseEstimator):
         training = self._training_settings(len(train.rows))
         params, fold = self._plain_params(training), self._folds_of(train)
         built = [self._build(latent_dim) for _ in range(self._n_models)]
+        if footprint := built[0].footprint(len(train.rows)):
+            info["footprint"] = asdict(footprint)
         trained = train_models(
             built,
             torch.from_numpy(train.pixels),
@@ -420,6 +441,7 @@ class AnomalyDetector(BaseEstimator):
         # What was left to the defaults is kept as it was then: these may change.
         params["scorer"] = self._scorer_name
         params["reduction"] = self._build_scorer().settings.reduction
+        params["image_size"] = self._image_size
         params["method_options"] = self._method_options or None
         params |= {k: getattr(training, k) for k in ("recipe", "epochs", "learning_rate")}
         return {k: _plain(v) for k, v in params.items()}
@@ -557,19 +579,27 @@ class AnomalyDetector(BaseEstimator):
         return self._fitted().save(path, overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", trust: bool = False) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        trust: bool = False,
+        backbone: str | Path | None = None,
+    ) -> Self:
         """Read a run folder, with the settings that it was fitted with.
 
         Args:
             path: the folder that ``fit`` or `save` wrote.
             device: where to score, whatever the device it was fitted on.
             trust: as of `FittedDetector.load`.
+            backbone: likewise.
 
         Raises:
             RunError: if a file is missing, damaged or was edited.
             UntrustedError: if the folder names code of its own and ``trust`` is False.
         """
-        fitted = FittedDetector.load(path, device=device, trust=trust)
+        fitted = FittedDetector.load(path, device=device, trust=trust, backbone=backbone)
         try:
             self = cls(**_settings_of(fitted.params))
         except TypeError as error:

@@ -10,7 +10,8 @@
     ├── NotFittedError (ValueError, AttributeError)
     ├── TrainingError (RuntimeError)     training cannot go on, for instance a loss is not finite
     ├── RunError (RuntimeError)          a run folder is damaged, finished, or in use
-    │   └── UntrustedError               a file names code that it would run
+    │   ├── UntrustedError               a file names code that it would run
+    │   └── BackboneError                the feature network that a run needs is not there
     ├── MetricError (ValueError)         a metric is undefined for what was given
     └── MissingExtraError (ImportError)  an optional package is not installed
 
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 
 __all__ = [
+    "BackboneError",
     "CalibrationWarning",
     "DataError",
     "LayoutError",
@@ -92,6 +94,10 @@ class RunError(NormalisError, RuntimeError):
 
 class UntrustedError(RunError):
     """A file names code of neither this package nor an installed one, and nobody said to run it."""
+
+
+class BackboneError(RunError):
+    """The feature network that a run was fitted with is absent, or another one was found."""
 
 
 class MetricError(NormalisError, ValueError):

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normalis import models, scorers, scoring
+from normalis.backbones import offer
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
-from normalis.errors import DataError, NotFittedError, RunError, UntrustedError
+from normalis.errors import BackboneError, DataError, NotFittedError, RunError, UntrustedError
 from normalis.fitting import calibrate_on
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, stream
@@ -364,7 +365,14 @@ class FittedDetector:
         return found
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto", trust: bool = False) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        trust: bool = False,
+        backbone: str | Path | None = None,
+    ) -> Self:
         """Read a run folder; nothing that its files name is imported or run.
 
         Args:
@@ -373,18 +381,23 @@ class FittedDetector:
             trust: whether a method, scorer or network that the folder names as ``module:Class``
                 may be imported, which runs that code. Methods of this package and of installed
                 packages need no trust.
+            backbone: file of the feature network that the run was fitted with, where it is a file
+                of the user's that lies elsewhere now, or TorchScript.
 
         Raises:
             RunError: if a file is missing, damaged or was edited.
             UntrustedError: if the folder names code of its own and ``trust`` is False.
+            BackboneError: if the feature network that it needs is absent or another one.
         """
+        if backbone is not None:
+            offer(backbone)
         folder, place = RunFolder(path), pick_device(device)
         body, arrays = folder.read_settings(), folder.read_arrays()
         try:
             with named_by_a_file(folder.path / folder.SETTINGS, trust=trust):
                 _check_stored(body, arrays)
                 return cls._restored(body, arrays, device, place)
-        except UntrustedError:
+        except (UntrustedError, BackboneError):
             raise
         except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
                 ValueError) as error:  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 from normalis.errors import SettingsError, UntrustedError
 
-__all__ = ["import_named", "named_by_a_file", "restoring"]
+__all__ = ["import_named", "may_run", "named_by_a_file", "restoring"]
 
 #: The file that is being loaded, and whether the user trusts it.
 _FILE: ContextVar[tuple[str, bool] | None] = ContextVar("normalis_file", default=None)
@@ -39,6 +39,11 @@ def named_by_a_file(file: Any, *, trust: bool = False) -> Iterator[None]:
 def restoring() -> bool:
     """Return whether a stored model is being loaded, which brings all that it needs."""
     return _FILE.get() is not None
+
+
+def may_run() -> bool:
+    """Return whether code may run that was named: by the user, or by a file that they trust."""
+    return (_FILE.get() or ("", True))[1]
 
 
 def import_named(target: str, *, what: str, known: bool) -> Any:

@@ -91,6 +91,15 @@ Trust = Annotated[
     ),
 ]
 
+Network = Annotated[
+    Path | None,
+    typer.Option(
+        "--backbone",
+        help="File of the feature network that RUN was fitted with, where it is one of your own "
+        "that lies elsewhere now, or TorchScript.",
+    ),
+]
+
 
 def main() -> None:
     """Run the command line; errors that we raise become one line and exit status 2."""
@@ -224,7 +233,19 @@ def fit(
             "(half of those for calibration are watched), or auto: what hedged best in the study."
         ),
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Side in pixels, a multiple of 16.")] = 64,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels, a multiple of 16; by default 64, of feature methods 128."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Feature network of a feature method: efficientnet-lite0, or a file of your own "
+            "(.onnx or TorchScript, docs/own_backbone.md)."
+        ),
+    ] = None,
     channels: Annotated[int, typer.Option(help="1 (grey) or 3.")] = 1,
     epochs: Annotated[
         int | None,
@@ -291,6 +312,7 @@ def fit(
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
     use_threads(threads)
     options = _with_rate(_options(option), rate, method, watch=calibration == "split")
+    options = _with_backbone(options, backbone, method)
     dataset = _open(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
     _describe(dataset)
     if all(sample.split == "unlabelled" for sample in dataset.to_train_on()):
@@ -370,6 +392,21 @@ def _options(pairs: list[str] | None) -> dict[str, Any] | None:
             raise typer.BadParameter(f"--option must be NAME=VALUE, got {pair!r}")
         given[name] = value
     return typed_values(given) or None
+
+
+def _with_backbone(
+    options: dict[str, Any] | None, backbone: str | None, method: str
+) -> dict[str, Any] | None:
+    """Add the feature network to the options of a method that has one."""
+    if backbone is None:
+        return options
+    from normalis.models import model_class
+
+    if not hasattr(model_class(method).Settings, "backbone"):
+        raise typer.BadParameter(
+            f"--backbone needs a method on features, such as spade, got --method {method}"
+        )
+    return {**(options or {}), "backbone": backbone}
 
 
 def _with_rate(
@@ -489,6 +526,7 @@ def score(
     trust: Trust = False,
     normal_class: NormalClass = None,
     ignore_tables: IgnoreTables = False,
+    backbone: Network = None,
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
     use_threads(threads)
@@ -499,7 +537,7 @@ def score(
 
     if not 0 < fpr < 1:
         raise typer.BadParameter(f"--fpr must be in (0, 1), got {fpr}")
-    detector = FittedDetector.load(run, device=device, trust=trust)
+    detector = FittedDetector.load(run, device=device, trust=trust, backbone=backbone)
     if scorer is not None:
         if normals is None:
             raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")
@@ -562,6 +600,7 @@ def evaluate(
     trust: Trust = False,
     normal_class: NormalClass = None,
     ignore_tables: IgnoreTables = False,
+    backbone: Network = None,
 ) -> None:
     """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
     use_threads(threads)
@@ -569,7 +608,7 @@ def evaluate(
     from normalis.fitted import FittedDetector
     from normalis.storage import write_json
 
-    detector = FittedDetector.load(run, device=device, trust=trust)
+    detector = FittedDetector.load(run, device=device, trust=trust, backbone=backbone)
     dataset = _open(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
     _describe(dataset)
     with progress("evaluate") as bar:

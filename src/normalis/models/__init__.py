@@ -36,6 +36,9 @@ MODELS: dict[str, str] = {
     "ganomaly": "normalis.models.ganomaly:GANomaly",
     "mean-image": "normalis.models.mean_image:MeanImage",
     "intensity": "normalis.models.intensity:Intensity",
+    "feature-knn": "normalis.models.feature_knn:FeatureKNN",
+    "spade": "normalis.models.spade:SPADE",
+    "feature-gaussian": "normalis.models.feature_gaussian:FeatureGaussian",
     "pca": "normalis.models.pca:PCA",
     "knn": "normalis.models.knn:KNN",
 }

@@ -28,6 +28,7 @@ __all__ = [
     "AnomalyModel",
     "Autoencoder",
     "DirectModel",
+    "Footprint",
     "ModelSettings",
     "Phase",
     "check_at_least",
@@ -141,6 +142,26 @@ class Phase:
     clip: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a method will take, estimated before it is fitted.
+
+    Attributes:
+        run: bytes that the fitted model holds, on disk and in memory.
+        fit: bytes that fitting needs at most at a time, the images themselves not counted.
+        kept: normal images that the fitted model keeps something of.
+    """
+
+    run: int
+    fit: int
+    kept: int
+
+    def __str__(self) -> str:
+        run, fit = (f"{n / 1e6:.0f} MB" if n >= 1e6 else f"{n / 1e3:.0f} kB" for n in
+                    (self.run, self.fit))  # fmt: skip
+        return f"{run} in the run, {fit} while it is fitted, of {self.kept} normal images"
+
+
 class AnomalyModel(ABC):
     """A fitted model of normal images that says where and how much an image differs."""
 
@@ -152,6 +173,20 @@ class AnomalyModel(ABC):
     usual_options: ClassVar[Mapping[str, Any]] = {}
     settings: Any  # of the class's own Settings
 
+    @classmethod
+    def usual_image_size(cls, options: Mapping[str, Any] | None = None) -> int:
+        """Return the image size that is used unless told otherwise.
+
+        Args:
+            options: settings of the method that were asked for.
+        """
+        size: int = cls.Settings.image_size
+        return size
+
+    def footprint(self, images: int) -> Footprint | None:
+        """Return what fitting on so many images will take, None for what it is not known of."""
+        return None
+
     @abstractmethod
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Return where x differs from normal: (B, C, H, W) -> (B, H, W), higher is worse."""
@@ -159,6 +194,10 @@ class AnomalyModel(ABC):
     def anomaly_score(self, x: Tensor) -> Tensor:
         """Return how much x differs from normal: (B,), by default the mean of the map."""
         return self.anomaly_map(x).flatten(1).mean(1)
+
+    def score_and_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `anomaly_score` (B,) and `anomaly_map` (B, H, W); overridden where one helps."""
+        return self.anomaly_score(x), self.anomaly_map(x)
 
     def reconstruct(self, x: Tensor) -> Tensor | None:
         """Return what the model thinks x should look like (B, C, H, W), None if it has no idea."""

@@ -33,3 +33,12 @@ class Native(Scorer):
             return reduce_map(self.anomaly_map(model, x), self.settings.reduction)
         with evaluating(model):
             return model.anomaly_score(x)
+
+    def read(
+        self, model: AnomalyModel, x: Tensor, *, maps: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return scores (B,) and, if asked for, maps (B, H, W), in one pass where a method can."""
+        if not maps or self.reduces(model):
+            return super().read(model, x, maps=maps)
+        with evaluating(model):
+            return model.score_and_map(x)
