@@ -117,6 +117,7 @@ def test_methods_without_training(method, images, tmp_path):
     np.testing.assert_array_equal(again.anomaly_score(images), fitted.anomaly_score(images))
 
 
+@pytest.mark.filterwarnings("ignore:grey values are in different units")
 def test_every_pillow_mode_goes_through(tmp_path, images):
     for i, mode in enumerate(["RGB", "RGBA", "P", "CMYK", "LA", "1", "L", "I;16"] * 2):
         size = (16 + i, 40 - i)

@@ -321,7 +321,7 @@ def test_a_decoder_that_panics_is_a_reason_like_any_other(tmp_path, values, monk
     def panic(*_, **__):
         raise PanicException("index out of bounds")
 
-    monkeypatch.setattr(dicom, "iter_pixels", panic)
+    monkeypatch.setattr(dicom, "stored_frames", panic)
     assert "index out of bounds" in reason_of(write(tmp_path / "a", make(values, bits=12)))
 
 
@@ -329,7 +329,7 @@ def test_an_interrupt_is_not_swallowed(tmp_path, values, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dicom, "iter_pixels", interrupt)
+    monkeypatch.setattr(dicom, "stored_frames", interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(read_frames(write(tmp_path / "a", make(values, bits=12))))
 

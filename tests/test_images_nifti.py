@@ -188,7 +188,7 @@ def test_other_refusals(tmp_path, volume):
     huge = bytearray(whole)
     huge[42:48] = np.array([30000] * 3, "<i2").tobytes()
     path.write_bytes(huge)
-    assert "not sane" in reason_of(path)
+    assert "beyond the limit" in reason_of(path)
 
 
 def test_what_the_header_says(tmp_path, volume):

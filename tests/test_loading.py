@@ -12,7 +12,12 @@ import pytest
 from PIL import Image
 
 from normalis.datasets.base import Sample
-from normalis.errors import DataError, SettingsError, UnreadableImageError
+from normalis.errors import (
+    DataError,
+    NormalisWarning,
+    SettingsError,
+    UnreadableImageError,
+)
 from normalis.images import IntensityRule, cache, decoding
 from normalis.loading.arrays import ImageSettings, from_array, load, load_masks, stream, to_unit
 from test_images_dicom import make as make_dicom
@@ -185,9 +190,12 @@ def test_a_window_of_the_users_own(deep):
 
 def test_8_bit_and_deeper_files_side_by_side(eight_bit, deep):
     alone = load(deep, SMALL)
-    loaded = load([*eight_bit, *deep], SMALL)
+    with pytest.warns(NormalisWarning, match="20 images are 8 bit, 6 raw stored .*deep0.png"):
+        loaded = load([*eight_bit, *deep], SMALL)
     assert loaded.pixels.dtype == np.float32
-    assert loaded.rule == alone.rule
+    assert (loaded.rule.low, loaded.rule.high) == (alone.rule.low, alone.rule.high)
+    assert loaded.notes
+    assert not alone.notes
     np.testing.assert_array_equal(loaded.pixels[:20], to_unit(load(eight_bit, SMALL).pixels))
     np.testing.assert_array_equal(loaded.pixels[20:], alone.pixels)
 

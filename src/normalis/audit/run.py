@@ -61,7 +61,7 @@ def audit(
     if patient_pattern is not None:
         dataset = patients_from_pattern(dataset, patient_pattern)
     tell = progress or (lambda stage, share: None)
-    pixels, rows, unreadable = _read(dataset, image_size, tell)
+    pixels, rows, unreadable, about_values = _read(dataset, image_size, tell)
     facts = take_inventory(rows, progress=lambda share: tell("headers", share))
     facts = _with_known_patients(facts, rows)
     copies = compare_images(pixels, facts, progress=tell)
@@ -80,14 +80,14 @@ def audit(
         trivial=tuple(found[0]),
         differences=tuple(found[1]),
         shifts=tuple(_shifts(pixels, facts, units.member)),
-        notes=(*dataset.notes, *map(_sentence, units.notes)),
+        notes=(*dataset.notes, *map(_sentence, (*about_values, *units.notes))),
         pattern=offered,
     )
 
 
 def _read(
     dataset: Dataset, image_size: int, tell: Progress
-) -> tuple[NDArray[Any], list[Any], list[tuple[Path, str]]]:
+) -> tuple[NDArray[Any], list[Any], list[tuple[Path, str]], list[str]]:
     """Read the fitted side, then the test by the same intensity rule."""
     from normalis.loading.arrays import ImageSettings, load, to_unit
 
@@ -104,7 +104,10 @@ def _read(
             def show(done: int, total: int, name: str = name) -> None:
                 tell(name, done / total)
 
-            parts.append(load(samples, settings, rule=rule, progress=show))
+            # the test is read as `score` would: in the training images' units, or not at all
+            learning = not parts
+            part = load(samples, settings, rule=rule, fit_rule=learning, progress=show, warn=False)
+            parts.append(part)
     arrays = [part.pixels for part in parts]
     if len({a.dtype for a in arrays}) > 1:
         arrays = [to_unit(a) for a in arrays]
@@ -112,6 +115,7 @@ def _read(
         np.concatenate(arrays)[:, 0],
         [row for part in parts for row in part.rows],
         [one for part in parts for one in part.skipped],
+        [note for part in parts for note in part.notes],
     )
 
 

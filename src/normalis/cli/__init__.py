@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 
 from normalis.cli.console import Progress as Bar
-from normalis.cli.console import cell, console, errors, progress, table
+from normalis.cli.console import cell, console, errors, progress, show_warnings, table
 from normalis.cli.export import app as export
 from normalis.cli.values import rate_found, typed_values, use_threads, wait_without_spinning
 from normalis.errors import NormalisError, SettingsError
@@ -104,6 +104,7 @@ Network = Annotated[
 def main() -> None:
     """Run the command line; errors that we raise become one line and exit status 2."""
     wait_without_spinning()
+    show_warnings()
     try:
         app()
     except NormalisError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -16,7 +17,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["EVERY_S", "Progress", "cell", "console", "errors", "progress", "table"]
+from normalis.errors import NormalisWarning
+
+__all__ = [
+    "EVERY_S",
+    "Progress",
+    "cell",
+    "console",
+    "errors",
+    "progress",
+    "show_warnings",
+    "table",
+]
 
 #: Seconds between two lines of progress where there is no terminal.
 EVERY_S = 30.0
@@ -127,3 +139,18 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show_warnings() -> None:
+    """Print what the library warns of as one line, and other packages' warnings as they are."""
+    usual = warnings.showwarning
+
+    def shown(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any
+    ) -> None:
+        if issubclass(category, NormalisWarning):
+            errors.print(f"[bold yellow]note:[/] {escape(str(message))}", soft_wrap=True)
+        else:
+            usual(message, category, filename, lineno, *more)
+
+    warnings.showwarning = shown  # type: ignore[assignment]

@@ -20,12 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.errors import UnreadableImageError
-from normalis.images.arrays import open_array, row_of
+from normalis.images.arrays import ArrayRows, open_array, row_of
 from normalis.images.cache import ArrayCache, cache_key, stamp
 from normalis.images.fit import fit_pixels
-from normalis.images.reader import read_frames
+from normalis.images.limits import MAX_KEPT
+from normalis.images.reader import describe, read_frames
+from normalis.images.units import units_of_dtype
 
 __all__ = ["Decoded", "DecodedImage", "Recipe", "Source", "decode", "decode_all", "map_ahead"]
+
+AHEAD_BYTES = 128 * 2**20
+"""Bytes of decoded images that may wait for their turn, besides the file that is next."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -82,13 +87,23 @@ class Decoded:
     reason: str | None = None
     passing: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images."""
+        return sum(int(image.pixels.nbytes) for image in self.images)
+
 
 def decode(
     sources: Iterable[Source], recipe: Recipe, *, workers: int | None = None
 ) -> Iterator[Decoded]:
     """Yield what became of each source, in order, a bounded number ahead of the consumer."""
     arrays = _OpenArrays()
-    return map_ahead(lambda source: _read(source, recipe, arrays), sources, workers=workers)
+    return map_ahead(
+        lambda source: _read(source, recipe, arrays),
+        sources,
+        workers=workers,
+        weigh=lambda file: file.nbytes,
+    )
 
 
 def decode_all(
@@ -128,25 +143,49 @@ def map_ahead(
     *,
     workers: int | None = None,
     ahead: int = 16,
+    weigh: Callable[[_R], int] | None = None,
 ) -> Iterator[_R]:
-    """Map in threads, in order, a bounded number of items ahead of the consumer.
+    """Map in threads, in order, a bounded number of items and bytes ahead of the consumer.
 
     Args:
         function: what to do; threads overlap where it releases Python's lock, as decoders do.
         items: what to do it to.
         workers: threads; None means one per core, 16 at most.
         ahead: items that may wait for the consumer, per worker.
+        weigh: bytes of a result. With it no more is started than `AHEAD_BYTES` has room for, if
+            what is under way turns out as heavy as the heaviest so far: a file may be one small
+            image or a volume of hundreds.
     """
     workers = workers or _cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="normalis-read")
     waiting: deque[Future[_R]] = deque()
+    heaviest = 0
+
+    def next_result() -> _R:
+        nonlocal heaviest
+        result = waiting.popleft().result()
+        if weigh is not None:
+            heaviest = max(heaviest, weigh(result))
+        return result
+
+    def is_full() -> bool:
+        if weigh is None:
+            return len(waiting) >= ahead * workers
+        done = [weigh(f.result()) for f in waiting if f.done() and f.exception() is None]
+        expected = max(heaviest, *done) if done else heaviest
+        if not expected:  # nothing is known yet: one for each worker
+            return len(waiting) >= workers
+        under_way = len(waiting) - len(done)
+        heavy = sum(done) + (under_way + 1) * expected > AHEAD_BYTES
+        return len(waiting) >= ahead * workers or (heavy and len(waiting) > 0)
+
     try:
         for item in items:
+            while waiting and is_full():
+                yield next_result()
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead * workers:
-                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield next_result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -160,10 +199,10 @@ class _OpenArrays:
     """Array files, each opened once however many of its rows are read."""
 
     def __init__(self) -> None:
-        self._open: dict[tuple[Path, str | None], NDArray[Any]] = {}
+        self._open: dict[tuple[Path, str | None], NDArray[Any] | ArrayRows] = {}
         self._lock = Lock()
 
-    def __call__(self, path: Path, name: str | None) -> NDArray[Any]:
+    def __call__(self, path: Path, name: str | None) -> NDArray[Any] | ArrayRows:
         with self._lock:
             if (path, name) not in self._open:
                 self._open[path, name] = open_array(path, name)
@@ -171,22 +210,47 @@ class _OpenArrays:
 
 
 def _read(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Decoded:
+    """Decode one source; whatever it raises is its own reason, and never the end of the run."""
     try:
-        return Decoded(list(_images(source, recipe, arrays)))
+        return Decoded(_images(source, recipe, arrays))
     except UnreadableImageError as error:
         cause = error.__cause__
         # Pillow's own OSErrors ("truncated") have no errno; those of the system do.
         system = getattr(cause, "errno", None) is not None
         lasting = isinstance(cause, FileNotFoundError) or not system
         return Decoded([], error.reason, not lasting or isinstance(cause, MemoryError))
+    except Exception as error:
+        return Decoded([], describe(error), isinstance(error, MemoryError))
 
 
-def _images(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Iterator[DecodedImage]:
+def _images(source: Source, recipe: Recipe, arrays: _OpenArrays) -> list[DecodedImage]:
+    """Return the images of a source, resized one by one, within `MAX_KEPT` bytes."""
+    images: list[DecodedImage] = []
+    kept = 0
+    for image in _one_by_one(source, recipe, arrays):
+        images.append(image)
+        kept += image.pixels.nbytes
+        if kept > MAX_KEPT:
+            raise UnreadableImageError(
+                source.path,
+                f"its first {len(images)} images take more than {MAX_KEPT >> 20} MiB at "
+                f"{recipe.image_size} x {recipe.image_size}; choose a smaller image size, or fewer "
+                "slices, or split the file",
+            )
+    return images
+
+
+def _one_by_one(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Iterator[DecodedImage]:
     size, channels = recipe.image_size, recipe.channels
     if source.index is not None:
         opened = arrays(source.path, source.array)
         pixels = row_of(opened, source.index, source.path)
-        header = {"format": "array", "bits": 8 * opened.itemsize, "dtype": str(opened.dtype)}
+        header = {
+            "format": "array",
+            "bits": 8 * opened.dtype.itemsize,
+            "dtype": str(opened.dtype),
+            "units": units_of_dtype(opened.dtype),
+        }
         fitted = fit_pixels(pixels, image_size=size, channels=channels)
         yield DecodedImage(fitted, None, (pixels.shape[1], pixels.shape[2]), header)
         return

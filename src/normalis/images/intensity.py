@@ -32,12 +32,15 @@ class IntensityRule:
         source: where the two come from, in words, for the run's record.
         voi: whether values are those after a DICOM's own window; then every deep image must have
             one. False: modality units, such as HU.
+        units: in which the training images are (`normalis.images.units`); None where that was not
+            kept, as in runs of earlier versions.
     """
 
     low: float
     high: float
     source: str = "given"
     voi: bool = False
+    units: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
@@ -83,4 +86,5 @@ class IntensityRule:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IntensityRule:
         """Undo `to_dict`."""
-        return cls(**values)
+        units = values.get("units")
+        return cls(**{**values, "units": None if units is None else tuple(units)})

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from normalis.errors import DataError, UnreadableImageError
 from normalis.images.frame import Frame, Probe
+from normalis.images.limits import MAX_INFLATED, MAX_STREAMED, check_images, check_values
 from normalis.images.raster import check_finite
 
 __all__ = ["probe", "read", "restore_slices", "save_map_volume"]
 
 _AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 _CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
-MAX_VOXELS = 2**31  # 8 GiB in float32; a gzip of a few megabytes can claim far more
+_SLOWEST = 2  # NIfTI's first axis runs fastest
 
 
 def read(
@@ -43,27 +44,129 @@ def read(
     **_: Any,
 ) -> Iterator[Frame]:
     """Yield the slices of a volume as ``uint8`` (8-bit files) or ``float32``."""
-    image = _open(stream, path)
+    image, source = _open(stream, path)
     shape = _volume_shape(image, path)
     header = _header(image, path, shape, plane)
-    axis = _AXIS[plane]
-    raw = np.asanyarray(image.dataobj.get_unscaled()).reshape(shape)
-    slices = np.moveaxis(apply_orientation(raw, io_orientation(image.affine)), axis, 0)
-    count = len(slices)
+    count = _canonical_shape(shape, image.affine)[_AXIS[plane]]
     chosen = _chosen(count, slice_range, path)
-    header["slice_indices"] = chosen
-    for index in chosen:
-        values = _lay_out(slices[index])
-        pixels = _to_pixels(values, image.dataobj.slope, image.dataobj.inter)
+    check_images(path, len(chosen), what="slices")
+    header["slices_read"] = (chosen[0], chosen[-1] + 1)
+    header["units"] = "8 bit" if _is_8_bit(image) else "own"
+    slices = _slices(image, source, path, shape, axis=_AXIS[plane], chosen=chosen)
+    for index, values in zip(chosen, slices, strict=True):
+        pixels = _to_pixels(_lay_out(values), image.dataobj.slope, image.dataobj.inter)
         if pixels.dtype == np.float32:
             check_finite(pixels, path, where=f" in {plane} slice {index}")
         position = {"slice_position": (index + 0.5) / count}
         yield Frame(pixels=pixels, path=path, slice_index=index, header=header | position)
 
 
+def _is_8_bit(image: Any) -> bool:
+    if image.get_data_dtype().names:
+        return True
+    plain = image.dataobj.slope == 1 and image.dataobj.inter == 0
+    return bool(image.get_data_dtype() == np.uint8 and plain)
+
+
+def _slices(
+    image: Any,
+    source: Any,
+    path: Path,
+    shape: tuple[int, int, int],
+    *,
+    axis: int,
+    chosen: Sequence[int],
+) -> Iterator[NDArray[Any]]:
+    """Yield slices along a canonical axis, holding no more of the volume than must be.
+
+    An uncompressed volume is mapped into memory. Of a compressed one the slices along the axis
+    that runs slowest in the file are read one after the other; otherwise it is held whole.
+    """
+    turn = io_orientation(image.affine)
+    stored = [int(a) for a in turn[:, 0]].index(axis)
+    flipped = turn[stored, 1] < 0
+    dtype = image.get_data_dtype()
+    size = dtype.itemsize * shape[0] * shape[1] * shape[2]
+    packed = isinstance(source, gzip.GzipFile)
+    streamed = packed and stored == _SLOWEST and not flipped
+    _check_bytes(path, size, MAX_STREAMED if streamed else MAX_INFLATED, packed=packed)
+    at = _offset(image, path)
+    if streamed:
+        yield from _streamed(source, at, dtype, shape, turn, axis, chosen)
+        return
+    if packed:
+        source.seek(at)
+        flat = _fill(source, np.empty(shape[0] * shape[1] * shape[2], dtype))
+    else:
+        flat = _mapped(source, at, dtype, shape)
+    along = np.moveaxis(apply_orientation(flat.reshape(shape, order="F"), turn), axis, 0)
+    yield from (along[k] for k in chosen)
+
+
+def _check_bytes(path: Path, size: int, limit: int, *, packed: bool) -> None:
+    if packed and size > limit:
+        raise UnreadableImageError(
+            path,
+            f"its header claims {size >> 20:,} MiB of voxels, beyond the limit of {limit >> 20:,} "
+            "MiB for a compressed volume; unpack it to .nii, or save it as 16-bit integers",
+        )
+
+
+def _offset(image: Any, path: Path) -> int:
+    """Return where the voxels begin; 0 means at once after the header, as some writers leave it."""
+    stated, least = float(image.header["vox_offset"]), int(image.header.sizeof_hdr) + 4
+    if stated == 0:
+        return least
+    if not (np.isfinite(stated) and stated >= least):
+        raise UnreadableImageError(
+            path, f"its header says that voxels begin at byte {stated:g}, within the header itself"
+        )
+    return int(stated)
+
+
+def _streamed(
+    source: Any,
+    at: int,
+    dtype: np.dtype[Any],
+    shape: tuple[int, int, int],
+    turn: NDArray[Any],
+    axis: int,
+    chosen: Sequence[int],
+) -> Iterator[NDArray[Any]]:
+    values = shape[0] * shape[1]
+    for index in chosen:
+        source.seek(at + index * values * dtype.itemsize)
+        one = _fill(source, np.empty(values, dtype)).reshape((*shape[:2], 1), order="F")
+        yield np.moveaxis(apply_orientation(one, turn), axis, 0)[0]
+
+
+def _fill(source: Any, out: NDArray[Any]) -> NDArray[Any]:
+    """Read into an array, piece by piece."""
+    view = memoryview(out.view(np.uint8)).cast("B")
+    done = 0
+    while done < len(view):
+        got = source.readinto(view[done : done + 2**22])
+        if not got:
+            raise EOFError(f"{done} bytes of voxels, where the header claims {len(view)}")
+        done += got
+    return out
+
+
+def _mapped(
+    source: Any, at: int, dtype: np.dtype[Any], shape: tuple[int, int, int]
+) -> NDArray[Any]:
+    count = shape[0] * shape[1] * shape[2]
+    held = source.seek(0, 2) - at
+    if held < count * dtype.itemsize:
+        raise EOFError(
+            f"{max(held, 0)} bytes of voxels, where the header claims {count * dtype.itemsize}"
+        )
+    return np.memmap(source, dtype, "r", at, (count,))
+
+
 def probe(stream: BinaryIO, path: Path) -> Probe:
     """Say what the header says, for axial slices."""
-    image = _open(stream, path)
+    image, _ = _open(stream, path)
     header = _header(image, path, _volume_shape(image, path), "axial")
     width, height, depth = _canonical_shape(header["volume_shape"], image.affine)
     return Probe(
@@ -94,7 +197,7 @@ def restore_slices(
         maps: (S, H, W) at the slices' own height and width.
         header: of any frame of the volume.
         slices: (S,) the frames' ``slice_index``; None if the maps are of all slices that were
-            read (``header["slice_indices"]``), in order.
+            read (``header["slices_read"]``, first and stop), in order.
         fill: value of slices that are not given.
 
     Returns:
@@ -106,7 +209,7 @@ def restore_slices(
     affine = np.asarray(header["affine"], dtype=float)
     axis = _AXIS[header["plane"]]
     shape = _canonical_shape(header["volume_shape"], affine)
-    read_slices = header.get("slice_indices", range(shape[axis]))
+    read_slices = range(*header.get("slices_read", (shape[axis],)))
     indices = read_slices if slices is None else slices
     rows = [n for a, n in enumerate(shape) if a != axis][::-1]
     if maps.shape != (len(indices), *rows) or any(not 0 <= i < shape[axis] for i in indices):
@@ -143,8 +246,12 @@ def save_map_volume(
     Path(path).write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
 
 
-def _open(stream: BinaryIO, path: Path) -> Any:
-    """Make a nibabel image from a stream, so that the file's name plays no role."""
+def _open(stream: BinaryIO, path: Path) -> tuple[Any, Any]:
+    """Make a nibabel image from a stream, so that the file's name plays no role.
+
+    Returns:
+        The image, whose voxels are not read, and the stream that they are to be read from.
+    """
     zipped = stream.read(2) == b"\x1f\x8b"
     stream.seek(0)
     source: Any = gzip.GzipFile(fileobj=stream) if zipped else stream
@@ -155,7 +262,7 @@ def _open(stream: BinaryIO, path: Path) -> Any:
             path, "the header of a two-file NIfTI (.hdr and .img); convert it to one .nii file"
         )
     kind = nib.Nifti2Image if head[4:7] == b"n+2" else nib.Nifti1Image
-    return kind.from_stream(source)
+    return kind.from_stream(source), source
 
 
 def _volume_shape(image: Any, path: Path) -> tuple[int, int, int]:
@@ -165,6 +272,12 @@ def _volume_shape(image: Any, path: Path) -> tuple[int, int, int]:
         shape = shape[:-1]
     if len(shape) == 2:
         shape = (*shape, 1)
+    if not shape or 0 in shape:
+        raise UnreadableImageError(path, f"its header claims {shape} voxels: no axis has a length")
+    if len(shape) < 3:
+        raise UnreadableImageError(
+            path, f"its header has {len(shape)} axes ({shape}), where a volume has three; damaged"
+        )
     if len(shape) != 3:
         sizes = " x ".join(map(str, shape))
         raise UnreadableImageError(
@@ -172,8 +285,10 @@ def _volume_shape(image: Any, path: Path) -> tuple[int, int, int]:
             f"{len(shape)}D ({sizes}): which of its {int(np.prod(shape[3:]))} volumes is meant "
             "is not known; save the one that is as a 3D file",
         )
-    if min(shape) < 1 or np.prod(shape, dtype=float) > MAX_VOXELS:
+    if min(shape) < 1 or max(shape) > 2**20:
         raise UnreadableImageError(path, f"its header claims {shape} voxels, which is not sane")
+    for axis in range(3):
+        check_values(path, *(n for a, n in enumerate(shape) if a != axis))
     if image.get_data_dtype().kind == "c":
         raise UnreadableImageError(path, "complex values; save their magnitude")
     return shape[0], shape[1], shape[2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import logging
 import threading
 import warnings
 import zlib
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 from normalis.errors import SettingsError, UnreadableImageError
 from normalis.images.frame import Frame, Probe
 
-__all__ = ["FORMATS", "PLANES", "check_slicing", "probe", "read_frames", "recognise"]
+__all__ = ["FORMATS", "PLANES", "check_slicing", "describe", "probe", "read_frames", "recognise"]
 
 FORMATS: dict[str, str] = {
     "PNG": "normalis.images.raster",
@@ -50,7 +51,16 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"NRRD", "an NRRD; save it as NIfTI (.nii.gz)"),
     (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 outside a DICOM; save it as PNG"),
     (b"%PDF", "a PDF"),
+    (b"CDF\x01", "a MINC (netCDF) file; save it as NIfTI (.nii.gz)"),
+    (b"ObjectType", "the header of a MetaImage; save it as NIfTI (.nii.gz)"),
+    (b"NDims", "the header of a MetaImage; save it as NIfTI (.nii.gz)"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 codestream; save it as PNG"),
+    (b"8BPS", "a Photoshop file; save it as PNG"),
+    (b"P5", "a PGM; save it as PNG"),
+    (b"P6", "a PPM; save it as PNG"),
 )
+_MGH = b"\x00\x00\x00\x01"  # FreeSurfer's version 1, big-endian
+_ANALYZE = (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c")  # the header's own size, 348
 _HEAD = 540 + 12  # bytes that decide: DICOM's magic at 128, NIfTI-1's at 344, NIfTI-2's at 4
 
 
@@ -102,7 +112,7 @@ def probe(path: str | Path) -> Probe:
     path = Path(path)
     with _reasons(path), path.open("rb") as stream:
         module = importlib.import_module(FORMATS[recognise(stream, path)])
-        with _quiet():
+        with _quiet():  # imports first: a library's own loggers come with it
             found: Probe = module.probe(stream, path)
         return found
 
@@ -135,7 +145,7 @@ def recognise(stream: BinaryIO, path: Path) -> str:
         return "NIfTI"
     if _is_bare_dicom(head):
         return "DICOM"
-    raise UnreadableImageError(path, _why_foreign(head, volume))
+    raise UnreadableImageError(path, _why_foreign(path, head, volume))
 
 
 def _gunzip_head(head: bytes, stream: BinaryIO) -> bytes:
@@ -159,12 +169,21 @@ def _is_bare_dicom(head: bytes) -> bool:
     return explicit or int.from_bytes(head[4:8], "little") < 256
 
 
-def _why_foreign(head: bytes, volume: bytes) -> str:
+def _why_foreign(path: Path, head: bytes, volume: bytes) -> str:
     for magic, what in _FOREIGN:
         if head.startswith(magic):
             return f"not PNG, JPEG, TIFF, DICOM or NIfTI, but {what}"
+    if volume.startswith(_MGH):
+        return "a FreeSurfer volume (MGH, MGZ); convert it: mri_convert IN.mgz OUT.nii.gz"
+    if volume.startswith(_ANALYZE):
+        return "the header of an Analyze 7.5 pair (.hdr and .img); convert it to one .nii file"
+    if path.name.lower().removesuffix(".gz").endswith(".img"):
+        return (
+            "probably the voxels of an Analyze or NIfTI pair (.hdr and .img), without the header "
+            "that says what they are; convert the pair to one .nii file"
+        )
     if volume is not head:
-        return "gzip-compressed, but not a NIfTI volume; unpack it"
+        return f"gzip-compressed, but not a NIfTI volume: it begins with {volume[:8]!r}; unpack it"
     return f"not PNG, JPEG, TIFF, DICOM or NIfTI: its first bytes are {head[:8]!r}"
 
 
@@ -176,15 +195,16 @@ def _reasons(path: Path) -> Iterator[None]:
     except (UnreadableImageError, SettingsError):
         raise
     except Exception as error:
-        raise UnreadableImageError(path, _describe(error)) from error
+        raise UnreadableImageError(path, describe(error)) from error
     except BaseException as error:
         # pylibjpeg-rle is written in Rust, whose panic arrives as a BaseException of its own
         if type(error).__name__ != "PanicException":
             raise
-        raise UnreadableImageError(path, _describe(error)) from error
+        raise UnreadableImageError(path, describe(error)) from error
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """Return an exception in words that say what to do, where that is known."""
     said = " ".join(str(error).split())
     match error:
         case FileNotFoundError():
@@ -197,7 +217,8 @@ def _describe(error: BaseException) -> str:
             return "not enough memory to decode it"
         case EOFError() | zlib.error() | gzip.BadGzipFile():
             return f"truncated or damaged: {said or 'the file ends too early'}"
-    return f"cannot be decoded, damaged or of an unusual kind: {said or type(error).__name__}"
+    kind = type(error).__name__
+    return f"cannot be decoded, damaged or of an unusual kind ({kind}): {said or 'no more is said'}"
 
 
 _NOISY = r"(PIL|pydicom|nibabel|numpy|gdcm|jpeg_ls|pylibjpeg|openjpeg|rle|normalis\.images)(\.|$)"
@@ -206,9 +227,21 @@ _quiet_users = 0
 _quiet_saved: Any = None
 
 
+class _Silence(logging.Filter):
+    """Drops what a decoder logs while a file is read: its reason says it, with the file's name."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return _quiet_users == 0
+
+
+_LOGGERS = ("nibabel", "nibabel.global", "PIL", "PIL.TiffImagePlugin", "pydicom", "pylibjpeg")
+for _name in _LOGGERS:
+    logging.getLogger(_name).addFilter(_Silence())
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the decoders' warnings, in whichever thread, and nobody else's.
+    """Silence the decoders' warnings and logs, in whichever thread, and nobody else's.
 
     ``warnings.catch_warnings`` alone is not safe here: threads that overlap would restore each
     other's filters. The first to enter changes them, the last to leave restores them.

@@ -6,15 +6,17 @@ can be read is that an error.
 
 What the numbers mean
     ``uint8`` images are 0..255 and that is [0, 1]. Anything deeper goes through one
-    `IntensityRule`, fitted on training images and applied unchanged to all others. A DICOM's own
-    window is used where *all* deep training images have one (the rule is then on windowed values,
-    ``rule.voi``); where only some have one, none is used, since windowed and raw values cannot
-    stand side by side; with ``settings.window`` it is not used either, for that window is stated
-    in modality units (HU in a CT).
+    `IntensityRule`, fitted on training images and applied unchanged to all others, in the units
+    that it was fitted in (`normalis.loading.grey_values`). A DICOM's own window is used where *all*
+    deep training images have one (the rule is then on windowed values, ``rule.voi``); where only
+    some have one, none is used, since windowed and raw values cannot stand side by side; nor is
+    it in a CT, whose values are HU in every file; with ``settings.window`` it is not used either,
+    for that window is stated in modality units.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.datasets.base import Sample
-from normalis.errors import DataError, SettingsError
-from normalis.images.arrays import as_images, as_numpy, first_not_finite
+from normalis.errors import DataError, NormalisWarning, SettingsError
+from normalis.images.arrays import as_images, as_numpy, first_not_finite, to_float32
 from normalis.images.cache import ArrayCache
 from normalis.images.decoding import (
     Decoded,
@@ -39,7 +41,18 @@ from normalis.images.decoding import (
 from normalis.images.fit import fit_pixels
 from normalis.images.intensity import IntensityRule
 from normalis.images.masks import fit_mask, read_masks, read_masks_of_array
+from normalis.images.raster import NO_VALUE
 from normalis.images.reader import check_slicing
+from normalis.images.units import units_of_dtype
+from normalis.loading.grey_values import (
+    as_it_is,
+    needs_stored_values,
+    place,
+    rule_of_training,
+    to_shown,
+    why_not_array,
+    without_placeholders,
+)
 
 if TYPE_CHECKING:
     from normalis.loading.units import Units
@@ -58,12 +71,13 @@ __all__ = [
 Progress = Callable[[int, int], None]
 Skipped = list[tuple[Path, str]]
 
-_NO_RULE = (
-    "deeper than 8 bit, while the model was fitted on 8-bit images only, so there is no rule "
-    "for its intensities"
-)
-_NO_WINDOW = (
-    "no window in its header, while all training images have one; fit with a window of your own"
+# What code reads from a file's header: a manifest's column of such a name does not replace it.
+_READERS_OWN = frozenset(
+    {
+        *("affine", "bits", "dtype", "format", "mode", "orientation", "padding", "plane"),
+        *("slice_position", "slice_spacing_mm", "slices_read", "spacing_mm", "stated_window"),
+        *("transfer_syntax", "units", "units_without_window", "voi_lut", "volume_shape", "window"),
+    }
 )
 
 
@@ -132,7 +146,8 @@ class Row:
         is_anomalous: None where nobody said.
         mask: file of the ground-truth region.
         kind: name of the anomaly.
-        header: the file's header, with the data set's own columns over it.
+        header: the file's header, with the data set's own columns over it, except where a column
+            has the name of something that this package reads from the header itself.
         original_shape: (H, W) in the file.
     """
 
@@ -158,6 +173,7 @@ class Loaded:
         skipped: (path, reason) of the files that could not be read.
         rule: the map of deeper values to [0, 1]; None where every image is 8-bit.
         units: which images are independent; None until `loading.held_out` has asked.
+        notes: what should be known of the grey values before a result is trusted.
     """
 
     pixels: NDArray[Any]
@@ -165,6 +181,7 @@ class Loaded:
     skipped: Skipped
     rule: IntensityRule | None
     units: Units | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -176,6 +193,7 @@ def load(
     cache: bool = False,
     progress: Progress | None = None,
     workers: int | None = None,
+    warn: bool = True,
 ) -> Loaded:
     """Read samples into one array.
 
@@ -188,10 +206,15 @@ def load(
         cache: keep the decoded images in the user's cache folder and look there first.
         progress: called as ``progress(done, total)``, in samples.
         workers: threads; None means one per core.
+        warn: whether ``notes`` of the result are given as warnings too.
 
     Raises:
         DataError: if there is no sample, or none of them is readable.
+
+    Warns:
+        NormalisWarning: if grey values are in different units, or a few images decide the rule.
     """
+    learning = rule is None and fit_rule
     rule = rule or settings.fixed_rule()
     sources = list(map(_source, _some(samples)))
     store = ArrayCache() if cache else None
@@ -201,15 +224,39 @@ def load(
         return decode_all(sources, recipe, cache=store, progress=progress, workers=workers)
 
     files = decoded(rule is None or rule.voi)
-    if rule is None and fit_rule:
-        windowed = [image.is_windowed for image in _deep(files)]
-        if any(windowed) and not all(windowed):
-            files = decoded(False)
-        rule = _fit_rule(_deep(files), settings, voi=bool(windowed) and all(windowed))
-    placed = [_place(file, rule) for file in files]
+    notes: list[str] = []
+    if learning:
+        files, rule, notes = _learn(samples, files, settings, rule, decoded)
+    placed = files if learning else [place(file, rule) for file in files]
     if not any(file.images for file in placed):
         raise _none_readable(samples, placed)
-    return _assemble(list(zip(samples, placed, strict=True)), settings, rule)
+    for note in notes if warn else ():
+        warnings.warn(note, NormalisWarning, stacklevel=2)
+    return _assemble(list(zip(samples, placed, strict=True)), settings, rule, notes)
+
+
+def _learn(
+    samples: Sequence[Sample],
+    files: list[Decoded],
+    settings: ImageSettings,
+    given: IntensityRule | None,
+    decoded: Callable[[bool], list[Decoded]],
+) -> tuple[list[Decoded], IntensityRule | None, list[str]]:
+    """Fit a rule on training files; return them as it asks for, and what to say."""
+    had_windows = any(i.is_windowed for f in files for i in f.images)
+    stored = given is None and needs_stored_values(files)
+    if stored:
+        files = decoded(False)
+    if given is None:
+        files = without_placeholders(files, settings.percentiles)
+    rule, notes = rule_of_training(
+        [(sample.path, file) for sample, file in zip(samples, files, strict=True)],
+        given,
+        settings.percentiles,
+        voi=had_windows and not stored,
+        had_windows=had_windows,
+    )
+    return files, rule, notes
 
 
 def stream(
@@ -244,9 +291,12 @@ def stream(
     recipe = settings.recipe(voi=rule is None or rule.voi)
     files = decode(map(_source, _some(samples)), recipe, workers=workers)
     waiting: list[tuple[Sample, Decoded]] = []
-    count, anything = 0, False
+    count, anything, turned = 0, False, False
     for done, (sample, file) in enumerate(zip(samples, files, strict=True), 1):
-        placed = _place(file, rule)
+        placed = place(file, rule)
+        if not turned and any(to_shown(image, rule) for image in placed.images):
+            turned = True
+            warnings.warn(_shown_note(sample), NormalisWarning, stacklevel=2)
         if placed.images and count >= batch_size:
             yield _assemble(waiting, settings, rule)
             waiting, count = [], 0
@@ -258,6 +308,13 @@ def stream(
     if need_one and not anything:
         raise _none_readable(samples, [file for _, file in waiting])
     yield _assemble(waiting, settings, rule)
+
+
+def _shown_note(sample: Sample) -> str:
+    return (
+        f"the model was fitted on 8-bit images; DICOM images are scored as their own window shows "
+        f"them, without clipping (the first is {sample.path.name})"
+    )
 
 
 def from_array(
@@ -289,14 +346,19 @@ def from_array(
         raise DataError(f"images must be finite, but image {bad} holds NaN or infinity")
     shape = (int(images.shape[2]), int(images.shape[3]))
     fitted = _fit_many(images, settings)
+    _check_numbers(fitted)
+    learning = rule is None and fit_rule
     rule = rule or settings.fixed_rule()
+    units = units_of_dtype(images.dtype)
+    if not learning and (reason := why_not_array(_ends(images), units, rule)):
+        raise DataError(f"images cannot be scored by this model: {reason}")
     if fitted.dtype == np.uint8:
         pixels: NDArray[Any] = fitted
     else:
         if rule is None:
-            rule = _rule_of_array(images, fitted, settings, fit_rule=fit_rule)
+            rule = _rule_of_array(images, fitted, settings, units, learning=learning)
         pixels = rule.apply(fitted)
-    rows = [_array_row(index, shape, str(images.dtype)) for index in range(len(pixels))]
+    rows = [_array_row(index, shape, str(images.dtype), units) for index in range(len(pixels))]
     return Loaded(pixels=pixels, rows=rows, skipped=[], rule=rule)
 
 
@@ -365,78 +427,78 @@ def _none_readable(samples: Sequence[Sample], files: Sequence[Decoded]) -> DataE
 # --- intensities and rows -------------------------------------------------------------------------
 
 
-def _deep(files: Sequence[Decoded]) -> list[DecodedImage]:
-    return [image for file in files for image in file.images if image.is_deep]
+def _check_numbers(fitted: NDArray[Any]) -> None:
+    """Refuse images of an array whose numbers stand for missing values or overflow float32."""
+    if fitted.dtype == np.uint8:
+        return
+    for index, image in enumerate(fitted):
+        greatest = float(np.abs(image).max())
+        if not greatest < NO_VALUE:
+            raise DataError(
+                f"images must hold measurements, but image {index} holds {greatest:.3g} in 32-bit "
+                "floats: such numbers stand for missing values; replace them"
+            )
 
 
-def _fit_rule(
-    deep: Sequence[DecodedImage], settings: ImageSettings, *, voi: bool
-) -> IntensityRule | None:
-    if not deep:
-        return None
-    values = np.stack([image.pixels for image in deep])
-    floats = all(str(image.header.get("dtype", "")).startswith("float") for image in deep)
-    if floats and values.min() >= 0 and values.max() <= 1:
-        return _as_it_is()
-    return IntensityRule.from_pixels(values, percentiles=settings.percentiles, voi=voi)
-
-
-def _as_it_is() -> IntensityRule:
-    return IntensityRule(low=0.0, high=1.0, source="float array within [0, 1]", voi=False)
+def _ends(images: NDArray[Any]) -> NDArray[Any]:
+    """Return the values that decide of units: the ends, and one that is no whole number."""
+    if images.dtype.kind != "f":
+        return np.array([images.min(), images.max()], np.float64)
+    odd = images[images != np.rint(images)][:1]
+    return np.array([images.min(), images.max(), *odd], np.float64)
 
 
 def _rule_of_array(
-    images: NDArray[Any], fitted: NDArray[Any], settings: ImageSettings, *, fit_rule: bool
+    images: NDArray[Any],
+    fitted: NDArray[Any],
+    settings: ImageSettings,
+    units: str,
+    *,
+    learning: bool,
 ) -> IntensityRule:
-    if images.dtype.kind == "f" and images.min() >= 0 and images.max() <= 1:
-        return _as_it_is()
-    if not fit_rule:
-        raise DataError(
-            f"images must be uint8, or floats within [0, 1], for a model that was fitted on 8-bit "
-            f"images; got {images.dtype} from {images.min():g} to {images.max():g}"
-        )
-    return IntensityRule.from_pixels(fitted, percentiles=settings.percentiles, voi=False)
-
-
-def _place(file: Decoded, rule: IntensityRule | None) -> Decoded:
-    """Leave out a file whose intensities the rule cannot place."""
-    deep = [image for image in file.images if image.is_deep]
-    if deep and rule is None:
-        return Decoded([], _NO_RULE)
-    if rule is not None and rule.voi and not all(image.is_windowed for image in deep):
-        return Decoded([], _NO_WINDOW)
-    return file
+    if not learning or (images.dtype.kind == "f" and images.min() >= 0 and images.max() <= 1):
+        return as_it_is(units)
+    return IntensityRule.from_pixels(
+        fitted, percentiles=settings.percentiles, voi=False, units=(units,)
+    )
 
 
 def _assemble(
-    files: Sequence[tuple[Sample, Decoded]], settings: ImageSettings, rule: IntensityRule | None
+    files: Sequence[tuple[Sample, Decoded]],
+    settings: ImageSettings,
+    rule: IntensityRule | None,
+    notes: Sequence[str] = (),
 ) -> Loaded:
     images = [(sample, image) for sample, file in files for image in file.images]
     return Loaded(
-        pixels=_combine([image.pixels for _, image in images], settings, rule),
+        pixels=_combine([image for _, image in images], settings, rule),
         rows=[_row(sample, image) for sample, image in images],
         skipped=[(sample.path, file.reason) for sample, file in files if file.reason is not None],
         rule=rule,
+        notes=tuple(notes),
     )
 
 
 def _combine(
-    pixels: Sequence[NDArray[Any]], settings: ImageSettings, rule: IntensityRule | None
+    images: Sequence[DecodedImage], settings: ImageSettings, rule: IntensityRule | None
 ) -> NDArray[Any]:
-    shape = (len(pixels), settings.channels, settings.image_size, settings.image_size)
-    if all(p.dtype == np.uint8 for p in pixels):
-        return np.stack(pixels) if pixels else np.empty(shape, np.uint8)
+    shape = (len(images), settings.channels, settings.image_size, settings.image_size)
+    if not any(image.is_deep for image in images):
+        return np.stack([i.pixels for i in images]) if images else np.empty(shape, np.uint8)
     out = np.empty(shape, np.float32)
-    for number, one in enumerate(pixels):
-        if one.dtype == np.uint8:
-            out[number] = to_unit(one)
-        elif rule is not None:  # _place saw to it
-            out[number] = rule.apply(one)
+    for number, image in enumerate(images):
+        if not image.is_deep:
+            out[number] = to_unit(image.pixels)
+        elif rule is None or to_shown(image, rule):  # `place` saw to it that 0 to 1 is what it is
+            out[number] = image.pixels
+        else:
+            out[number] = rule.apply(image.pixels)
     return out
 
 
 def _row(sample: Sample, image: DecodedImage) -> Row:
-    header = {**image.header, **sample.header}
+    columns = {k: v for k, v in sample.header.items() if k not in _READERS_OWN}
+    header = {**image.header, **columns}
     patient = sample.patient_id or image.header.get("patient_id")
     return Row(
         sample=sample,
@@ -451,17 +513,19 @@ def _row(sample: Sample, image: DecodedImage) -> Row:
     )
 
 
-def _array_row(index: int, shape: tuple[int, int], dtype: str) -> Row:
+def _array_row(index: int, shape: tuple[int, int], dtype: str, units: str) -> Row:
     path = Path("array")
     sample = Sample(path=path, split="test", index=index)
-    image = DecodedImage(np.empty(0), None, shape, {"format": "array", "dtype": dtype})
+    image = DecodedImage(
+        np.empty(0), None, shape, {"format": "array", "dtype": dtype, "units": units}
+    )
     return _row(sample, image)
 
 
 def _fit_many(images: NDArray[Any], settings: ImageSettings) -> NDArray[Any]:
     target = (settings.channels, settings.image_size, settings.image_size)
     if images.dtype != np.uint8:
-        images = images.astype(np.float32)
+        images = to_float32(images)
     if images.shape[1:] == target:
         return images
     return np.stack([fit_pixels(i, image_size=target[1], channels=target[0]) for i in images])

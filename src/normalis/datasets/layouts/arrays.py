@@ -10,7 +10,6 @@ and the columns are.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from normalis.datasets.columns import LABELS, PATIENTS
 from normalis.datasets.columns import key as plain_key
 from normalis.datasets.listing import list_images, natural_key, quote_some
 from normalis.errors import DataError, LayoutError
+from normalis.images.arrays import claimed_bytes, read_header
 
 __all__ = ["LAYOUT", "read", "recognise"]
 
@@ -30,6 +30,8 @@ LAYOUT = "arrays"
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SUFFIXES = (".npz", ".npy")
+_MAX_ROWS = 500_000  # each becomes an entry of the data set; a header can claim any number
+_MAX_COLUMN = 256 * 2**20  # bytes of a column such as names or patients
 
 
 def recognise(path: Path, options: Options | None = None) -> bool:
@@ -59,8 +61,9 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         samples = _npz(file) if file.suffix.lower() == ".npz" else _npy(file)
     except DataError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{file}: the array file cannot be read ({error})") from error
+    except Exception as error:  # damaged bytes raise almost anything in NumPy's and zip's parsers
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"{file}: the array file cannot be read ({said})") from error
     if not samples:
         raise DataError(f"{file}: holds no image")
     name = file.stem if path.is_dir() else f"{file.resolve().parent.name}/{file.stem}"
@@ -83,7 +86,8 @@ def _arrays_in(folder: Path) -> list[Path]:
 
 def _npy(file: Path) -> list[Sample]:
     with file.open("rb") as stream:
-        shape = _shape(stream, where=str(file))
+        held = file.stat().st_size
+        shape = _shape(stream, where=str(file), held=held)
     return [
         Sample(path=file, split="unlabelled", index=row)
         for row in range(_images_in(shape, where=str(file)))
@@ -113,27 +117,40 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
         shapes = {}
         for member in members:
             with archive.open(member) as stream:
-                shapes[member.removesuffix(".npy")] = _shape(stream, where=f"{file}, {member}")
+                shapes[member.removesuffix(".npy")] = _shape(
+                    stream,
+                    where=f"{file}, {member}",
+                    held=archive.getinfo(member).file_size,
+                )
     return shapes
 
 
-def _shape(stream: Any, *, where: str) -> tuple[int, ...]:
-    """Read the shape from an array's header, without its values."""
+def _shape(stream: Any, *, where: str, held: int) -> tuple[int, ...]:
+    """Read the shape from an array's header, without its values, and compare it with its size."""
     try:
-        version = np.lib.format.read_magic(stream)
-        first = np.lib.format.read_array_header_1_0
-        later = np.lib.format.read_array_header_2_0
-        shape, _, dtype = (first if version == (1, 0) else later)(stream)
+        shape, _, dtype = read_header(stream)
     except ValueError as error:
         raise DataError(f"{where}: not a NumPy array ({error})") from error
     if dtype.hasobject:
         raise DataError(f"{where}: holds Python objects, which are never unpickled here")
+    needed = claimed_bytes(shape, dtype)
+    if needed > held:
+        raise DataError(
+            f"{where}: its header claims the shape {shape}, which is {needed:,} bytes, but it "
+            f"holds {held:,}; truncated or damaged"
+        )
+    if len(shape) == 1 and needed > _MAX_COLUMN:
+        raise DataError(f"{where}: a column of {needed:,} bytes, beyond the limit")
     return shape
 
 
 def _images_in(shape: tuple[int, ...], *, where: str) -> int:
     if len(shape) not in (3, 4):
         raise DataError(f"{where}: must have shape (N, H, W) or (N, C, H, W), got {shape}")
+    if shape[0] > _MAX_ROWS:
+        raise DataError(
+            f"{where}: claims {shape[0]:,} images, beyond the limit of {_MAX_ROWS:,}; split it"
+        )
     return shape[0]
 
 
