@@ -501,6 +501,7 @@ def equal(a, b):
     return True
 
 
+@pytest.mark.filterwarnings("ignore:grey values are in different units")
 def test_the_second_load_decodes_nothing(eight_bit, deep, ct, tmp_path, count_reads):
     (tmp_path / "bad.png").write_bytes(b"bad")
     volume = np.arange(8 * 8 * 3, dtype=np.int16).reshape(8, 8, 3)

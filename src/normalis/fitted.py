@@ -183,7 +183,16 @@ class FittedDetector:
                     skipped.extend(batch.skipped)
                 yield batch
 
-        yield from self.score(noting(), maps=maps, reconstructions=reconstructions)
+        anything = False
+        for part in self.score(noting(), maps=maps, reconstructions=reconstructions):
+            finite, left_out = scoring.finite_only(part)
+            if skipped is not None:
+                skipped.extend(left_out)
+            if finite.rows:
+                anything = True
+                yield finite
+        if need_one and not anything:
+            raise DataError(f"none of the {len(samples)} images has a finite score")
 
     def detail(self, samples: Sequence[Sample]) -> Iterator[Detail]:
         """Score files and yield each image at full size with its map and reconstruction.
@@ -201,7 +210,14 @@ class FittedDetector:
         """
         if is_array(x):
             loaded = from_array(x, self.image_settings, rule=self.rule, fit_rule=False)
-            return list(scoring.score_loaded(self, loaded, maps=maps))
+            found = list(scoring.score_loaded(self, loaded, maps=maps))
+            scores = np.concatenate([part.anomaly_score for part in found])
+            if not np.isfinite(scores).all():
+                raise DataError(
+                    f"image {int(np.argmin(np.isfinite(scores)))} has no finite score: its values "
+                    "are too far from those of the training images to be computed with"
+                )
+            return found
         skipped: list[tuple[Path, str]] = []
         samples = samples_to_score(as_dataset(x))
         parts = list(self.stream(samples, maps=maps, skipped=skipped))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice, repeat
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,7 @@ __all__ = [
     "Scored",
     "batches_of",
     "detail",
+    "finite_only",
     "from_model_range",
     "image_statistics",
     "joined_scores",
@@ -158,7 +160,7 @@ def score(
     """Score batch after batch; see `score_pixels` for the arguments."""
 
     def scored(batch: Loaded) -> Scored:
-        scores, shown, rebuilt = score_pixels(
+        scores, shown, rebuilt = _in_pieces(
             fitted, batch.pixels, maps=maps, reconstructions=reconstructions
         )
         return Scored(
@@ -190,6 +192,57 @@ def batches_of(loaded: Loaded) -> Iterator[Loaded]:
         )
 
 
+def _in_pieces(
+    fitted: Fitted, pixels: NDArray[Any], **wanted: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """Score a batch that a volume made larger than `BATCH_SIZE` in several passes."""
+    starts = range(0, len(pixels), BATCH_SIZE)
+    parts = [score_pixels(fitted, pixels[s : s + BATCH_SIZE], **wanted) for s in starts]
+    scores, maps, rebuilt = zip(*parts, strict=True)
+    return np.concatenate(scores, axis=1), _joined(maps), _joined(rebuilt)
+
+
+def _joined(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    there = [part for part in parts if part is not None]
+    if len(there) < 2:
+        return there[0] if there else None
+    return np.concatenate(there)
+
+
+def finite_only(part: Scored) -> tuple[Scored, list[tuple[Path, str]]]:
+    """Leave out files of which an image has no finite score or map.
+
+    Returns:
+        The rest, and (path, reason) of what was left out. A file of several images is left out
+        whole.
+    """
+    bad = ~np.isfinite(part.anomaly_score)
+    if part.anomaly_map is not None:
+        bad |= ~np.isfinite(part.anomaly_map).reshape(len(bad), -1).all(axis=1)
+    if not bad.any():
+        return part, []
+    reasons: dict[Sample, tuple[Path, str]] = {}
+    for row, is_bad, value in zip(part.rows, bad, part.anomaly_score, strict=True):
+        if is_bad:
+            which = "" if row.slice_index is None else f" of slice {row.slice_index}"
+            reason = (
+                f"its score{which} is {value:g}, or its map not finite: its values are too far "
+                "from those of the training images to be computed with"
+            )
+            reasons.setdefault(row.sample, (row.path, reason))
+    kept = np.array([row.sample not in reasons for row in part.rows], np.bool_)
+    rest = replace(
+        part,
+        rows=[row for row, keep in zip(part.rows, kept, strict=True) if keep],
+        anomaly_score=part.anomaly_score[kept],
+        anomaly_map=None if part.anomaly_map is None else part.anomaly_map[kept],
+        reconstruction=None if part.reconstruction is None else part.reconstruction[kept],
+        statistics={name: values[kept] for name, values in part.statistics.items()},
+        by_fold=None if part.by_fold is None else part.by_fold[:, kept],
+    )
+    return rest, list(reasons.values())
+
+
 def _in_threads(scored: Callable[[Loaded], Scored], batches: Iterable[Loaded]) -> Iterator[Scored]:
     """Score a batch per thread, in order, each thread computing alone.
 
@@ -198,12 +251,14 @@ def _in_threads(scored: Callable[[Loaded], Scored], batches: Iterable[Loaded]) -
     """
     threads = torch.get_num_threads()
 
-    def alone(batch: Loaded) -> Scored:
+    def alone(batch: Loaded) -> tuple[Scored, int]:
         torch.set_num_threads(1)  # of the thread that calls it
-        return scored(batch)
+        return scored(batch), 2 * batch.pixels.nbytes  # maps are about as large as images
 
     try:
-        yield from map_ahead(alone, batches, workers=min(16, threads), ahead=2)
+        workers = min(16, threads)
+        parts = map_ahead(alone, batches, workers=workers, ahead=2, weigh=lambda part: part[1])
+        yield from (part for part, _ in parts)
     finally:
         torch.set_num_threads(threads)  # threads that others start later ask what was set last
 

@@ -128,7 +128,7 @@ class ArrayRows:
             self._rewind()
         while self._next <= index:
             row = np.empty(self.shape[1:], self.dtype)
-            view = memoryview(row.reshape(-1).view(np.uint8))
+            view = row.reshape(-1).view(np.uint8).data
             done = 0
             while done < len(view):
                 got = self._stream.readinto(view[done : done + 2**20])

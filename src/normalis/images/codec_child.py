@@ -17,6 +17,12 @@ from typing import Any, BinaryIO
 # gdcm comes last: it ends the process where a header and its codestream disagree
 _ORDER = ("pillow", "pyjpegls", "pylibjpeg", "pydicom", "gdcm")
 _J2K_ORDER = ("pylibjpeg", "pillow", "gdcm")
+# the parent cuts bits and puts signs right, from what the header says
+_AS_IT_IS: Any = {
+    "apply_j2k_sign_correction": False,
+    "apply_jls_sign_correction": False,
+    "correct_unused_bits": False,
+}
 _EXTRA_MEMORY = 2**30  # bytes that decoding may take beyond what the libraries do
 
 
@@ -47,13 +53,7 @@ def decode(request: dict[str, Any], frame: bytes) -> tuple[dict[str, Any], bytes
     failed = []
     for plugin in [name for name in order if name in decoder._available]:
         try:
-            pixels, _ = decoder.as_array(
-                data,
-                decoding_plugin=plugin,
-                apply_j2k_sign_correction=False,
-                apply_jls_sign_correction=False,
-                correct_unused_bits=False,
-            )
+            pixels, _ = decoder.as_array(data, decoding_plugin=plugin, **_AS_IT_IS)
         except BaseException as error:  # the panic of a decoder in Rust is no Exception
             failed.append(f"{plugin}: {' '.join(str(error).split())[-200:]}")
             continue

@@ -181,9 +181,9 @@ def map_ahead(
 
     try:
         for item in items:
+            waiting.append(pool.submit(function, item))
             while waiting and is_full():
                 yield next_result()
-            waiting.append(pool.submit(function, item))
         while waiting:
             yield next_result()
     finally:

@@ -142,7 +142,7 @@ def _streamed(
 
 def _fill(source: Any, out: NDArray[Any]) -> NDArray[Any]:
     """Read into an array, piece by piece."""
-    view = memoryview(out.view(np.uint8)).cast("B")
+    view = out.view(np.uint8).data
     done = 0
     while done < len(view):
         got = source.readinto(view[done : done + 2**22])
