@@ -139,7 +139,7 @@ def push(
     """
     import pydicom
 
-    from normalis.studies.objects import OUR_NAME, equipment_of
+    from normalis.images.objects import OUR_NAME, equipment_of
 
     if not paths:
         raise DataError("there is no DICOM file to send; write some with normalis export-dicom")
