@@ -238,11 +238,11 @@ def test_units_are_the_coarsest_that_keep_names_together(first, random):
 # ---------------------------------------------------------------- shares
 
 
-def test_share_of_independent_images_is_wilson():
+def test_share_of_independent_images_is_clopper_and_pearson_s():
     from scipy.stats import binomtest
 
     for hits in (0, 3, 20):
-        want = binomtest(hits, 20).proportion_ci(method="wilson")
+        want = binomtest(hits, 20).proportion_ci(method="exact")
         found = metrics.share(np.arange(20) < hits)
         assert (found.low, found.high) == pytest.approx((want.low, want.high))
 

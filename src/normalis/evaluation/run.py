@@ -31,7 +31,7 @@ from normalis.metrics import (
     share,
 )
 from normalis.metrics.comparison import compare_draws
-from normalis.metrics.intervals import Draws, draw_statistics, interval_of
+from normalis.metrics.intervals import Draws, draw_statistics, ends_of, interval_of
 from normalis.metrics.pixels import Maps
 from normalis.metrics.ranking import check_scores
 
@@ -308,11 +308,16 @@ def _against(data: _Data, keep: NDArray[np.bool_]) -> Iterator[tuple[str, Interv
     scores, labels, member = data.scores[keep], data.labels[keep], data.member[keep]
     units = Draws.of(member, labels.size, n=data.n_draws, seed=data.seed)
     ours, _ = draw_statistics(auroc, scores, labels, units=units)
-    value = auroc(scores, labels)
+    value, reach = auroc(scores, labels), ends_of(auroc, labels, units=units)
     for name, baseline in data.baselines.items():
         theirs, rejected = draw_statistics(auroc, baseline[keep], labels, units=units)
         own = interval_of(
-            auroc(baseline[keep], labels), theirs, units=units, confidence=0.95, rejected=rejected
+            auroc(baseline[keep], labels),
+            theirs,
+            units=units,
+            confidence=0.95,
+            rejected=rejected,
+            reach=reach,
         )
         if units.n_units == labels.size:
             yield name, own, delong(scores, baseline[keep], labels)

@@ -89,10 +89,7 @@ def delong(
     difference = float(a10.mean() - b10.mean())
     variance = (a10 - b10).var(ddof=1) / n_anomalous + (a01 - b01).var(ddof=1) / n_normal
     error = float(np.sqrt(variance))
-    if error > 0:
-        p_value = float(2 * norm.sf(abs(difference) / error))
-    else:
-        p_value = 1.0 if difference == 0 else 0.0
+    p_value = _p_value(difference, error, labels.size)
     reach = float(norm.ppf(0.5 + confidence / 2)) * error
     return Comparison(
         difference=difference,
@@ -148,19 +145,30 @@ def compare_draws(
     difference: float, drawn: NDArray[np.float64], *, units: Draws, confidence: float = 0.95
 ) -> Comparison:
     """Make a comparison of the differences (n,) on draws of the same units."""
-    from scipy.stats import norm
-
     tail = (1.0 - confidence) / 2.0
     error = float(drawn.std(ddof=1)) if drawn.size > 1 else 0.0
-    certain = 1.0 if difference == 0 else 0.0  # no draw differs: ties, or a perfect separation
     return Comparison(
         difference=difference,
         low=float(np.quantile(drawn, tail)),
         high=float(np.quantile(drawn, 1.0 - tail)),
-        p_value=float(2 * norm.sf(abs(difference) / error)) if error > 0 else certain,
+        p_value=_p_value(difference, error, units.n_units),
         n_units=units.n_units,
         test="paired bootstrap",
     )
+
+
+def _p_value(difference: float, error: float, n_units: int) -> float:
+    """Return the two-sided normal p-value, no smaller than so few units can prove.
+
+    Exchanging the two methods on each of K units gives 2^K equally likely results, two of which are
+    as extreme as the most extreme. Without error no draw differs: ties, or a perfect separation.
+    """
+    from scipy.stats import norm
+
+    if error == 0 and difference == 0:
+        return 1.0
+    normal = float(2 * norm.sf(abs(difference) / error)) if error > 0 else 0.0
+    return max(normal, 2.0 ** (1 - n_units))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -11,12 +11,15 @@ Pixels are first counted into common bins, per group and class; a draw is a weig
 histograms. Order inside a bin is lost, by an amount that `normalis.metrics.streaming.bounds`
 proves; the interval runs from the quantile of the lower bounds to that of the upper bounds, so the
 approximation can only widen it. Point values stay exact.
+
+No interval claims more than its units can prove (`normalis.metrics.few`): its ends reach at least
+those of perfect, and of perfectly wrong, data of the same size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,12 +28,21 @@ from numpy.typing import ArrayLike, NDArray
 from normalis.errors import MetricError, SettingsError
 from normalis.metrics.auroc import auroc
 from normalis.metrics.average_precision import average_precision
+from normalis.metrics.few import class_units, widest_ends
 from normalis.metrics.pixels import Maps, pixel_metrics, pool_pixels
 from normalis.metrics.ranking import check_scores
 from normalis.metrics.sensitivity import sensitivity_at_fpr
 from normalis.metrics.streaming import bounds, float_keys
 
-__all__ = ["Draws", "Interval", "bootstrap", "draw_statistics", "interval_of", "pixel_bootstrap"]
+__all__ = [
+    "Draws",
+    "Interval",
+    "bootstrap",
+    "draw_statistics",
+    "ends_of",
+    "interval_of",
+    "pixel_bootstrap",
+]
 
 Metric = Callable[[Any, Any], float]
 
@@ -144,22 +156,67 @@ class Draws:
 
 
 def interval_of(
-    value: float, draws: NDArray[np.float64], *, units: Draws, confidence: float, rejected: int = 0
+    value: float,
+    draws: NDArray[np.float64],
+    *,
+    units: Draws,
+    confidence: float,
+    rejected: int = 0,
+    reach: tuple[float, float] = (float("inf"), -float("inf")),
 ) -> Interval:
-    """Make a percentile interval from statistics (n,) or from their bounds (n, 2)."""
-    if not 0.0 < confidence < 1.0:
-        raise SettingsError(f"confidence must be between 0 and 1, got {confidence}")
+    """Make a percentile interval from statistics (n,) or from their bounds (n, 2).
+
+    Args:
+        value: on the data as they are.
+        draws: of the statistic.
+        units: who was drawn.
+        confidence: coverage.
+        rejected: draws that were drawn again.
+        reach: ends that the interval must reach, from `ends_of`.
+    """
+    _check_confidence(confidence)
     ends = draws if draws.ndim == 2 else np.stack([draws, draws], axis=1)
     tail = (1.0 - confidence) / 2.0
     return Interval(
         value=value,
-        low=float(np.quantile(ends[:, 0], tail)),
-        high=float(np.quantile(ends[:, 1], 1.0 - tail)),
+        low=min(float(np.quantile(ends[:, 0], tail)), reach[0]),
+        high=max(float(np.quantile(ends[:, 1], 1.0 - tail)), reach[1]),
         n_units=units.n_units,
         confidence=confidence,
         n_draws=len(ends),
         n_rejected=rejected,
         slack=float((ends[:, 1] - ends[:, 0]).max()),
+    )
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0.0 < confidence < 1.0:
+        raise SettingsError(f"confidence must be between 0 and 1, got {confidence}")
+
+
+def ends_of(
+    metric: Metric, labels: NDArray[np.bool_], *, units: Draws, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the ends that an interval of a metric must reach with these units.
+
+    Of a metric that is none of ours they are unknown, and nothing is widened.
+
+    Args:
+        metric: as in `bootstrap`.
+        labels: (N,) which images are anomalous.
+        units: which images belong together.
+        confidence: coverage.
+    """
+    _check_confidence(confidence)
+    if metric not in _BOUNDED:
+        return float("inf"), -float("inf")
+    present = np.zeros((2, units.n_units), dtype=bool)
+    present[labels.astype(int), units.member] = True
+    return widest_ends(
+        _BOUNDED[metric],
+        *class_units(present),
+        prevalence=float(labels.mean()),
+        confidence=confidence,
     )
 
 
@@ -185,6 +242,14 @@ _FAST: dict[Metric, str] = {
     auroc: "auroc",
     average_precision: "average_precision",
     sensitivity_at_fpr: "sensitivity_at_fpr",  # at its default rate
+}
+
+
+#: Metrics of which `normalis.metrics.few` knows what few units prove.
+_BOUNDED: dict[Metric, str] = {
+    auroc: "auroc",
+    average_precision: "average_precision",
+    sensitivity_at_fpr: "sensitivity",
 }
 
 
@@ -252,8 +317,13 @@ def bootstrap(
     """
     value = metric(scores, is_anomalous)
     units = Draws.of(groups, np.asarray(scores).size, n=n, seed=seed)
+    reach = ends_of(
+        metric, check_scores(scores, is_anomalous)[1], units=units, confidence=confidence
+    )
     draws, rejected = draw_statistics(metric, scores, is_anomalous, units=units)
-    return interval_of(value, draws, units=units, confidence=confidence, rejected=rejected)
+    return interval_of(
+        value, draws, units=units, confidence=confidence, rejected=rejected, reach=reach
+    )
 
 
 def _common_bins(
@@ -326,7 +396,15 @@ def pixel_bootstrap(
     draws = np.concatenate(results)
     points = (exact.auroc, exact.average_precision, exact.best_dice)
     names = ("pixel_auroc", "pixel_average_precision", "best_dice")
-    return {
-        name: interval_of(point, draws[:, i], units=units, confidence=confidence, rejected=rejected)
-        for i, (name, point) in enumerate(zip(names, points, strict=True))
-    }
+    shared: dict[str, Any] = {"units": units, "confidence": confidence, "rejected": rejected}
+    counts, prevalence = class_units(present[::-1]), float(labels.mean())
+    found = {}
+    # An image has many pixels: only where no draw differs do its draws say nothing. Dice is then
+    # bounded as the sensitivity is.
+    for i, bound in enumerate(("auroc", "average_precision", "sensitivity")):
+        plain = interval_of(points[i], draws[:, i], **shared)
+        if plain.high - plain.low <= plain.slack + 1e-12:
+            reach = widest_ends(bound, *counts, prevalence=prevalence, confidence=confidence)
+            plain = replace(plain, low=min(plain.low, reach[0]), high=max(plain.high, reach[1]))
+        found[names[i]] = plain
+    return found

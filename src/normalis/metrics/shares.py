@@ -1,7 +1,7 @@
 """The share of units that are flagged, with an interval that also holds at 0 and 1.
 
-Wilson's score interval (JASA 22, 1927) with the number of images replaced by the *effective* one
-when images come in groups,
+Clopper and Pearson's interval (Biometrika 26, 1934), which never covers less than it says, with the
+number of images replaced by the *effective* one when images come in groups,
 
     n_eff = share (1 - share) / V,     V = sum_k (x_k - share n_k)^2 / n^2 · K / (K - 1),
 
@@ -34,7 +34,7 @@ def share(
     Raises:
         MetricError: if there is no image, or the numbers of flags and groups differ.
     """
-    from scipy.stats import norm
+    from scipy.stats import beta
 
     x = np.asarray(flags, dtype=bool)
     names = np.arange(x.size) if groups is None else np.asarray(groups)
@@ -45,14 +45,12 @@ def share(
         )
     member = np.unique(names, return_inverse=True)[1]
     n = _effective(x, member)
-    p, z = float(x.mean()), float(norm.ppf(0.5 + confidence / 2))
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # At 0 and 1 an end is the share itself, which rounding must not move past it.
+    p, tail = float(x.mean()), (1.0 - confidence) / 2.0
+    hits, misses = p * n, (1.0 - p) * n
     return Interval(
         value=p,
-        low=max(0.0, min(p, float(middle - reach))),
-        high=min(1.0, max(p, float(middle + reach))),
+        low=float(beta.ppf(tail, hits, misses + 1.0)) if hits > 0 else 0.0,
+        high=float(beta.ppf(1.0 - tail, hits + 1.0, misses)) if misses > 0 else 1.0,
         n_units=int(member.max()) + 1,
         confidence=confidence,
         n_draws=0,
