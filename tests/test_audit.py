@@ -190,7 +190,8 @@ def test_file_size_that_gives_the_label_away(tmp_path):
     scores = found.to_dict()["trivial"]
     assert scores["size=96x64"]["auroc"] == 1
     assert scores["size=96x64"]["detail"] == "20 of 20 anomalous, 0 of 20 normal"
-    assert scores["height_reversed"] | {"low": 1, "high": 1} == scores["height_reversed"]
+    low = pytest.approx(0.025 ** (1 / 20))  # all that 20 images a class can prove
+    assert scores["height_reversed"] | {"low": low, "high": 1} == scores["height_reversed"]
     assert any(text.startswith("height_reversed") for text in texts(found, "confound"))
 
 
