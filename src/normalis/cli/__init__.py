@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from normalis.cli.console import Progress as Bar
-from normalis.cli.console import cell, console, errors, progress, show_warnings, table
+from normalis.cli.console import (
+    cell,
+    console,
+    errors,
+    escape,
+    progress,
+    show_warnings,
+    table,
+)  # fmt: skip
 from normalis.cli.export import app as export
+from normalis.cli.stopping import Stopped, print_anything, stoppable
 from normalis.cli.values import rate_found, typed_values, use_threads, wait_without_spinning
 from normalis.errors import NormalisError, SettingsError
 
@@ -103,16 +111,27 @@ Network = Annotated[
 
 def main() -> None:
     """Run the command line; errors that we raise become one line and exit status 2."""
+    print_anything()
     wait_without_spinning()
     show_warnings()
     try:
-        app()
+        with stoppable():
+            app()
     except NormalisError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        errors.styled(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("[bold]stopped[/]; run the same command again to go on")
-        sys.exit(130)
+    except Stopped as stopped:
+        errors.styled(f"[bold]stopped[/] by {stopped}; {_how_to_go_on()}")
+        sys.exit(128 + stopped.signal)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _how_to_go_on() -> str:
+    if {"fit", "score", "demo", "sweep", "prepare", "reproduce"} & set(sys.argv[1:3]):
+        return "what was done is kept: run the same command again to go on"
+    return "nothing was left half-written: run the same command again"
 
 
 @app.callback(invoke_without_command=True)
@@ -140,28 +159,29 @@ def _most_anomalous(top: list[dict[str, Any]]) -> RichTable:
     rows = [[row[key] for key in kept.values()] for row in top]
     if shared:
         rows = [[os.path.relpath(path, shared), *others] for path, *others in rows]
-    return table("Most anomalous" + f", below {escape(shared)}" * bool(shared), list(kept), rows)
+    return table("Most anomalous" + f", below {shared}" * bool(shared), list(kept), rows)
 
 
 def _describe(data: Dataset) -> None:
     """Say how a data set was recognised."""
-    errors.print(f"[bold]{escape(str(data.root))}[/]: layout {escape(data.layout)}")
+    errors.styled(f"[bold]{escape(str(data.root))}[/]: layout {escape(data.layout)}")
     for (split, label), count in sorted(data.counts().items()):
         shown = label if label != split else ""
         errors.print(f"  {split:<10} {shown:<10} {count:>7}")
     for note in data.notes:
-        errors.print(f"  [yellow]note:[/] {escape(note)}", soft_wrap=True)
+        errors.styled(f"  [yellow]note:[/] {escape(note)}")
     if data.unclear:
-        errors.print(f"  [bold red]unclear:[/] {escape(data.unclear)}", soft_wrap=True)
+        errors.styled(f"  [bold red]unclear:[/] {escape(data.unclear)}")
 
 
 def _report_skipped(skipped: Sequence[tuple[Path, str]], where: Path | None = None) -> None:
     if not skipped:
         return
     listed = f"; all are listed in {where}" if where else ""
-    errors.print(f"[yellow]{len(skipped)} images could not be read and were skipped[/]{listed}")
+    said = f"{len(skipped)} images could not be read and were skipped"
+    errors.styled(f"[yellow]{said}[/]{escape(listed)}")
     for path, reason in skipped[:5]:
-        errors.print(f"  {escape(str(path))}: {escape(reason)}", soft_wrap=True)
+        errors.print(f"  {path}: {reason}", soft_wrap=True)
 
 
 @app.command()
@@ -211,7 +231,11 @@ def _print_audit(found: Any) -> None:
     colours = {"leak": "red", "confound": "magenta", "shift": "yellow", "note": "cyan"}
     for finding in found.findings:
         colour = colours.get(finding.severity, "white")
-        console.print(f"[{colour}]{finding.severity:>9}[/] {escape(finding.text)}", soft_wrap=True)
+        console.print(
+            f"[{colour}]{finding.severity:>9}[/] {escape(finding.text)}",
+            soft_wrap=True,
+            markup=True,
+        )
 
 
 @app.command()
@@ -367,7 +391,7 @@ def _open(
     if offered:
         errors.print(
             f"note: file names look as if they held patient ids ({offered[0]}); confirm with "
-            f"--patients '{escape(offered[1])}'",
+            f"--patients '{offered[1]}'",
             soft_wrap=True,
         )
     return dataset
@@ -570,7 +594,7 @@ def score(
     console.print(_most_anomalous(summary.top))
     console.print(f"{summary.images} images scored, {summary.skipped} skipped")
     for reason in summary.drift:
-        errors.print(f"[yellow]drift:[/] {escape(reason)}", soft_wrap=True)
+        errors.styled(f"[yellow]drift:[/] {escape(reason)}")
     if summary.flagged is not None:
         console.print(f"{summary.flagged} flagged at a false-positive rate of {fpr:g}")
     elif detector.calibration is None:
@@ -618,7 +642,7 @@ def evaluate(
     _print_evaluation(dataset.name, result)
     for finding in found.findings:
         if finding.severity in ("leak", "confound"):
-            console.print(f"{finding.severity}: {escape(finding.text)}", soft_wrap=True)
+            console.print(f"{finding.severity}: {finding.text}", soft_wrap=True)
     file = out or run / f"evaluation_{dataset.name.replace('/', '_')}.json"
     write_json(
         file,
@@ -666,7 +690,7 @@ def _print_evaluation(name: str, result: Any) -> None:
     verdict = {True: "beats every", False: "does not beat every", None: "was not compared with a"}
     console.print(f"The method {verdict[result.beats_baselines]} trivial baseline.")
     for note in result.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _interval(low: float, high: float) -> str:

@@ -14,27 +14,53 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from normalis.errors import NormalisWarning
+from normalis.files import visible
 
 __all__ = [
-    "EVERY_S",
-    "Progress",
-    "cell",
-    "console",
-    "errors",
-    "progress",
-    "show_warnings",
-    "table",
-]
+    "EVERY_S", "PlainConsole", "Progress", "cell", "console", "errors", "escape", "progress",
+    "show_warnings", "table",
+]  # fmt: skip
 
 #: Seconds between two lines of progress where there is no terminal.
 EVERY_S = 30.0
 
-console = Console()
-errors = Console(stderr=True)
+
+def escape(text: str) -> str:
+    """Return a text for the inside of one with markup, such as a file's name: it stays a text."""
+    return escape_markup(visible(text))
+
+
+class PlainConsole(Console):
+    """A console that takes texts as texts.
+
+    Names may hold anything: markup, escapes of terminals, bytes of no encoding. Colours are for
+    those calls alone that ask for it (`styled`) and `escape` what is not theirs.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts as they may be read; see `rich.console.Console.print`."""
+        if not options.get("markup"):
+            objects = tuple(_readable(o) if isinstance(o, str) else o for o in objects)
+        super().print(*objects, **options)
+
+    def styled(self, text: str) -> None:
+        """Print a line with markup, in which whatever is not ours went through `escape`."""
+        self.print(text, soft_wrap=True, markup=True)
+
+
+def _readable(text: str) -> str:
+    return "\n".join(map(visible, text.split("\n")))
+
+
+console = PlainConsole()
+errors = PlainConsole(stderr=True)
 
 
 class Progress(Protocol):
@@ -126,11 +152,11 @@ class _Lines:
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
     """Return a table; the first column is text, the others are figures."""
-    made = Table(title=title, title_justify="left", header_style="bold")
+    made = Table(title=visible(title), title_justify="left", header_style="bold")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        made.add_column(visible(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(cell(value)) for value in row))
+        made.add_row(*(cell(value) for value in row))
     return made
 
 
@@ -138,7 +164,7 @@ def cell(value: Any) -> str:
     """Return a value as a cell shows it."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
 
 
 def show_warnings() -> None:
@@ -149,7 +175,7 @@ def show_warnings() -> None:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any
     ) -> None:
         if issubclass(category, NormalisWarning):
-            errors.print(f"[bold yellow]note:[/] {escape(str(message))}", soft_wrap=True)
+            errors.styled(f"[bold yellow]note:[/] {escape(str(message))}")
         else:
             usual(message, category, filename, lineno, *more)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from normalis.cli.console import console
 
 __all__ = ["app"]
 
 app = typer.Typer()
-console = Console()
 
 
 @app.command()
@@ -29,4 +29,4 @@ def export(
 
     detector = FittedDetector.load(run, device="cpu", trust=trust)
     written = export_onnx(detector, out, overwrite=overwrite)
-    console.print(f"written: {written}", soft_wrap=True, markup=False)
+    console.print(f"written: {written}", soft_wrap=True)

@@ -1,9 +1,9 @@
 """Names of maps and pictures: those of the images, kept apart and short enough.
 
 ``a.png.npy``, ``a.dcm_0003.npy`` of a frame, ``x.npz_validation_0003.npy`` of an array other than
-``test``, ``a.nii.nii.gz`` of a volume. An ending that a name has already is not repeated, unless two
-names would become one: then a hash of the whole name is added to both. One is added, too, where a
-name would be longer than file systems take.
+``test``, ``a.nii.nii.gz`` of a volume. An ending that a name has already is not repeated, unless
+two names would become one: then a hash of the whole name is added to both. One is added, too, where
+a name would be longer than file systems take.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A finished scoring that is scored anew is there, old or new, until the new one is complete.
 
 The new one is written into ``.new`` inside the folder. When it is complete the old files move to
-``.old``, ``.new`` becomes ``.ready``, and what is in it moves into place. Each step is a rename, and
-whoever works in the folder next goes on from wherever that stopped. Files that are not of a scoring,
-such as a page or notes, stay where they are.
+``.old``, ``.new`` becomes ``.ready``, and what is in it moves into place. Each step is a rename,
+and whoever works in the folder next goes on from wherever that stopped. Files that are not of a
+scoring, such as a page or notes, stay where they are.
 """
 
 from __future__ import annotations

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from normalis.cli.console import cell, console, errors, table
+from normalis.cli.console import PlainConsole, cell, console, errors, escape, table
 from normalis.cli.values import typed_values
 from normalis.errors import SettingsError
 from normalis.research.cli_theory import app as theory
@@ -82,7 +80,7 @@ def prepare(
     rows = [[split, label, count] for (split, label), count in sorted(made.counts().items())]
     console.print(table(str(out), ["split", "label", "images"], rows))
     for note in made.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _list_datasets() -> None:
@@ -176,7 +174,7 @@ def _show(part: str, out: Path) -> None:
             shown = table(f"{comparison.title}: {name}", *tables.wide(comparison, name))
             _wide().print(shown)
         for note in tables.notes(comparison):
-            console.print(escape(note), soft_wrap=True)
+            console.print(note, soft_wrap=True)
         written = tables.write_all(comparison, out / "tables")
     console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True, markup=False)
 
@@ -205,7 +203,7 @@ def results(
     title = f"{len(rows)} records" + (f"; all of {equal}" if equal else "")
     body = [[_brief(head[i], row[i]) for i in varying] for row in rows]
     out = _wide()
-    out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+    out.styled(f"[bold]{escape(title)}[/]")
     out.print(table("", [head[i] for i in varying], body))
 
 
@@ -236,16 +234,18 @@ def compare(
     ]  # fmt: skip
     head = ["method", "seeds", metric, "difference", "95 %", "p, corrected", "verdict"]
     out = _wide()
-    out.print(f"[bold]{escape(dataset)}: against {escape(reference)}[/]", soft_wrap=True)
+    out.print(
+        f"[bold]{escape(dataset)}: against {escape(reference)}[/]", soft_wrap=True, markup=True
+    )
     out.print(table("", head, cells))
     if csv is not None and found:
         bodies = [one.to_dict() for one in found]
         write_csv(csv, list(bodies[0]), [list(body.values()) for body in bodies])
 
 
-def _wide() -> Console:
+def _wide() -> PlainConsole:
     """Return where wide tables go: piped output has no width to break cells for."""
-    return console if console.is_terminal else Console(width=max(console.width, 160))
+    return console if console.is_terminal else PlainConsole(width=max(console.width, 160))
 
 
 def _brief(column: str, value: Any) -> Any:
@@ -306,7 +306,9 @@ def _run(
     with _progress() as hear:
         failures = _engine_function(name)(experiments, out, callback=hear, **options)
     for title, message in failures.items():
-        errors.print(f"[red]failed[/] {escape(title)}: {escape(message)}", soft_wrap=True)
+        errors.print(
+            f"[red]failed[/] {escape(title)}: {escape(message)}", soft_wrap=True, markup=True
+        )
     if failures:
         raise typer.Exit(1)
 
@@ -361,7 +363,7 @@ def _progress() -> Iterator[Callable[[Event], None]]:
 
         def hear(event: Event) -> None:
             if event.kind == "lost":
-                bar.console.print(f"[yellow]{escape(event.message)}[/]")
+                bar.console.print(f"[yellow]{escape(event.message)}[/]", markup=True)
                 return
             left = "" if event.left_s is None else f"{_span(event.left_s)} left"
             bar.update(whole, completed=event.done, total=event.total, note=left)

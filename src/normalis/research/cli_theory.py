@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from normalis.cli.console import console, errors, table
 from normalis.cli.values import rate_found
@@ -61,7 +60,10 @@ def fingerprint(
     with errors.status("measuring"):
         found = entropy.fingerprint(to_unit(loaded.pixels), groups=units.member, seed=seed)
     if loaded.skipped:
-        errors.print(f"[yellow]{len(loaded.skipped)} images could not be read and were skipped[/]")
+        errors.print(
+            f"[yellow]{len(loaded.skipped)} images could not be read and were skipped[/]",
+            markup=True,
+        )
     _print_fingerprint(dataset.name, found, plural(2, units.level)[2:])
     if out is not None:
         _write_fingerprint(found, out)
@@ -88,7 +90,7 @@ def explain(
         title = "AUROC points lost against the best, by the closed form"
         console.print(table(title, ["", *columns], rows))
     for reason in chosen.reasons:
-        console.print(f"- {escape(reason)}", soft_wrap=True)
+        console.print(f"- {reason}", soft_wrap=True)
     console.print(
         f"- to overrule it: fit again with --latent-dim NUMBER\n- as curves: normalis report {run}",
         soft_wrap=True,
@@ -148,7 +150,7 @@ def _print_fingerprint(name: str, found: Fingerprint, unit: str) -> None:
         columns = ["blob, pixels", "best rank", "predicted AUROC"]
         console.print(table("Best linear capacity by lesion size, closed form", columns, lesions))
     for note in found.notes:
-        console.print(f"note: {escape(note)}", soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     console.print(
         "These numbers do not name a capacity: that depends on the lesion as well (last table).",
         soft_wrap=True,
