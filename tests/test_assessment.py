@@ -129,3 +129,42 @@ def test_a_file_that_vanishes_on_the_way_is_named(fitted, tmp_path):
 
     with pytest.raises(DataError, match=r"002\.png: could be read when it was scored and not for"):
         assess(fitted, open_dataset(root), progress=vanish)
+
+
+def write_volumes(root, *, with_masks):
+    """Six normal volumes to train on, three normal and three anomalous ones of four slices."""
+    import nibabel as nib
+
+    rng = np.random.default_rng(0)
+    rows = ["path,label,split,mask"]
+    for i in range(12):
+        bad = i >= 9
+        values = rng.integers(90, 110, (32, 32, 4), dtype=np.uint8)
+        mask = np.zeros_like(values)
+        if bad:
+            mask[10:20, 10:20, 2] = 1
+            values[mask > 0] = 250
+            nib.save(nib.Nifti1Image(mask, np.eye(4)), root / f"m{i}.nii")
+        nib.save(nib.Nifti1Image(values, np.eye(4)), root / f"v{i}.nii")
+        split = "train" if i < 6 else "test"
+        named = f"m{i}.nii" if bad and with_masks else ""
+        rows.append(f"v{i}.nii,{int(bad)},{split},{named}")
+    (root / "list.csv").write_text("\n".join(rows) + "\n")
+    return open_dataset(root / "list.csv")
+
+
+def test_slices_of_anomalous_volumes_count_by_their_masks(tmp_path):
+    data = write_volumes(tmp_path, with_masks=True)
+    result, *_ = assess(detector(method="pca", calibration="none").fit(data), data)
+    (subset,) = (s for s in result.subsets if s.name == "all")
+    assert (subset.n_normal, subset.n_anomalous) == (12 + 9, 3)
+    assert result.notes[0].startswith("9 of 12 slices of anomalous files have no marked pixel")
+    assert rows_of(result, "ranking")["auroc"].value == 1
+
+
+def test_slices_without_masks_are_said_to_count_as_their_file(tmp_path):
+    data = write_volumes(tmp_path, with_masks=False)
+    result, *_ = assess(detector(method="pca", calibration="none").fit(data), data)
+    (subset,) = (s for s in result.subsets if s.name == "all")
+    assert subset.n_anomalous == 12
+    assert result.notes[0].startswith("All 12 slices of anomalous files count as anomalous")

@@ -432,7 +432,7 @@ def test_masks_are_resized_by_nearest_neighbour_and_absent_ones_are_empty(tmp_pa
     image = png(tmp_path / "i.png", values)
     mask = png(tmp_path / "m.png", values)
     rows = load([sample(image, mask=mask), sample(image)], SMALL).rows
-    masks = load_masks(rows, image_size=16)
+    masks = load_masks(rows, image_size=16, keep_small=False)
     assert masks.dtype == bool
     expected = Image.fromarray(values).resize((16, 16), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(masks[0], np.asarray(expected) > 0)
@@ -611,7 +611,7 @@ def test_masks_equal_the_reference(real_data):
         samples.append(sample(folder / "test" / "tumor" / name, "test", mask=mask))
     loaded = load(samples, ImageSettings())
     np.testing.assert_array_equal(loaded.pixels[:, 0], arrays["test"][chosen])
-    masks = load_masks(loaded.rows, image_size=64)
+    masks = load_masks(loaded.rows, image_size=64, keep_small=False)
     np.testing.assert_array_equal(masks, arrays["test_mask"][chosen] > 0)
 
 

@@ -7,6 +7,7 @@ before.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,12 @@ def assess(
     found = audit(data, image_size=64, progress=tell)
     keys = [image_key(row.sample, row.slice_index) for row in rows]
     tell("metrics", 0.0)
-    masks = (
-        load_masks(rows, image_size=detector.image_settings.image_size)
-        if maps is not None
-        else None
-    )
+    notes: list[str] = []
+    masks = _masks(rows, fitted.image_settings.image_size, notes) if data.has_masks else None
+    labels = _labels(rows, masks, notes)
     result = evaluate(
         scores,
-        np.array([bool(row.is_anomalous) for row in rows]),
+        labels,
         groups=[found.groups.get(key, f"image {i}") for i, key in enumerate(keys)],
         leaked={
             f"{t}": _listed(keys, found.leaked(t))
@@ -85,14 +84,48 @@ def assess(
             if not (t == min(_THRESHOLDS) and all_alike(found))
         },
         baselines=_baselines(fitted, data, rows, found, keys),
-        kind=[row.kind if row.is_anomalous else None for row in rows],
+        kind=[row.kind if bad else None for row, bad in zip(rows, labels, strict=True)],
         maps=maps,
-        masks=masks,
+        masks=masks if maps is not None else None,
         header=_demographics(rows),
         **_deployed(fitted.calibration, parts, fpr),
     )
     tell("metrics", 1.0)
-    return result, found, skipped
+    return dataclasses.replace(result, notes=(*notes, *result.notes)), found, skipped
+
+
+def _masks(rows: Sequence[Row], image_size: int, notes: list[str]) -> NDArray[np.bool_]:
+    return load_masks(rows, image_size=image_size, notes=notes)
+
+
+def _labels(
+    rows: Sequence[Row], masks: NDArray[np.bool_] | None, notes: list[str]
+) -> NDArray[np.bool_]:
+    """Return the label of each image: of slices by their masks, where their file has any.
+
+    A volume is anomalous as a whole; a slice of it without a lesion is not.
+    """
+    labels = np.array([bool(row.is_anomalous) for row in rows])
+    in_file = labels & np.array([row.slice_index is not None for row in rows])
+    known = in_file & np.array([row.mask is not None for row in rows])
+    if masks is not None and known.any():
+        bare = known & ~masks.any(axis=(1, 2))
+        labels &= ~bare
+        notes.append(
+            f"{bare.sum()} of {known.sum()} slices of anomalous files have no marked pixel and "
+            "count as normal; the others as anomalous."
+        )
+    if (unknown := int((in_file & ~known).sum())) and masks is not None:
+        notes.append(
+            f"{unknown} slices of anomalous files without a mask all count as anomalous, with or "
+            "without a lesion."
+        )
+    elif unknown:
+        notes.append(
+            f"All {unknown} slices of anomalous files count as anomalous, though a lesion may be "
+            "in a few of them: no masks tell them apart."
+        )
+    return labels
 
 
 def _labelled(data: Dataset) -> tuple[Sample, ...]:

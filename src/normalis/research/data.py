@@ -335,7 +335,11 @@ def read_arrays(path: Path, images: Mapping[str, Any]) -> Arrays:
         is_anomalous=np.array([bool(r.is_anomalous) for r in test.rows]),
         patients={split: [r.patient_id or "" for r in part] for split, part in rows.items()},
         positions={split: np.array([_position(r) for r in part]) for split, part in rows.items()},
-        masks=load_masks(test.rows, image_size=settings.image_size) if has_masks else None,
+        masks=(
+            load_masks(test.rows, image_size=settings.image_size, keep_small=False)
+            if has_masks
+            else None
+        ),
     )
 
 
