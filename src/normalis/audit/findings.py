@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from normalis.audit.confounds import SHIFT_D, SHIFT_DISTANCE
 from normalis.calibration.choice import USUAL_RATE, choose
 from normalis.loading.units import plural, some
+from normalis.audit.margins import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +36,7 @@ ALIKE = 0.8  # share of test images above 0.95 from which likeness is the rule
 CONFOUND_LOW = 0.6  # of the interval's lower end
 _LEAST_OF_A_CLASS = 10  # below this an interval of a bootstrap is not worth a sentence
 _MOST_CONFOUNDS = 6
+_NAMED = 3  # files that a sentence names
 _RESIDUALS = ("mean_image_residual", "pca16_residual", "nearest_training")
 
 
@@ -55,6 +58,7 @@ def find(audit: Audit) -> tuple[Finding, ...]:
         _confounds,
         _shifts,
         _repeats,
+        _margins,
         _baselines,
         _rest,
     )
@@ -246,6 +250,23 @@ def _repeats(audit: Audit) -> Iterator[Finding]:
     if counts["distinct_test"] < test:
         text = f"Of {test} test images {counts['distinct_test']} are distinct at 0.95."
         yield Finding(severity="note", text=text)
+
+
+def _margins(audit: Audit) -> Iterator[Finding]:
+    """Name images with something at their edges, which a model takes for the most abnormal."""
+    if audit.margins is None:
+        return
+    looked_at = int((~audit.is_test).sum()) or len(audit.facts)
+    for kind, names in audit.with_margins().items():
+        count = int(audit.margins.found[kind].sum())
+        if not count:
+            continue
+        some = ", ".join(PurePath(name).name for name in names[:_NAMED])
+        more = f" and {count - _NAMED} more" if count > _NAMED else ""
+        text = f"{count} of {looked_at} images have {KINDS[kind]} that most have not: {some}{more}"
+        wide = f"{max(0.05, np.ceil(20 * audit.margins.share) / 20):.2f}"
+        advice = "it can outscore disease: leave such images out, crop them, or fit with --margin"
+        yield Finding(severity="note", text=f"{text}; {advice} {wide}.")
 
 
 def _baselines(audit: Audit) -> Iterator[Finding]:

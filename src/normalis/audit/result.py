@@ -17,6 +17,7 @@ from normalis.audit.copies import THRESHOLDS, Copies
 from normalis.audit.findings import Finding, find
 from normalis.audit.inventory import Fact, count_properties
 from normalis.loading.units import Units
+from normalis.audit.margins import KINDS, Margins
 
 __all__ = ["Audit"]
 
@@ -63,6 +64,8 @@ class Audit:
         notes: sentences of the data set and about what could not be checked.
         pattern: name and expression of a file-name pattern that would give patients, if one fits
             and was not confirmed.
+        margins: which images have something at their edges that most have not; None if that was
+            not looked at.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Audit:
     shifts: tuple[Shift, ...]
     notes: tuple[str, ...]
     pattern: tuple[str, str] | None
+    margins: Margins | None = None
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -159,6 +163,13 @@ class Audit:
             "groups": self._group_sizes(),
         }
 
+    def with_margins(self) -> dict[str, list[str]]:
+        """Return the images with something at their edges, by kind, keys of those that have it."""
+        if self.margins is None:
+            return {}
+        found = self.margins.found
+        return {kind: sorted(self._names(found[kind]))[:_LISTED] for kind in KINDS}
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         return {
@@ -178,6 +189,7 @@ class Audit:
                 for s in self.trivial
             },
             "differences": [dataclasses.asdict(d) for d in self.differences],
+            "margins": self.with_margins(),
             "shifts": [dataclasses.asdict(s) for s in self.shifts],
             "findings": [dataclasses.asdict(f) for f in self.findings],
             "tables": [

@@ -21,6 +21,7 @@ from normalis.audit.confounds import (
 )
 from normalis.audit.copies import Progress, compare_images
 from normalis.audit.inventory import Fact, take_inventory
+from normalis.audit.margins import Margins, look_at_margins
 from normalis.audit.result import Audit
 from normalis.datasets.base import Dataset
 
@@ -82,7 +83,22 @@ def audit(
         shifts=tuple(_shifts(pixels, facts, units.member)),
         notes=(*dataset.notes, *map(_sentence, (*about_values, *units.notes))),
         pattern=offered,
+        margins=_margins(pixels, np.array([fact.is_test for fact in facts], dtype=bool), tell),
     )
+
+
+def _margins(pixels: NDArray[Any], is_test: NDArray[np.bool_], tell: Progress) -> Margins:
+    """Look at what is to be learned from; at the test alone only where there is nothing else."""
+    from normalis.loading.arrays import to_unit
+
+    tell("margins", 0.0)
+    chosen = ~is_test if (~is_test).any() else is_test
+    seen = look_at_margins(to_unit(pixels[chosen]))
+    found = {kind: np.zeros(len(pixels), bool) for kind in seen.found}
+    for kind, has in seen.found.items():
+        found[kind][chosen] = has
+    tell("margins", 1.0)
+    return Margins(found=found, share=seen.share)
 
 
 def _read(
