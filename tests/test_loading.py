@@ -620,3 +620,26 @@ def test_the_module_needs_no_torch():
     code = f"import normalis.loading.arrays, sys; print(sorted({heavy} & set(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_margin_is_blank_in_every_image_however_it_is_read(tmp_path, rng, dtype):
+    settings = ImageSettings(image_size=32, margin=0.1)
+    images = rng.integers(1, 255, (3, 40, 40)).astype(np.uint8)
+    if dtype == np.uint8:
+        paths = [tmp_path / f"{i}.png" for i in range(3)]
+        for path, one in zip(paths, images, strict=True):
+            Image.fromarray(one).save(path)
+        samples = [Sample(path=path, split="train", is_anomalous=False) for path in paths]
+        found = [load(samples, settings), *stream(samples, settings, rule=None)]
+    else:
+        found = [from_array(images / np.float32(255), settings)]
+    for loaded in found:
+        assert not loaded.pixels[..., :3, :].any()
+        assert not loaded.pixels[..., :, -3:].any()
+        assert (loaded.pixels[..., 3:-3, 3:-3] > 0).all()
+
+
+def test_a_margin_is_a_share_of_the_side():
+    with pytest.raises(SettingsError, match="share of the image's side"):
+        ImageSettings(margin=0.5)

@@ -93,6 +93,8 @@ class ImageSettings:
         window: (low, high) in native units that become 0 and 1, for images deeper than 8 bit;
             None takes percentiles of the training images.
         percentiles: which ones; the default leaves out single hot pixels.
+        margin: share of the side at each edge that is blanked in every image, in [0, 0.4]: what
+            lies there, text or the edge of a film, is then neither learned nor scored.
     """
 
     image_size: int = 64
@@ -101,8 +103,13 @@ class ImageSettings:
     slice_range: tuple[float, float] = (0.0, 1.0)
     window: tuple[float, float] | None = None
     percentiles: tuple[float, float] = (0.5, 99.5)
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.margin <= 0.4:
+            raise SettingsError(
+                f"margin must be a share of the image's side from 0 to 0.4, got {self.margin}"
+            )
         if self.image_size % 16 or not 16 <= self.image_size <= 1024:
             raise SettingsError(
                 f"image_size must be a multiple of 16 from 16 to 1024, got {self.image_size}"
@@ -359,7 +366,7 @@ def from_array(
             rule = _rule_of_array(images, fitted, settings, units, learning=learning)
         pixels = rule.apply(fitted)
     rows = [_array_row(index, shape, str(images.dtype), units) for index in range(len(pixels))]
-    return Loaded(pixels=pixels, rows=rows, skipped=[], rule=rule)
+    return Loaded(pixels=_blanked(pixels, settings), rows=rows, skipped=[], rule=rule)
 
 
 def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -533,6 +540,17 @@ def _rule_of_array(
     )
 
 
+def _blanked(pixels: NDArray[Any], settings: ImageSettings) -> NDArray[Any]:
+    """Return images (N, C, S, S) with the margin set to 0, whatever was there."""
+    width = round(settings.margin * settings.image_size)
+    if not width:
+        return pixels
+    blank = np.zeros_like(pixels)
+    inside = (..., slice(width, -width), slice(width, -width))
+    blank[inside] = pixels[inside]
+    return blank
+
+
 def _assemble(
     files: Sequence[tuple[Sample, Decoded]],
     settings: ImageSettings,
@@ -541,7 +559,7 @@ def _assemble(
 ) -> Loaded:
     images = [(sample, image) for sample, file in files for image in file.images]
     return Loaded(
-        pixels=_combine([image for _, image in images], settings, rule),
+        pixels=_blanked(_combine([image for _, image in images], settings, rule), settings),
         rows=[_row(sample, image) for sample, image in images],
         skipped=[(sample.path, file.reason) for sample, file in files if file.reason is not None],
         rule=rule,
