@@ -26,7 +26,8 @@ from test_images_dicom import make as make_dicom
 from test_images_dicom import write as write_dicom
 from test_images_nifti import write as write_nifti
 
-COLUMNS = ["path", "slice", "patient_id", "anomaly_score", "p_value", "flagged"]
+COLUMNS = ["path", "slice", "patient_id", "anomaly_score", "p_value", "flagged", "at_border"]
+DETAILS = ["score.json", "scores.csv", "skipped.csv"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_maps_pictures_and_details_keep_the_tree(scored, source):
     inside = [p.relative_to(source).as_posix() for p in sorted(source.rglob("*.png"))]
     expected = [f"maps/{name}.npy" for name in inside]
     expected += [f"{kind}/{name}" for kind in ("overlays", "thumbnails") for name in inside]
-    assert files(out) == sorted([*expected, "score.json", "scores.csv", "skipped.csv"])
+    assert files(out) == sorted([*expected, "findings.csv", *DETAILS])
     details = json.loads((out / "score.json").read_text())
     assert details["params"]["latent_dim"] == 2
     assert len(details["is_anomalous"]) == 12
@@ -142,7 +143,7 @@ def test_the_bar_of_every_picture_is_the_same(scored):
 
 def test_neither_maps_nor_pictures_if_not_wanted(fitted, source, tmp_path):
     score(fitted, source, tmp_path / "out", maps=False, overlays=False)
-    assert files(tmp_path / "out") == ["score.json", "scores.csv", "skipped.csv"]
+    assert files(tmp_path / "out") == DETAILS
 
 
 def test_without_calibration_cells_are_empty(source, tmp_path):
@@ -562,7 +563,7 @@ def test_the_strip_shows_image_reconstruction_and_the_level_of_the_map():
         anomaly_map=anomaly_map,
         reconstruction=np.full((1, 16, 16), 0.6, np.float32),
     )
-    strip = np.asarray(outputs.thumbnail(seen, ColourScale(quiet=2.0, full=10.0)))
+    strip = np.asarray(outputs.thumbnail(seen, seen.anomaly_map, ColourScale(quiet=2.0, full=10.0)))
     side = outputs.THUMBNAIL
     image, rebuilt, level = (strip[:, i * side : (i + 1) * side] for i in range(3))
     assert (image == round(0.2 * 255)).all()

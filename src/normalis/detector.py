@@ -26,6 +26,7 @@ from sklearn.base import BaseEstimator
 from normalis import models, scorers
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
+from normalis.calibration.findings import Finding
 from normalis.errors import DataError, RunError, SettingsError
 from normalis.fitted import FittedDetector, fitted_of
 from normalis.fitting import calibrate_on, train_models
@@ -90,6 +91,8 @@ class AnomalyDetector(BaseEstimator):
         fpr: share of normal patients that ``predict`` may flag.
         plane, slice_range: which slices of a volume are images.
         window, percentiles: the intensity rule of images deeper than 8 bits.
+        margin: share of the side at each edge that is blanked in every image, for text, letterboxes
+            or film edges that `normalis check` names.
         random_state: seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         method_options: further settings of the method, on top of those that are usual for it
@@ -134,6 +137,7 @@ class AnomalyDetector(BaseEstimator):
         slice_range: tuple[float, float] = (0.0, 1.0),
         window: tuple[float, float] | None = None,
         percentiles: tuple[float, float] = (0.5, 99.5),
+        margin: float = 0.0,
         random_state: int = 0,
         device: str = "auto",
         method_options: dict[str, Any] | None = None,
@@ -159,6 +163,7 @@ class AnomalyDetector(BaseEstimator):
         self.slice_range = slice_range
         self.window = window
         self.percentiles = percentiles
+        self.margin = margin
         self.random_state = random_state
         self.device = device
         self.method_options = method_options
@@ -176,6 +181,7 @@ class AnomalyDetector(BaseEstimator):
             slice_range=_pair("slice_range", self.slice_range),
             window=None if self.window is None else _pair("window", self.window),
             percentiles=_pair("percentiles", self.percentiles),
+            margin=self.margin,
         )
 
     @property
@@ -543,6 +549,14 @@ class AnomalyDetector(BaseEstimator):
     def anomaly_map(self, x: Images) -> NDArray[np.float32]:
         """Return one map per image (N, S, S), higher is more anomalous."""
         return self._fitted().anomaly_map(x)
+
+    def calibrated_map(self, x: Images) -> NDArray[np.float32]:
+        """Return one calibrated map per image (N, S, S); see `FittedDetector.calibrated_map`."""
+        return self._fitted().calibrated_map(x)
+
+    def findings(self, x: Images) -> list[list[Finding]]:
+        """Return each image's areas above normal ones; see `FittedDetector.findings`."""
+        return self._fitted().findings(x)
 
     def p_value(self, x: Images) -> NDArray[np.float64]:
         """Return the share of normal images that score at least as high, (N,) in (0, 1].

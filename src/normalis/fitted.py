@@ -30,10 +30,12 @@ from normalis import models, scorers, scoring
 from normalis.backbones import offer
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
+from normalis.calibration.findings import Finding, find_areas, highest_at_border, with_p_values
+from normalis.calibration.maps import MapScale
 from normalis.errors import BackboneError, DataError, NotFittedError, RunError, UntrustedError
 from normalis.fitting import calibrate_on
 from normalis.images import IntensityRule
-from normalis.loading.arrays import ImageSettings, Loaded, from_array, stream
+from normalis.loading.arrays import ImageSettings, Loaded, Row, from_array, stream
 from normalis.loading.held_out import (
     Images,
     as_dataset,
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FittedDetector", "fitted_of"]
 
+_MAP_SCALE = "map_scale."  # before the names of its arrays
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedDetector:
@@ -69,7 +73,9 @@ class FittedDetector:
         device: where the models are.
         rule: the intensity rule of deep images, None if all were 8-bit.
         calibration: scores of held-out normal images; None if none were held out.
-        colour_scale: the one scale of all pictures.
+        colour_scale: the one scale of all pictures, in units of calibrated maps.
+        map_scale: what places of maps are measured in; None of runs from before there was one,
+            whose pictures show smoothed raw maps.
         normal_scores: (n,) scores of the held-out (else of the training) normal images.
         history: losses by epoch.
         info: data, versions, durations.
@@ -84,6 +90,7 @@ class FittedDetector:
     rule: IntensityRule | None = None
     calibration: Calibration | None = None
     colour_scale: ColourScale = field(default_factory=lambda: ColourScale(quiet=0.0, full=1.0))
+    map_scale: MapScale | None = None
     normal_scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     history: Sequence[Mapping[str, float]] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -239,6 +246,48 @@ class FittedDetector:
         parts = self.scored(x)
         return np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
 
+    def calibrated_map(self, x: Images) -> NDArray[np.float32]:
+        """Return one calibrated map per image (N, S, S): each place judged by normal images.
+
+        What is above ``colour_scale.quiet`` is higher than 1 in 20 normal images are anywhere
+        (`normalis.calibration.maps`).
+        """
+        return self.calibrated(self.anomaly_map(x))
+
+    def calibrated(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the calibrated maps of raw ones, (S, S) or (B, S, S)."""
+        if self.map_scale is None:
+            return self.colour_scale.smooth(maps)
+        return self.map_scale.apply(maps)
+
+    def findings(self, x: Images) -> list[list[Finding]]:
+        """Return of each image its areas above what 1 in 20 normal images reach.
+
+        The highest comes first. An image without any has one finding, its highest place, whose
+        ``above`` is False.
+        """
+        return [found for part in self.scored(x) for found in self.with_findings(part).findings]
+
+    def with_findings(self, part: Scored) -> Scored:
+        """Return scored images with their findings, if they have maps."""
+        if part.anomaly_map is None:
+            return part
+        maps = self.calibrated(part.anomaly_map)
+        pairs = zip(part.rows, maps, strict=True)
+        found = [self._areas(row, one) for row, one in pairs]
+        return replace(part, findings=found, at_border=highest_at_border(part.anomaly_map))
+
+    def _areas(self, row: Row, calibrated: NDArray[np.float32]) -> list[Finding]:
+        areas = find_areas(
+            calibrated,
+            self.colour_scale.quiet,
+            shape=row.original_shape,
+            spacing=row.header.get("spacing_mm"),
+        )
+        if self.calibration is None or self.map_scale is None or not areas:
+            return areas
+        return with_p_values(areas, self.calibration.map_p_values([a.peak for a in areas]))
+
     def p_value(self, x: Images) -> NDArray[np.float64]:
         """Return the share of normal images that score at least as high, (N,) in (0, 1].
 
@@ -359,13 +408,14 @@ class FittedDetector:
     def write(self, folder: RunFolder) -> None:
         """Write into a run folder whose lock the caller holds."""
         folder.write(
-            self._arrays() | {"decision_scores": self.normal_scores},
+            self._arrays() | self._map_arrays() | {"decision_scores": self.normal_scores},
             {
                 "params": self.params,
                 "image_settings": asdict(self.image_settings),
                 "model_settings": self.models[0].settings.to_dict(),
                 "rule": self.rule.to_dict() if self.rule else None,
                 "colour_scale": self.colour_scale.to_dict(),
+                "map_scale": self.map_scale.to_dict() if self.map_scale else None,
                 "calibration": self.calibration.to_dict() if self.calibration else None,
                 "history": self.history,
                 "info": self.info,
@@ -379,6 +429,10 @@ class FittedDetector:
             found |= {f"{_prefix('model', i)}{k}": _to_numpy(v) for k, v in model.state().items()}
             found |= {f"{_prefix('scorer', i)}{k}": _to_numpy(v) for k, v in scorer.state().items()}
         return found
+
+    def _map_arrays(self) -> dict[str, NDArray[Any]]:
+        state = self.map_scale.state() if self.map_scale else {}
+        return {f"{_MAP_SCALE}{k}": value for k, value in state.items()}
 
     @classmethod
     def load(
@@ -438,6 +492,7 @@ class FittedDetector:
             rule=IntensityRule.from_dict(body["rule"]) if body["rule"] else None,
             calibration=Calibration.from_dict(calibration) if calibration else None,
             colour_scale=ColourScale(**body["colour_scale"]),
+            map_scale=_map_scale_of(body, arrays),
             normal_scores=arrays["decision_scores"],
             history=body["history"],
             info=body["info"],
@@ -471,6 +526,14 @@ def _check_stored(body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         raise RunError(f"fpr must be in (0, 1), is {params['fpr']}")
     for losses in body["history"]:
         sum(losses.values())
+
+
+def _map_scale_of(body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> MapScale | None:
+    settings = body.get("map_scale")
+    if settings is None:  # a run from before there was one
+        return None
+    state = {k.removeprefix(_MAP_SCALE): v for k, v in arrays.items() if k.startswith(_MAP_SCALE)}
+    return MapScale.restore(settings, state)
 
 
 def _n_models(params: Mapping[str, Any]) -> int:

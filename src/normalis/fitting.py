@@ -19,8 +19,10 @@ from torch import Tensor
 
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration, calibrate
+from normalis.calibration.maps import MapScale, MapSettings, fit_map_scale
 from normalis.loading.arrays import Loaded
 from normalis.loading.held_out import split, take, units_of
+from normalis.loading.units import Units
 from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import to_model_input
 from normalis.scoring import Fitted, image_statistics, score_loaded
@@ -41,11 +43,13 @@ class Calibrated:
         normal_scores: (n,) of normal images, held out where any are.
         calibration: None where nothing was held out.
         colour_scale: of all pictures.
+        map_scale: what places of maps are measured in.
     """
 
     normal_scores: NDArray[np.float64]
     calibration: Calibration | None
     colour_scale: ColourScale
+    map_scale: MapScale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +141,18 @@ def calibrate_on(
         held = _fit_scorers(fitted, train, held, fold, seed)
     normals, unseen = held or train, held is not None or fold is not None
     assert normals is not None  # the callers give one of the two
-    scores, maps = _score_unseen(fitted, normals, fold)
+    scores, raw = _score_unseen(fitted, normals, fold)
+    units = units_of(normals)
+    settings = MapSettings(left_out=fitted.image_settings.margin)
+    map_scale, maps = fit_map_scale(raw, units.member, settings)
+    scale = ColourScale.from_calibrated(maps, unit=units.member, held_out=unseen)
+    if fold is not None:  # pooled over models, which is approximate: no promise
+        scale = replace(scale, rate=None)
     return Calibrated(
         normal_scores=scores,
-        calibration=_calibration(normals, scores, maps, fold) if unseen else None,
-        colour_scale=ColourScale.from_maps(maps, held_out=unseen),
+        calibration=_calibration(normals, units, scores, maps, fold) if unseen else None,
+        colour_scale=scale,
+        map_scale=map_scale,
     )
 
 
@@ -186,9 +197,12 @@ def _score_all(fitted: Fitted, normals: Loaded) -> tuple[NDArray[np.float64], ND
 
 
 def _calibration(
-    normals: Loaded, scores: NDArray[np.float64], maps: NDArray[np.float32], fold: Fold
+    normals: Loaded,
+    units: Units,
+    scores: NDArray[np.float64],
+    maps: NDArray[np.float32],
+    fold: Fold,
 ) -> Calibration:
-    units = units_of(normals)
     calibration = calibrate(
         scores,
         patients=units.member,

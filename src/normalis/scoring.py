@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from normalis.calibration.findings import Finding
 from normalis.datasets import Sample
 from normalis.errors import DataError, UnreadableImageError
 from normalis.images import Frame, IntensityRule, read_frames
@@ -61,6 +62,10 @@ class Scored:
         statistics: name -> (B,) of the images themselves, to notice that new data have drifted.
         by_fold: (F, B) scores by each model of a cross-fitted detector, whose mean is
             ``anomaly_score``; None for one model.
+        findings: of each image, by `normalis.fitted.FittedDetector.with_findings`; empty if not
+            asked for.
+        at_border: (B,) whether the raw map's highest place lies in the outer 5 % of the image;
+            None if not asked for.
     """
 
     rows: list[Row]
@@ -69,6 +74,8 @@ class Scored:
     reconstruction: NDArray[np.float32] | None = None
     statistics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     by_fold: NDArray[np.float64] | None = None
+    findings: list[list[Finding]] = field(default_factory=list)
+    at_border: NDArray[np.bool_] | None = None
 
 
 def image_statistics(pixels: NDArray[Any]) -> dict[str, NDArray[np.float64]]:

@@ -24,7 +24,7 @@ from normalis.calibration.maps import border
 
 __all__ = ["Finding", "find_areas", "highest_at_border", "with_p_values"]
 
-_FINEST = 512  # pixels of a side that areas are counted on at most: a map is never so fine
+_FINEST = 256  # pixels of a side that areas are counted on at most: a map is never so fine
 _AROUND = 0.75  # of its height: what belongs to a highest place that is below the level
 
 

@@ -112,8 +112,14 @@ class MapScale:
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], state: Mapping[str, Any]) -> MapScale:
-        """Return what `to_dict` and `state` described."""
+        """Return what `to_dict` and `state` described.
+
+        Raises:
+            SettingsError: if they describe no scale.
+        """
         scale = np.asarray(state["scale"], dtype=np.float64)
+        if scale.ndim != 2 or not (np.isfinite(scale) & (scale > 0)).all():
+            raise SettingsError("a stored scale of maps is damaged; fit again")
         return cls(scale=scale, settings=MapSettings(**settings))
 
 

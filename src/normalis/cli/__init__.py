@@ -320,6 +320,15 @@ def fit(
         tuple[float, float],
         typer.Option(help="Percentiles of training values that become 0 and 1."),
     ] = (0.5, 99.5),
+    margin: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.4,
+            help="Share of the side at each edge that is blanked in every image: for text, "
+            "letterboxes or film edges that `normalis check` names.",
+        ),
+    ] = 0.0,
     patients: Annotated[
         str | None,
         typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
@@ -363,6 +372,7 @@ def fit(
         slice_range=slices,
         window=window,
         percentiles=percentiles,
+        margin=margin,
         random_state=seed,
         device=device,
         method_options=options,

@@ -90,7 +90,7 @@ def score_part(samples: Sequence[Sample], task: _Task) -> _Part:
     ):
         if task.maps is not None and part.anomaly_map is not None:
             task.maps.write_maps(part.rows, part.anomaly_map)
-        parts.append(replace(part, anomaly_map=None))
+        parts.append(replace(detector.with_findings(part), anomaly_map=None))
     return parts, skipped
 
 

@@ -18,6 +18,7 @@ from normalis import baselines
 from normalis.audit import Audit, audit
 from normalis.audit.findings import all_alike
 from normalis.audit.inventory import image_key
+from normalis.calibration.colours import ColourScale
 from normalis.errors import DataError, SettingsError
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.fitted import fitted_of
@@ -89,6 +90,7 @@ def assess(
         masks=masks if maps is not None else None,
         header=_demographics(rows),
         **_deployed(fitted.calibration, parts, fpr),
+        **_shown(fitted, maps, fpr),
     )
     tell("metrics", 1.0)
     return dataclasses.replace(result, notes=(*notes, *result.notes)), found, skipped
@@ -217,15 +219,25 @@ def _demographics(rows: Sequence[Row]) -> dict[str, list[Any]]:
 def _deployed(
     calibration: Calibration | None, parts: Sequence[Scored], fpr: float
 ) -> dict[str, Any]:
-    """Return flags and the level of maps, as far as the calibration can certify them."""
+    """Return flags, as far as the calibration can certify them."""
     if calibration is None:
         return {}
     try:
         calibration.check_rate(fpr)
     except SettingsError:
         return {}
+    flagged = calibration.flags(calibration.p_values(joined_scores(parts)), fpr)
+    return {"flagged": flagged, "rate": fpr}
+
+
+def _shown(fitted: FittedDetector, maps: NDArray[np.float32] | None, fpr: float) -> dict[str, Any]:
+    """Return calibrated maps, and the level above which they colour a share of normal images."""
+    calibration = fitted.calibration
+    if maps is None or calibration is None or calibration.map_maxima is None:
+        return {}
+    # Of runs from before there was a map scale both are of raw maps.
+    level = ColourScale.from_maxima(calibration.map_maxima, fpr, unit=calibration.unit).quiet
     return {
-        "flagged": calibration.flags(calibration.p_values(joined_scores(parts)), fpr),
-        "rate": fpr,
-        "map_level": calibration.map_levels((fpr,))[0],
+        "calibrated": None if fitted.map_scale is None else fitted.calibrated(maps),
+        "map_level": level,
     }

@@ -2,7 +2,10 @@
 
 ::
 
-    scores.csv      path, slice, patient_id, anomaly_score, p_value, flagged; one row an image
+    scores.csv      path, slice, patient_id, anomaly_score, p_value, flagged, at_border; one row an
+                    image; at_border: the map's highest place lies in the outer 5 % of the image
+    findings.csv    areas above what 1 in 20 normal images reach, with place, size and p-value; of
+                    an image without any its highest place, above = 0 (`calibration.findings`)
     skipped.csv     path, reason
     maps/           float32 anomaly maps at each image's own geometry: NPY, one NIfTI per volume
     overlays/       PNG: image, reconstruction, map; one colour scale for all
@@ -20,13 +23,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import shutil
 import sys
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +40,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from normalis.calibration.colours import ColourScale
+from normalis.calibration.findings import Finding
 from normalis.engines.cluster import Cluster
 from normalis.errors import RunError, SettingsError
 from normalis.fitted import fitted_of
@@ -62,8 +67,12 @@ ENGINES = ("torch", "onnx", "ray")
 
 _PROGRESS = "progress.csv"
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score")
+_FINDINGS = tuple(f.name for f in fields(Finding))
+_MAPS = ("at_border", "findings", "height", "width")  # of progress.csv
 _BY_FOLD = "by_fold"  # of progress.csv: the scores that a p-value of CV+ is made from
 _STATISTICS = ("mean intensity", "contrast")
+#: Of findings.csv; the shape is of the image that places are in.
+FINDING_COLUMNS = (*_COLUMNS[:3], *_FINDINGS, "image_height", "image_width")
 #: Side of a picture in the report, in pixels.
 THUMBNAIL = 160
 
@@ -185,7 +194,7 @@ def _scored(
             **given,
         )
     else:
-        yield from detector.stream(samples, **given)
+        yield from map(detector.with_findings, detector.stream(samples, **given))
 
 
 class _Writer:
@@ -215,7 +224,8 @@ class _Writer:
                     f"{self.folder}: must be a new or empty folder, holds {foreign[0]}; choose "
                     "another --out"
                 )
-            write_csv(file, (*_COLUMNS, *_STATISTICS, _BY_FOLD, self._identity(samples)), [])
+            head = (*_COLUMNS, *_STATISTICS, _BY_FOLD, *_MAPS, self._identity(samples))
+            write_csv(file, head, [])
             return list(samples)
         done = self._complete(samples)
         return [s for s in samples if _key(s) not in done]
@@ -282,7 +292,8 @@ class _Writer:
             seen = [repr(float(part.statistics[name][i])) for name in _STATISTICS]
             each = [] if part.by_fold is None else part.by_fold[:, i].tolist()
             folds = " ".join(map(repr, each))
-            lines.append([key, *_cells(row), repr(float(value)), *seen, folds, *end])
+            shown = _shown(part, i)
+            lines.append([key, *_cells(row), repr(float(value)), *seen, folds, *shown, *end])
         self._note(lines)
 
     def _note(self, lines: Sequence[Sequence[str]]) -> None:
@@ -314,6 +325,7 @@ class _Writer:
                 "anomaly_score": float(rows.anomaly_score[i]),
                 "p_value": "" if p_values is None else float(p_values[i]),
                 "flagged": "" if flagged is None else int(flagged[i]),
+                "at_border": int(rows.at_border[i]) if rows.at_border[i] else "",
             }
 
         ranked = np.argsort(-rows.anomaly_score, kind="stable")
@@ -324,8 +336,16 @@ class _Writer:
         order = {sample.path: i for i, sample in enumerate(samples)}
         skipped = sorted(self.skipped, key=lambda item: order[item[0]])
         write_csv(self.folder / "skipped.csv", ("path", "reason"), skipped)
+        if self.options.maps:
+            found = (
+                [*list(line(i).values())[:3], *one]
+                for i in range(len(rows.sample))
+                for one in _finding_cells(rows.findings[i], rows.shape[i])
+            )
+            write_csv(self.folder / "findings.csv", FINDING_COLUMNS, found)
         table = (list(line(i).values()) for i in range(len(rows.sample)))
-        write_csv(self.folder / "scores.csv", (*_COLUMNS, "p_value", "flagged"), table)
+        columns = (*_COLUMNS, "p_value", "flagged", "at_border")
+        write_csv(self.folder / "scores.csv", columns, table)
         (self.folder / _PROGRESS).unlink()
         return ScoreSummary(
             images=len(rows.sample),
@@ -342,10 +362,17 @@ class _Writer:
         where, numbers = array("q"), array("d")
         slices: list[str] = []
         patients: list[str] = []
+        border: list[str] = []
+        findings: list[str] = []
+        shapes: list[tuple[str, str]] = []
         with closing(self._noted()) as noted:
             next(noted)
-            for key, slice_index, patient, *values, by_fold in (row[:7] for row in noted):
+            for row in noted:
+                key, slice_index, patient, *values, by_fold = row[:7]
                 where.append(order[key])
+                border.append(sys.intern(row[7]))
+                findings.append(row[8])
+                shapes.append((sys.intern(row[9]), sys.intern(row[10])))
                 slices.append(sys.intern(slice_index))
                 patients.append(sys.intern(patient))
                 numbers.extend(map(float, (*values, *by_fold.split())))
@@ -354,6 +381,9 @@ class _Writer:
             sample=np.asarray(where, np.int64)[ranks],
             slice_index=[slices[i] for i in ranks],
             patient=[patients[i] for i in ranks],
+            at_border=[border[i] for i in ranks],
+            findings=[findings[i] for i in ranks],
+            shape=[shapes[i] for i in ranks],
             values=np.asarray(numbers).reshape(len(where), -1 if where else 3)[ranks],
         )
 
@@ -426,28 +456,29 @@ class _Writer:
         where, scale = seen.row, self.detector.colour_scale
         p_value = "" if row["p_value"] == "" else f"   p = {row['p_value']:.3g}"
         place = "" if row["slice"] == "" else f" [{row['slice']}]"
+        calibrated = self.detector.calibrated(seen.anomaly_map)
         picture = render(
             seen.original,
-            seen.anomaly_map,
+            calibrated,
             scale=scale,
             reconstruction=seen.reconstruction,
             title=f"{where.path.name}{place}   score {row['anomaly_score']:.4g}{p_value}",
         )
         path = self.files.name("overlays", where, ".png")
         write_atomically(path, lambda p: picture.save(p, format="PNG", compress_level=1))
-        strip = thumbnail(seen, scale)
+        strip = thumbnail(seen, calibrated, scale)
         path = self.files.name("thumbnails", where, ".png")
         write_atomically(path, lambda p: strip.save(p, format="PNG", compress_level=1))
 
 
-def thumbnail(seen: Detail, scale: ColourScale) -> Image.Image:
+def thumbnail(seen: Detail, calibrated: NDArray[np.float32], scale: ColourScale) -> Image.Image:
     """Return image, reconstruction and map side by side in grey, each `THUMBNAIL` high.
 
     The map is the red channel's: 0 at ``quiet`` and below, 255 at ``full``.
     """
     size = (THUMBNAIL, THUMBNAIL)
     rebuilt = seen.original if seen.reconstruction is None else seen.reconstruction
-    level = (scale.smooth(seen.anomaly_map) - scale.quiet) / max(scale.full - scale.quiet, 1e-12)
+    level = (calibrated - scale.quiet) / max(scale.full - scale.quiet, 1e-12)
     level = (255 * np.clip(level, 0, 1)).round().astype(np.uint8)
     parts = [Image.fromarray(grey(seen.original)).convert("L"), Image.fromarray(grey(rebuilt))]
     strip = Image.new("L", (3 * THUMBNAIL, THUMBNAIL))
@@ -462,6 +493,22 @@ def _key(sample: Sample) -> str:
     return f"{sample.path}{place}"
 
 
+def _shown(part: Scored, i: int) -> list[str]:
+    """Return what is noted of an image's map: at_border, findings, height and width."""
+    if part.at_border is None:
+        return [""] * len(_MAPS)
+    found = [[getattr(one, name) for name in _FINDINGS] for one in part.findings[i]]
+    height, width = part.rows[i].original_shape
+    return [str(int(part.at_border[i])), json.dumps(found), str(height), str(width)]
+
+
+def _finding_cells(noted: str, shape: tuple[str, str]) -> Iterator[list[Any]]:
+    """Yield the rows of findings.csv of one image, without its name."""
+    for one in json.loads(noted or "[]"):
+        cells = [int(v) if isinstance(v, bool) else "" if v is None else v for v in one]
+        yield [*cells, *shape]
+
+
 def _cells(row: Row) -> list[str]:
     return ["" if row.slice_index is None else str(row.slice_index), row.patient_id or ""]
 
@@ -474,12 +521,18 @@ class _Rows:
         sample: (N,) position of its file among the samples.
         slice_index: N texts.
         patient: N texts.
+        at_border: N texts, empty without maps.
+        findings: N texts of JSON, empty without maps.
+        shape: N heights and widths, as texts.
         values: (N, 3 + F) score, statistics and, of a cross-fitted detector, scores by model.
     """
 
     sample: NDArray[np.int64]
     slice_index: list[str]
     patient: list[str]
+    at_border: list[str]
+    findings: list[str]
+    shape: list[tuple[str, str]]
     values: NDArray[np.float64]
 
     @property

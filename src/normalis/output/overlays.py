@@ -123,8 +123,7 @@ def render(
 
     Args:
         pixels: (C, H, W) with nominal range [0, 1], at the image's own geometry.
-        anomaly_map: (h, w), any size, in the scale's units; smoothed as the scale says and
-            stretched over the image.
+        anomaly_map: (h, w) calibrated, any size; stretched over the image.
         scale: the model's colour scale.
         reconstruction: (C, h, w) with nominal range [0, 1]; left out where None.
         title: line above, for instance file name, score and p-value.
@@ -134,7 +133,7 @@ def render(
     panels = [("image", shown)]
     if reconstruction is not None:
         panels.append(("rebuilt", _fit(grey(reconstruction), size, Image.Resampling.BICUBIC)))
-    stretched = resize_map(scale.smooth(anomaly_map), (size[1], size[0]))
+    stretched = resize_map(np.asarray(anomaly_map, np.float32), (size[1], size[0]))
     base = np.asarray(shown).transpose(2, 0, 1) / 255
     absolute = contoured(over(base, stretched, scale), stretched > scale.quiet, _LINE)
     panels.append(("above normal images", Image.fromarray(absolute)))
