@@ -30,6 +30,19 @@ SELECTION = Selection(
 PARAMS = {"method": "ae", "latent_dim": 16, "image_size": 64, "epochs": 20, "window": None}
 
 
+FINDINGS = (
+    "path", "slice", "patient_id", "number", "above", "left", "top", "right", "bottom", "area_px",
+    "area_mm2", "peak_x", "peak_y", "at_border", "p_value", "image_height", "image_width",
+)  # fmt: skip
+
+
+def _finding(row: list) -> list:
+    """One area of an image of 200 x 100 pixels, above normal images if its score is."""
+    path, place, person, score = row[:4]
+    above = int(score > 0.05)
+    return [path, place, person, 1, above, 50, 120, 70, 160, 610, 152.5, 60, 140, 0, 0.02, 200, 100]
+
+
 def history(epochs: int = 20) -> list[dict[str, float]]:
     return [{"reconstruction": 0.3 * np.exp(-e / 4) + 0.01} for e in range(epochs)]
 
@@ -93,6 +106,7 @@ def score_folder(
             spot = max(0.0, (scores[i] - 0.042) / 0.03)
             strip(rng, spot=float(spot) if anomalous[i] else 0.0).save(file)
     write_csv(folder / "scores.csv", COLUMNS, rows)
+    write_csv(folder / "findings.csv", FINDINGS, [_finding(row) for row in rows])
     write_csv(folder / "skipped.csv", ("path", "reason"), [["/data/broken.dcm", "no pixel data"]])
     write_json(
         folder / "score.json",

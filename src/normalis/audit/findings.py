@@ -8,16 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normalis.audit.confounds import SHIFT_D, SHIFT_DISTANCE
+from normalis.audit.margins import KINDS
 from normalis.calibration.choice import USUAL_RATE, choose
 from normalis.loading.units import plural, some
-from normalis.audit.margins import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,7 +260,7 @@ def _margins(audit: Audit) -> Iterator[Finding]:
         count = int(audit.margins.found[kind].sum())
         if not count:
             continue
-        some = ", ".join(PurePath(name).name for name in names[:_NAMED])
+        some = ", ".join(Path(name).name for name in names[:_NAMED])
         more = f" and {count - _NAMED} more" if count > _NAMED else ""
         text = f"{count} of {looked_at} images have {KINDS[kind]} that most have not: {some}{more}"
         wide = f"{max(0.05, np.ceil(20 * audit.margins.share) / 20):.2f}"

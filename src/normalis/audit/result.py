@@ -16,8 +16,8 @@ from normalis.audit.confounds import ClassDifference, Shift, TrivialScore
 from normalis.audit.copies import THRESHOLDS, Copies
 from normalis.audit.findings import Finding, find
 from normalis.audit.inventory import Fact, count_properties
-from normalis.loading.units import Units
 from normalis.audit.margins import KINDS, Margins
+from normalis.loading.units import Units
 
 __all__ = ["Audit"]
 

@@ -17,6 +17,7 @@ from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
 from normalis.errors import SettingsError
 from normalis.output.overlays import heat
+from normalis.report.marks import read_marks
 from normalis.report.pictures import EMBEDDED, find_pictures, read_picture
 from normalis.report.sources import Cases, Source
 
@@ -34,7 +35,7 @@ def triage_data(source: Source) -> dict[str, Any]:
 
     Returns:
         Columns ``path``, ``place``, ``patient``, ``score``, ``p``, ``label``, ``kind``, ``photo``,
-        ``level``, ``rebuilt`` of equal length, and what belongs to all cases.
+        ``level``, ``rebuilt``, ``marks`` of equal length, and what belongs to all cases.
     """
     cases = source.cases
     if cases is None:
@@ -55,6 +56,7 @@ def triage_data(source: Source) -> dict[str, Any]:
         "photo": [picture.photo if picture else "" for picture in shown],
         "level": [picture.level if picture else "" for picture in shown],
         "rebuilt": [bool(picture and picture.rebuilt) for picture in shown],
+        "marks": read_marks(source.folder, cases),
         "pictures": len(pictures),
         "threshold": _start(source),
         "kind_of_calibration": source.calibration.kind if source.calibration else "none",

@@ -346,10 +346,45 @@
         canvas(name).getContext("2d").drawImage(photo, x, 0, side, side, 0, 0, 160, 160);
       }
       colour(canvas("map"), level);
+      drawMarks(card, data.marks[i] || []);
       card.dataset.painted = "yes";
     } catch {
       card.classList.add("empty");
     }
+  }
+
+  /* Boxes around areas above normal images; else a ring at the highest place. */
+  function drawMarks(card, marks) {
+    const canvas = card.querySelector("canvas.marks"), context = canvas.getContext("2d");
+    const w = canvas.width, h = canvas.height;
+    context.clearRect(0, 0, w, h);
+    const line = (colour, width, path) => {
+      for (const [c, extra] of [["#000", 3], [colour, 0]]) {
+        context.strokeStyle = c;
+        context.lineWidth = width + extra;
+        context.beginPath();
+        path();
+        context.stroke();
+      }
+    };
+    for (const [left, top, right, bottom, x, y, above] of marks) {
+      if (above) line("#00e5ff", 2, () => context.rect(left * w - 2, top * h - 2, (right - left) * w + 4, (bottom - top) * h + 4));
+      else line("#fff", 2, () => context.arc(x * w, y * h, 14, 0, 2 * Math.PI));
+    }
+    const text = whereText(marks), cap = card.querySelector(".where");
+    cap.textContent = text || "map";
+    cap.title = text;
+  }
+
+  function whereText(marks) {
+    if (!marks.length) return "";
+    const [, , , , , , above, p, px, mm2, border] = marks[0];
+    const chance = p === null ? "" : `, p = ${format(p, 2)}`;
+    const edge = border ? ", at the border" : "";
+    if (!above) return `nothing above normal images; ring: highest place${chance}${edge}`;
+    const size = mm2 === null ? `${format(px, 3)} px` : `${format(mm2, 3)} mm²`;
+    const count = marks.length > 1 ? `${marks.length} areas above normal images, highest` : "1 area above normal images";
+    return `${count}: ${size}${chance}${edge}`;
   }
 
   function colour(canvas, level) {
@@ -583,7 +618,7 @@
     $("full").textContent = `${format(data.scale.full, 3)} and above`;
     $("scale-note").textContent = data.scale.rate
       ? `One scale for all images; any colour: as high as in 1 of ${Math.round(1 / data.scale.rate)} ${normals} images.`
-      : `One scale for all images; any colour: higher than in every ${normals} image it was set by.`;
+      : `One scale for all images; any colour: as high as in about 1 of 20 of the ${normals} images it was set by, too few to promise that of new ones.`;
   }
 
   $("threshold").addEventListener("input", (e) => setThreshold(e.target.value === "1000" ? highest : scoreAt(e.target.value / 1000), "slider"));
