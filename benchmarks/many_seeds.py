@@ -10,8 +10,8 @@ Three parts, each a file of ``results/many_seeds``, trained by the recipe ``fast
   no member: the mean of their maps, of the logarithms of these or of their scores, and the error
   of their mean reconstruction over the variance of the mixture.
 * ``nested``: the AE at every d, and one nested latent read at every d, of 1.7 times the steps.
-* ``rates``: what `fit --method rate-ae --rate 16 --recipe fast` trains, for six draws of the images
-  held out times two seeds, without and with ``unbiased``; the rate of normal images that were
+* ``rates``: what `fit --method rate-ae --option rate=16` trains, for six draws of the images held
+  out times two seeds, without and with ``unbiased``; the rate of normal images that were
   neither trained on nor watched.
 
 On one H100 eight to fourteen processes side by side took 20 minutes (`members` also by the recipe

@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image
 
 from normalis.calibration.conformal import calibrate
-from normalis.research.selection import Selection
 from normalis.storage import Records, RunFolder, write_csv, write_json
 
 SIDE = 160
@@ -20,13 +19,6 @@ INFO = {
     "threads": 2,
     "versions": {"python": "3.11.7", "normalis": "0.1.0"},
 }
-SELECTION = Selection(
-    rule="always-16",
-    candidates=("8", "16", "32"),
-    choice="16",
-    latent_dim=16.0,
-    table={"lesion of 4 px": (5.5, 4.25, 0.0), "worst regret": (5.5, 4.25, 0.0)},
-).to_dict()
 PARAMS = {"method": "ae", "latent_dim": 16, "image_size": 64, "epochs": 20, "window": None}
 
 
@@ -137,7 +129,7 @@ def run_folder(folder: Path, *, calibrated: bool = True) -> Path:
             "colour_scale": {"quiet": 0.1, "full": 0.3, "rate": 0.05},
             "calibration": calibrate(held).to_dict() if calibrated else None,
             "history": history(),
-            "info": INFO | {"selection": SELECTION},
+            "info": INFO,
         },
     )
     write_csv(folder / "skipped.csv", ("path", "reason"), [])

@@ -142,7 +142,6 @@ def test_an_evaluation_uses_the_p_values(fitted, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latent_dim": "closed-form"}, "latent_dim must be a number or auto with calibration cv"),
         ({"folds": 1}, "folds must be a whole number of at least 2, got 1"),
     ],
 )

@@ -32,7 +32,6 @@ LAYERS = [
 #: Scorers read models, as their contract says; the others are to go.
 ALLOWED_SIDEWAYS = {
     ("scorers", "models"),
-    ("detector", "research"),
     ("report", "research"),
 }
 

@@ -27,7 +27,7 @@ from normalis import models, scorers
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
 from normalis.calibration.findings import Finding
-from normalis.errors import DataError, RunError, SettingsError
+from normalis.errors import RunError, SettingsError
 from normalis.fitted import FittedDetector, fitted_of
 from normalis.fitting import calibrate_on, train_models
 from normalis.images import IntensityRule
@@ -38,7 +38,6 @@ from normalis.loading.held_out import (
     fingerprint,
     folds,
     normal_images,
-    split,
     take,
     units_of,
 )
@@ -49,7 +48,7 @@ from normalis.training.loop import Progress, TrainingSettings, pick_device, sett
 
 __all__ = ["AnomalyDetector"]
 
-_FOR_A_RULE = 3000  # images that rules and measurements look at, evenly spread, at most
+_MOST_MEASURED = 3000  # images that a measurement looks at, evenly spread, at most
 
 
 class AnomalyDetector(BaseEstimator):
@@ -57,12 +56,7 @@ class AnomalyDetector(BaseEstimator):
 
     Args:
         method: a name from `normalis.models.MODELS`, or a class of your own.
-        latent_dim: size of the bottleneck, the paper's *d*. ``auto`` is what hedged best without a
-            label, 16, with a table of what that stakes on the size of lesions
-            (`normalis.research.selection.usual_latent_dim`), and the method's own width where
-            something
-            else limits it; ``closed-form`` chooses by that table
-            (`normalis.research.selection.choose_latent_dim`), found no better.
+        latent_dim: size of the bottleneck, the paper's *d*; ``auto`` is the method's own default.
         image_size: side to which images are resized, a multiple of 16; None for what is usual for
             the method, 64, of a feature network 128 or its own (`AnomalyModel.usual_image_size`).
         channels: 1 (grey) or 3.
@@ -202,8 +196,8 @@ class AnomalyDetector(BaseEstimator):
             standardize=self.standardize,
         )
 
-    def _build(self, latent_dim: int | None = None) -> AnomalyModel:
-        width = {} if latent_dim is None else {"latent_dim": latent_dim}
+    def _build(self) -> AnomalyModel:
+        width = {} if isinstance(self.latent_dim, str) else {"latent_dim": self.latent_dim}
         return models.build(
             self.method,
             seed=self.random_state,
@@ -230,20 +224,14 @@ class AnomalyDetector(BaseEstimator):
             return self.scorer
         return scorers.usual_scorer(models.model_class(self.method))
 
-    def _check(self) -> None:
-        """Fail before any image is read if a setting is out of its range."""
-        width = None if isinstance(self.latent_dim, str) else self.latent_dim
-        if width is None and self.latent_dim not in ("auto", "closed-form"):
+    def _checked(self) -> AnomalyModel:
+        """Fail before any image is read if a setting is out of its range; return the model."""
+        if not isinstance(self.latent_dim, Integral) and self.latent_dim != "auto":
             raise SettingsError(
-                f"latent_dim must be a whole number, auto or closed-form, got {self.latent_dim!r}"
+                f"latent_dim must be a whole number or auto, got {self.latent_dim!r}"
             )
         if self.calibration not in ("split", "cv+", "none"):
             raise SettingsError(f"calibration must be split, cv+ or none, got {self.calibration!r}")
-        if self.calibration == "cv+" and self.latent_dim == "closed-form":
-            raise SettingsError(
-                "latent_dim must be a number or auto with calibration cv+, got closed-form: each "
-                "fold would have to choose for itself; give a number, or use split"
-            )
         if not (isinstance(self.folds, Integral) and self.folds >= 2):
             raise SettingsError(f"folds must be a whole number of at least 2, got {self.folds!r}")
         if not 0 < self.calibration_share < 1:
@@ -258,8 +246,8 @@ class AnomalyDetector(BaseEstimator):
                 f"{self.random_state!r}"
             )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
-        self._build(width)
         self._build_scorer()
+        return self._build()
 
     # --- fit ---
 
@@ -301,37 +289,38 @@ class AnomalyDetector(BaseEstimator):
             SettingsError: if a setting is out of its range.
             RunError: if the run folder cannot be used.
         """
-        self._check()
+        first = self._checked()
         if run is None:
-            self.fitted_ = self._fit(x, patient_ids, None, progress)
+            self.fitted_ = self._fit(first, x, patient_ids, None, progress)
             return self
         folder = RunFolder(run)
         folder.check_writable(overwrite=overwrite)
         with folder.locked():
             folder.check_writable(overwrite=overwrite)
-            fitted = self._fit(x, patient_ids, folder, progress)
+            fitted = self._fit(first, x, patient_ids, folder, progress)
             fitted.write(folder)
         self.fitted_ = fitted
         return self
 
     def _fit(
         self,
+        first: AnomalyModel,
         x: Images,
         patient_ids: Sequence[str | None] | None,
         folder: RunFolder | None,
         progress: Callable[[Progress], None] | None,
     ) -> FittedDetector:
         started = time.perf_counter()
-        normals = self._normal_images(x, patient_ids)
+        watches = isinstance(first, Autoencoder) and first.needs_held_out
+        normals = self._normal_images(x, patient_ids, watches)
         train, held, device = normals.train, normals.held, pick_device(self.device)
         info: dict[str, Any] = {
             "data": self._described(normals),
             "load_s": time.perf_counter() - started,
         }
-        latent_dim = self._choose_latent_dim(train, info)
         training = self._training_settings(len(train.rows))
         params, fold = self._plain_params(training), self._folds_of(train)
-        built = [self._build(latent_dim) for _ in range(self._n_models)]
+        built = [first, *(self._build() for _ in range(self._n_models - 1))]
         if footprint := built[0].footprint(len(train.rows)):
             info["footprint"] = asdict(footprint)
         trained = train_models(
@@ -380,15 +369,16 @@ class AnomalyDetector(BaseEstimator):
             "skipped": len(train.skipped) + (len(held.skipped) if held else 0),
         }
 
-    def _normal_images(self, x: Images, patient_ids: Sequence[str | None] | None) -> Normals:
-        method = self._build()
+    def _normal_images(
+        self, x: Images, patient_ids: Sequence[str | None] | None, watch: bool
+    ) -> Normals:
         held_out = self.calibration == "split"
         return normal_images(
             x,
             self.image_settings,
             patient_ids=patient_ids,
             hold_out=self.calibration_share if held_out else None,
-            watch=held_out and isinstance(method, Autoencoder) and method.needs_held_out,
+            watch=held_out and watch,
             seed=self.random_state,
         )
 
@@ -399,7 +389,7 @@ class AnomalyDetector(BaseEstimator):
             return {}
         if type(model).measure is Autoencoder.measure:  # which has nothing to say
             return {}
-        every = -(-len(normals.held.rows) // _FOR_A_RULE)
+        every = -(-len(normals.held.rows) // _MOST_MEASURED)
         some = take(normals.held, np.arange(len(normals.held.rows)) % every == 0)
         x = to_model_input(torch.from_numpy(some.pixels), standardize=self.standardize)
         return model.measure(x, units_of(some).member.tolist())
@@ -412,34 +402,6 @@ class AnomalyDetector(BaseEstimator):
         if self.calibration != "cv+":
             return None
         return folds(train, self.folds, self.random_state)
-
-    def _choose_latent_dim(self, train: Loaded, info: dict[str, Any]) -> int:
-        """Return the latent dimension; a rule sees the training images, never those held out."""
-        if not isinstance(self.latent_dim, str):
-            return self.latent_dim
-        # Not at import: the closed forms are for this setting only.
-        from normalis.research.selection import choose_latent_dim, usual_latent_dim
-        from normalis.research.selection.usual import USUAL_LATENT_DIM
-
-        own: int = models.model_class(self.method).Settings.latent_dim
-        limits = models.model_class(self.method).has_latent and own == USUAL_LATENT_DIM
-        if self.latent_dim == "auto" and not limits:
-            return own  # wide enough not to matter: something else limits this method
-
-        def grey(part: Loaded) -> NDArray[Any]:
-            x = to_model_input(torch.from_numpy(part.pixels), standardize=self.standardize)
-            return np.asarray(x.mean(1).numpy())
-
-        # Some thousand images determine the leading directions; more only cost time.
-        some = take(train, np.arange(len(train.rows)) % -(-len(train.rows) // _FOR_A_RULE) == 0)
-        try:
-            seen, other = map(grey, split(some, 0.3, self.random_state))
-        except DataError:  # of fewer than three patients
-            seen, other = grey(some), grey(some)[:0]
-        rule = usual_latent_dim if self.latent_dim == "auto" else choose_latent_dim
-        chosen = rule(seen, other)
-        info["selection"] = chosen.to_dict()
-        return int(chosen.latent_dim or USUAL_LATENT_DIM)
 
     def _plain_params(self, training: TrainingSettings) -> dict[str, Any]:
         params = self.get_params(deep=False)

@@ -27,7 +27,7 @@ from normalis.cli.console import (
 )  # fmt: skip
 from normalis.cli.export import app as export
 from normalis.cli.stopping import Stopped, print_anything, stoppable
-from normalis.cli.values import rate_found, typed_values, use_threads, wait_without_spinning
+from normalis.cli.values import typed_values, use_threads, wait_without_spinning
 from normalis.errors import NormalisError, SettingsError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ app = typer.Typer(
 app.add_typer(export)
 
 #: Commands that moved below `normalis research`.
-MOVED = ("prepare", "sweep", "reproduce", "results", "compare", "fingerprint", "explain")
+MOVED = ("prepare", "sweep", "reproduce", "results", "compare", "fingerprint")
 
 
 def _mount() -> None:
@@ -245,19 +245,8 @@ def fit(
     method: Annotated[str, typer.Option(help="Method; see `normalis methods`.")] = "ae-u",
     latent_dim: Annotated[
         str,
-        typer.Option(
-            help="Size of the bottleneck, the paper's d. auto: what hedged best without a label, "
-            "16, or the method's own width where something else limits it; closed-form: by a "
-            "formula over lesion sizes, found no better. normalis research explain says why."
-        ),
+        typer.Option(help="Size of the bottleneck, the paper's d; auto: the method's own default."),
     ] = "auto",
-    rate: Annotated[
-        str | None,
-        typer.Option(
-            help="Of --method rate-ae: nats that the latent may hold on held-out normal images "
-            "(half of those for calibration are watched), or auto: what hedged best in the study."
-        ),
-    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -345,8 +334,7 @@ def fit(
 ) -> None:
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
     use_threads(threads)
-    options = _with_rate(_options(option), rate, method, watch=calibration == "split")
-    options = _with_backbone(options, backbone, method)
+    options = _with_backbone(_options(option), backbone, method)
     dataset = _open(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
     _describe(dataset)
     if all(sample.split == "unlabelled" for sample in dataset.to_train_on()):
@@ -444,23 +432,6 @@ def _with_backbone(
     return {**(options or {}), "backbone": backbone}
 
 
-def _with_rate(
-    options: dict[str, Any] | None, rate: str | None, method: str, *, watch: bool
-) -> dict[str, Any] | None:
-    """Add the rate to the options, meant for held-out images where there are some to watch."""
-    if rate is None:
-        return options
-    if method != "rate-ae":
-        raise typer.BadParameter(f"--rate needs --method rate-ae, got --method {method}")
-    from normalis.models.rate_ae import USUAL_RATE
-
-    try:
-        nats = USUAL_RATE if rate == "auto" else float(rate)
-    except ValueError:
-        raise typer.BadParameter(f"--rate must be a number of nats or auto, got {rate!r}") from None
-    return {"held_out": watch, **(options or {}), "rate": nats}
-
-
 def _epochs(bar: Bar) -> Callable[[Progress], None]:
     def update(step: Progress) -> None:
         losses = "  ".join(f"{name} {value:.4g}" for name, value in step.losses.items())
@@ -481,17 +452,9 @@ def _summarise_fit(detector: Any, out: Path) -> None:
             f"trained by the recipe {used.recipe}: {used.epochs} epochs, "
             f"learning rate {used.learning_rate:g}, {_count(info['threads'], 'thread')}"
         )
-    if found := rate_found(info):
-        asked = detector.model_.settings.rate
-        said = f"held-out normal images, neither seen nor watched: {found}; {asked:g} asked"
-        console.print(said, soft_wrap=True)
-    if "selection" in info:
-        chosen = info["selection"]
-        console.print(
-            f"latent dimension {detector.latent_dim_} by the rule {chosen['rule']}; why, and what "
-            f"would change it: normalis research explain {out}",
-            soft_wrap=True,
-        )
+    if measured := info.get("measured"):
+        said = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+        console.print(f"measured on held-out normal images: {said}", soft_wrap=True)
     if detector.calibration_ is not None:
         try:
             detector.calibration_.check_rate(detector.fpr)

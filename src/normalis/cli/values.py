@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["rate_found", "typed_values", "use_threads", "wait_without_spinning"]
+__all__ = ["typed_values", "use_threads", "wait_without_spinning"]
 
 
 def typed_values(pairs: dict[str, str]) -> dict[str, Any]:
@@ -20,17 +19,6 @@ def typed_values(pairs: dict[str, str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             typed[name.replace("-", "_")] = value
     return typed
-
-
-def rate_found(info: Mapping[str, Any]) -> str:
-    """Say what rate was measured after a fit, with its interval; empty if none was."""
-    measured = info.get("measured", {})
-    if "rate" not in measured:
-        return ""
-    said = f"{measured['rate']:.1f} nats"
-    if "rate_low" not in measured:  # a run of before there was one
-        return said
-    return f"{said} ({measured['rate_low']:.1f} to {measured['rate_high']:.1f})"
 
 
 def wait_without_spinning() -> None:

@@ -54,6 +54,7 @@ class AE(Autoencoder):
     """Autoencoder trained on, and read by, one pixel loss."""
 
     Settings: ClassVar[Any] = AESettings
+    stackable = "any width"
 
     def __init__(self, settings: AESettings) -> None:
         super().__init__(settings)

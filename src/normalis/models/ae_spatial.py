@@ -35,6 +35,8 @@ def _pointwise(c_in: int, c_hidden: int, c_out: int) -> nn.Sequential:
 class SpatialAE(Autoencoder):
     """Autoencoder with a spatial bottleneck, trained on the squared error."""
 
+    stackable = "any width"
+
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
         d, hidden, width = settings.latent_dim, settings.hidden_dim, ENCODER_CHANNELS[-1]

@@ -87,11 +87,17 @@ class AEUSettings(ModelSettings):
         if not 0 <= self.beta <= 1:
             raise SettingsError(f"beta must be in [0, 1], got {self.beta}")
 
+    @property
+    def networks(self) -> int:
+        """Return the number of members."""
+        return self.members
+
 
 class AEU(Autoencoder):
     """Autoencoder with predicted pixel variance, or several of them with one map."""
 
     Settings: ClassVar[type[ModelSettings]] = AEUSettings
+    stackable = "any width"
     usual_options: ClassVar[Mapping[str, Any]] = {"noise": 2.0, "clip": 1.0}
 
     def __init__(self, settings: ModelSettings) -> None:

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,11 @@ class ModelSettings:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
         return asdict(self)
+
+    @property
+    def networks(self) -> int:
+        """Return how many networks one training is of."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -257,6 +262,11 @@ class Autoencoder(nn.Module, AnomalyModel):
 
     The anomaly map is by default the squared error, averaged over channels, as in the paper.
     """
+
+    #: Whether trainings that differ in their seed may be computed as one, and whether their latents
+    #: may have any width then. The losses of most methods run code that depends on values, step an
+    #: adversary, or were not compared with a training alone (`normalis.training.stack`).
+    stackable: ClassVar[Literal["no", "one width", "any width"]] = "no"
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()

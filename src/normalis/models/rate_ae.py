@@ -37,7 +37,8 @@ and discriminative representations via the principle of maximal coding rate redu
 and Abbeel, "Responsive safety in reinforcement learning by PID Lagrangian methods", ICML 2020.
 
 Use: to ask how much a latent may hold instead of how wide it is, with `latent_dim` generous (128)
-and the rate as the dial; ``held_out=True`` where it is meant for new images, as `fit --rate` does.
+and the rate as the dial, 16 nats to begin with (docs/selection.md); ``held_out=True`` where it is
+meant for new images.
 """
 
 from __future__ import annotations
@@ -61,11 +62,8 @@ from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings, Phase, check_at_least
 
-__all__ = ["USUAL_RATE", "RateAE", "RateAESettings"]
+__all__ = ["RateAE", "RateAESettings"]
 
-#: Nats that ``--rate auto`` takes: what lost least over the study's data sets as they are; rules
-#: that look at normal images were no better on all (docs/selection.md).
-USUAL_RATE = 16.0
 _BATCH = 256  # images encoded at a time where no gradient is needed
 _PARTS = 20  # of held-out images, left out in turn to find the bias of their rate
 _NEWEST = 0.3  # share of the newest epoch in what is known of held-out images

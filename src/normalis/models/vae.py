@@ -63,6 +63,7 @@ class VAE(Autoencoder):
     """Variational autoencoder; its latent is the posterior's mean."""
 
     Settings: ClassVar[Any] = VAESettings
+    stackable = "one width"  # its KL is divided by latent_dim, and its noise has that size
 
     def __init__(self, settings: VAESettings) -> None:
         super().__init__(settings)

@@ -190,7 +190,7 @@ def _seconds(value: Any) -> str:
 
 def draw_charts(source: Source) -> list[Chart]:
     """Return the figures that the folder allows."""
-    found = [_training(source), _scores(source), _selection(source)]
+    found = [_training(source), _scores(source)]
     if source.cases is not None:
         found += [*_accuracy(source.cases), _calibration(source, source.cases)]
     return [chart for chart in found if chart is not None]
@@ -206,28 +206,6 @@ def _training(source: Source) -> Chart | None:
         svg=charts.training_curve(history),
         alt=f"Line chart of the losses over {len(history)} epochs; the last are {last}.",
         caption=f"Mean losses of each of {len(history)} epochs, on the training images.",
-        wide=True,
-    )
-
-
-def _selection(source: Source) -> Chart | None:
-    """Draw what the latent dimension stakes on the size of lesions."""
-    kept = (source.details.get("info") or {}).get("selection") or {}
-    table = {k: v for k, v in (kept.get("table") or {}).items() if k != "worst regret"}
-    if source.cases is not None or not table:
-        return None
-    dims = [float(c) for c in kept["candidates"]]
-    lines = {k: [(d, v, v, v) for d, v in zip(dims, row, strict=True)] for k, row in table.items()}
-    chosen = kept["candidates"].index(kept["choice"])
-    losses = "; ".join(f"{k}: {row[chosen]:.1f}" for k, row in table.items())
-    return Chart(
-        title="What the latent dimension stakes",
-        svg=charts.latent_dims(lines, name="selection", metric="AUROC points lost"),
-        alt=f"Points lost by latent dimension, a line for each lesion size. At {kept['choice']}: "
-        f"{losses}.",
-        caption=f"d = {kept['choice']} by the rule {kept['rule']}. By the closed form, from normal "
-        "images alone: what each d would lose to the best on lesions of one size. Normal images do "
-        "not say which size yours have; normalis research explain prints the reasons.",
         wide=True,
     )
 

@@ -1,16 +1,14 @@
-"""The commands about what normal images hold: fingerprint, explain. They parse, call, print."""
+"""The command about what normal images hold: fingerprint. It parses, calls, prints."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from normalis.cli.console import console, errors, table
-from normalis.cli.values import rate_found
 
 if TYPE_CHECKING:
     from normalis.entropy import Fingerprint
@@ -67,55 +65,6 @@ def fingerprint(
     _print_fingerprint(dataset.name, found, plural(2, units.level)[2:])
     if out is not None:
         _write_fingerprint(found, out)
-
-
-@app.command()
-def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")],
-) -> None:
-    """Say why RUN has the latent dimension that it has, and what that rests on."""
-    from normalis.research.selection import Selection
-    from normalis.storage import RunFolder
-
-    body = RunFolder(run).read_settings()
-    width, kept = body["model_settings"]["latent_dim"], body["info"].get("selection")
-    if kept is None:
-        console.print(f"latent dimension {width}: {_unchosen(body)}", soft_wrap=True)
-        return
-    console.print(f"latent dimension {width}, without any label, by the rule {kept['rule']}\n")
-    chosen = Selection.from_dict(kept)
-    columns = [f"{c} *" if c == chosen.choice else c for c in chosen.candidates]
-    rows = [[name, *(f"{v:.1f}" for v in values)] for name, values in chosen.table.items()]
-    if rows:
-        title = "AUROC points lost against the best, by the closed form"
-        console.print(table(title, ["", *columns], rows))
-    for reason in chosen.reasons:
-        console.print(f"- {reason}", soft_wrap=True)
-    console.print(
-        f"- to overrule it: fit again with --latent-dim NUMBER\n- as curves: normalis report {run}",
-        soft_wrap=True,
-    )
-
-
-def _unchosen(body: Mapping[str, Any]) -> str:
-    """Say why no rule chose the latent dimension."""
-    from normalis.models import model_class
-
-    method, given = body["params"]["method"], body["params"]["latent_dim"]
-    if not model_class(method).has_latent:
-        return f"{method} has no latent vector"
-    rate, held_out = (body["model_settings"].get(name) for name in ("rate", "held_out"))
-    if rate is not None:
-        whose = "held-out" if held_out else "training"
-        said = f"{method} is limited by its rate, {rate:g} nats on {whose} normal images, instead"
-        found = rate_found(body["info"])
-        return f"{said}; others, neither seen nor watched: {found}" if found else said
-    if given == "auto":
-        return f"the width that {method} has, wide enough not to matter; something else limits it"
-    return (
-        "it was given, not chosen. Fit with --latent-dim auto for a table of what a latent "
-        "dimension stakes on the size of lesions, or see docs/selection.md"
-    )
 
 
 def _print_fingerprint(name: str, found: Fingerprint, unit: str) -> None:

@@ -41,7 +41,6 @@ from normalis.storage import (
 )
 from normalis.training.checkpoints import train_resumably
 from normalis.training.loop import Training, fit, pick_device
-from normalis.training.stack import STACKABLE
 
 __all__ = ["Job", "estimate", "fitted", "jobs_of", "run_job", "stacks_of", "train_together"]
 
@@ -99,9 +98,10 @@ def stacks_of(jobs: Sequence[Job], size: int) -> list[list[Job]]:
 def _stack_key(experiment: Experiment) -> str:
     """Return what trainings of one stack have in common; of a method that cannot, all."""
     body = experiment.training_body()
-    if experiment.method in STACKABLE and _networks(experiment.options) == 1:
+    stackable = getattr(models.model_class(experiment.method), "stackable", "no")
+    if stackable != "no" and _networks(experiment.method, experiment.options) == 1:
         body.pop("seed")
-        if STACKABLE[experiment.method]:
+        if stackable == "any width":
             body["model"].pop("latent_dim")
     return content_hash(body)
 
@@ -195,19 +195,23 @@ def estimate(job: Job, *, n_train: int, known: Sequence[Mapping[str, Any]] = ())
     per_pixel = [_step_s(r) for r in same]
     step_s = float(np.median(per_pixel)) if per_pixel else _STEP_S / (64 * 64 * 64)
     pixels = settings.batch_size * experiment.image_size**2
-    return steps * step_s * pixels * _networks(experiment.options)
+    return steps * step_s * pixels * _networks(experiment.method, experiment.options)
 
 
-def _networks(options: Mapping[str, Any]) -> int:
+def _networks(method: str, options: Mapping[str, Any]) -> int:
     """Return how many networks one training is of."""
-    return int(options.get("members", 1))
+    return models.model_class(method).Settings.from_mapping(dict(options)).networks
 
 
 def _step_s(record: Mapping[str, Any]) -> float:
     """Return the seconds of a network's training step per pixel of a batch."""
     settings = record["settings"]
     batch = settings["training"]["batch_size"]
-    steps = record["epochs"] * -(-record["n_train"] // batch) * _networks(settings["options"])
+    steps = (
+        record["epochs"]
+        * -(-record["n_train"] // batch)
+        * _networks(record["method"], settings["options"])
+    )
     return float(record["fit_s"] / (steps * batch * settings["image_size"] ** 2))
 
 

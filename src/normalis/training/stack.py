@@ -33,15 +33,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from normalis.models import method_name
 from normalis.models.base import Autoencoder
 
-__all__ = ["STACKABLE", "Stack", "groups"]
-
-#: method -> whether latents of several sizes may share a stack. The losses of the others run code
-#: that depends on values, step an adversary, or were not compared with a training alone. A VAE
-#: divides its KL by its own latent_dim and draws noise of that size.
-STACKABLE: dict[str, bool] = {"ae": True, "ae-spatial": True, "ae-u": True, "vae": False}
+__all__ = ["Stack", "groups"]
 
 
 def groups(models: Sequence[Autoencoder]) -> list[list[int]]:
@@ -62,11 +56,10 @@ def groups(models: Sequence[Autoencoder]) -> list[list[int]]:
 def _alike(a: Autoencoder, b: Autoencoder) -> bool:
     if type(a) is not type(b):
         return False
-    name = method_name(type(a))
-    if name not in STACKABLE or len(a.phases()) > 1:
+    if a.stackable == "no" or len(a.phases()) > 1:
         return False
     other = replace(b.settings, latent_dim=a.settings.latent_dim)
-    return bool((other if STACKABLE[name] else b.settings) == a.settings)
+    return bool((other if a.stackable == "any width" else b.settings) == a.settings)
 
 
 class _Losses(nn.Module):

@@ -22,7 +22,6 @@ from normalis.research.selection.closed_form import choose_latent_dim
 from normalis.research.selection.evidence import Evidence, family_auroc, gather_evidence
 from normalis.research.selection.outcome import Combiner, Selection
 from normalis.research.selection.rules import RULES
-from normalis.research.selection.usual import usual_latent_dim
 
 __all__ = [
     "RULES",
@@ -33,5 +32,4 @@ __all__ = [
     "family_auroc",
     "gather_evidence",
     "select_capacity",
-    "usual_latent_dim",
 ]
