@@ -229,10 +229,6 @@ def test_run_page(tmp_path):
     page = Page(write_report(run, tmp_path / "page.html"))
     assert "cases-data" not in page.text.replace('getElementById("cases-data")', "")
     assert "held-out normal (n = 80)" in page.text
-    assert "d = 16" in page.text
-    labels = [a["aria-label"] for t, a in page.tags if t == "div" and a.get("role") == "img"]
-    (stakes,) = [text for text in labels if text.startswith("Points lost by latent dimension")]
-    assert stakes.endswith("At 16: lesion of 4 px: 4.2.")
 
 
 def test_run_without_calibration(tmp_path):
