@@ -261,16 +261,17 @@ def test_a_selection_keeps_what_matches_and_says_why_not(tmp_path):
         write(tmp_path / "ap", SOPClassUID=DX, Modality="DX", ViewPosition="AP"),
         write(tmp_path / "ll", SOPClassUID=DX, Modality="DX", ViewPosition="LL"),
         write(tmp_path / "none", SOPClassUID=DX, Modality="DX"),
-        write(tmp_path / "sc", SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="DX"),
+        write(tmp_path / "seg", SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG"),
     ]
     (tmp_path / "png").write_bytes(b"\x89PNG\r\n\x1a\n")
     found = select(of_files(*made, tmp_path / "png"), parse_all(["ViewPosition=PA,AP"]))
     assert [s.path.name for s in found.dataset.samples] == ["pa", "ap"]
-    assert found.dataset.samples[0].header["view"] == "PA"
+    assert found.dataset.selected_by == ("ViewPosition=PA,AP",)
+    assert len(found.dataset.aside) == 4
     assert found.reasons() == {
         "unknown: nothing says ViewPosition": 2,
         "not ViewPosition=PA,AP": 1,
-        "a secondary capture": 1,
+        "a segmentation": 1,
     }
 
 

@@ -87,6 +87,8 @@ class AnomalyDetector(BaseEstimator):
         window, percentiles: the intensity rule of images deeper than 8 bits.
         margin: share of the side at each edge that is blanked in every image, for text, letterboxes
             or film edges that `normalis check` names.
+        where: rules that headers or columns must fulfil, such as ``ViewPosition=PA,AP``; kept in
+            the run and applied to what is scored (`normalis.studies.where`).
         random_state: seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         method_options: further settings of the method, on top of those that are usual for it
@@ -132,6 +134,7 @@ class AnomalyDetector(BaseEstimator):
         window: tuple[float, float] | None = None,
         percentiles: tuple[float, float] = (0.5, 99.5),
         margin: float = 0.0,
+        where: Sequence[str] = (),
         random_state: int = 0,
         device: str = "auto",
         method_options: dict[str, Any] | None = None,
@@ -158,6 +161,7 @@ class AnomalyDetector(BaseEstimator):
         self.window = window
         self.percentiles = percentiles
         self.margin = margin
+        self.where = where
         self.random_state = random_state
         self.device = device
         self.method_options = method_options
@@ -176,6 +180,7 @@ class AnomalyDetector(BaseEstimator):
             window=None if self.window is None else _pair("window", self.window),
             percentiles=_pair("percentiles", self.percentiles),
             margin=self.margin,
+            where=_rules(self.where),
         )
 
     @property
@@ -593,6 +598,12 @@ def _resumed_by(params: Mapping[str, Any], data: str) -> str:
     """Return what a resumed run must have in common with the one that was interrupted."""
     asked = {k: v for k, v in params.items() if k != "device"}
     return content_hash({"params": asked, "data": data})
+
+
+def _rules(where: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(where, str):
+        raise SettingsError(f"where must be a list of rules, got the text {where!r}")
+    return tuple(where)
 
 
 def _pair(name: str, values: Sequence[float]) -> tuple[float, float]:

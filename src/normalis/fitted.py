@@ -15,7 +15,7 @@ trained models. ::
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,11 +49,12 @@ from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
 from normalis.storage import RunFolder, content_hash
+from normalis.studies.select import chosen_by
 from normalis.training.loop import pick_device
 from normalis.trust import named_by_a_file
 
 if TYPE_CHECKING:
-    from normalis.datasets import Sample
+    from normalis.datasets import Dataset, Sample
 
 __all__ = ["FittedDetector", "fitted_of"]
 
@@ -141,6 +142,20 @@ class FittedDetector:
         model, scorer = self.models[number], self.scorers[number]
         return replace(self, models=(model,), scorers=(scorer,), calibration=None)
 
+    def select(
+        self, data: Dataset, *, progress: Callable[[int, int], None] | None = None
+    ) -> Dataset:
+        """Return the images of a data set that the rules of the fit select.
+
+        Args:
+            data: samples; what is left aside stands in ``aside`` of what is returned.
+            progress: called as ``progress(done, total)`` while headers are read.
+
+        Raises:
+            DataError: if nothing is left.
+        """
+        return chosen_by(data, self.image_settings.where, progress=progress)
+
     # --- score ---
 
     def score(
@@ -226,7 +241,7 @@ class FittedDetector:
                 )
             return found
         skipped: list[tuple[Path, str]] = []
-        samples = samples_to_score(as_dataset(x))
+        samples = samples_to_score(self.select(as_dataset(x)))
         parts = list(self.stream(samples, maps=maps, skipped=skipped))
         if skipped:
             path, reason = skipped[0]

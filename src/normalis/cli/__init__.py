@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from normalis.calibration.conformal import Calibration
     from normalis.datasets import Dataset
+    from normalis.studies.kinds import Kind
     from normalis.training.loop import Progress
 
 __all__ = ["app", "main"]
@@ -73,6 +75,13 @@ def _moved(name: str) -> Callable[[], None]:
 
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder, data.json, manifest or array.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Rule that headers or columns must fulfil: Modality=DX, ViewPosition=PA,AP, "
+        "SeriesDescription~flair, slices>=20; repeatable, all must hold."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Threads of the processor; by default as many as pay, measured."),
@@ -196,13 +205,17 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where leaks are found.")] = False,
     normal_class: NormalClass = None,
     ignore_tables: IgnoreTables = False,
+    where: Where = None,
 ) -> None:
     """Say what is in DATA and what is wrong with it, before any training."""
     from normalis.audit import audit
 
     dataset = _open(data, normal_class=normal_class, ignore_tables=ignore_tables, offer=False)
+    dataset, kinds = _select(dataset, where or ())
     if not as_json:
         _describe(dataset)
+        if kinds:
+            console.print(_kinds_table(kinds))
     with progress("check") as bar:
         found = audit(dataset, patient_pattern=patients, progress=_stages(bar))
     if as_json:
@@ -322,6 +335,7 @@ def fit(
         str | None,
         typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
     ] = None,
+    where: Where = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Setting of the method, NAME=VALUE; repeatable.")
     ] = None,
@@ -336,6 +350,7 @@ def fit(
     use_threads(threads)
     options = _with_backbone(_options(option), backbone, method)
     dataset = _open(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+    dataset, _ = _select(dataset, where or ())
     _describe(dataset)
     if all(sample.split == "unlabelled" for sample in dataset.to_train_on()):
         errors.print(f"  all {len(dataset.samples)} are taken as normal, since fit was given them")
@@ -364,6 +379,7 @@ def fit(
         random_state=seed,
         device=device,
         method_options=options,
+        where=where or (),
     )
     _notice_latent(method, latent_dim)
     with progress(f"fit {method}") as bar:
@@ -393,6 +409,34 @@ def _open(
             soft_wrap=True,
         )
     return dataset
+
+
+def _select(dataset: Dataset, rules: Sequence[str]) -> tuple[Dataset, list[Kind]]:
+    """Return the images that the rules choose, and the kinds of DICOM images among them."""
+    from normalis.studies.kinds import kinds_of, mixture
+    from normalis.studies.select import select
+    from normalis.studies.where import parse_all
+
+    if not dataset.samples or (dataset.samples[0].index is not None and not rules):
+        return dataset, []
+    with progress("reading headers") as bar:
+        found = select(dataset, parse_all(rules), progress=bar.update)
+    kept = {sample.path for sample in found.dataset.samples}
+    kinds = kinds_of(s for s in found.series.values() if kept & {e.path for e in s.entries})
+    chosen, said = found.dataset, mixture(kinds)
+    if found.aside:
+        counts = ", ".join(f"{count} {reason}" for reason, count in found.reasons().items())
+        chosen = replace(chosen, notes=(*chosen.notes, f"Left aside: {counts}."))
+    return (replace(chosen, notes=(*chosen.notes, said)) if said else chosen), kinds
+
+
+def _kinds_table(kinds: list[Kind]) -> RichTable:
+    columns = ["modality", "view", "plane", "series", "studies", "series", "images", "slices"]
+    rows = [
+        [k.modality, k.view, k.plane, k.description, k.studies, k.series, k.images, k.lie]
+        for k in kinds
+    ]
+    return table("DICOM studies", columns, rows)
 
 
 def _whole_or_rule(text: str) -> int | str:
@@ -544,6 +588,7 @@ def score(
             scorer, chosen, reduction=reduction, scorer_options=_options(scorer_option)
         )
     dataset = _open(images, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+    dataset, _ = _select(dataset, detector.image_settings.where)
     _describe(dataset)
     samples = samples_to_score(dataset)
     root = dataset.root if dataset.root.is_dir() else dataset.root.parent
@@ -608,6 +653,7 @@ def evaluate(
 
     detector = FittedDetector.load(run, device=device, trust=trust, backbone=backbone)
     dataset = _open(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+    dataset, _ = _select(dataset, detector.image_settings.where)
     _describe(dataset)
     with progress("evaluate") as bar:
         result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar))

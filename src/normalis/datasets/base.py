@@ -86,6 +86,8 @@ class Dataset:
             things left aside), one sentence each.
         unclear: why it is not known which images are normal, and how to say it; empty where it is
             known. Such a data set can be looked at and scored, and not be trained on.
+        selected_by: rules that chose these samples (`normalis.studies`); None before any did.
+        aside: (path, reason) of what they left aside.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Dataset:
     samples: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
     unclear: str = ""
+    selected_by: tuple[str, ...] | None = None
+    aside: tuple[tuple[Path, str], ...] = ()
 
     def split(self, name: Split) -> tuple[Sample, ...]:
         """Return the samples of one split."""

@@ -49,6 +49,12 @@ _HEADER = {
     "view": "ViewPosition",
     "study_uid": "StudyInstanceUID",
     "series_uid": "SeriesInstanceUID",
+    "sop_uid": "SOPInstanceUID",
+    "accession_number": "AccessionNumber",
+    "series_description": "SeriesDescription",
+    "series_number": "SeriesNumber",
+    "instance_number": "InstanceNumber",
+    "laterality": "ImageLaterality",
     "photometric": "PhotometricInterpretation",
 }
 

@@ -53,6 +53,7 @@ from normalis.loading.grey_values import (
     why_not_array,
     without_placeholders,
 )
+from normalis.studies.where import parse_all
 
 if TYPE_CHECKING:
     from normalis.loading.units import Units
@@ -95,6 +96,8 @@ class ImageSettings:
         percentiles: which ones; the default leaves out single hot pixels.
         margin: share of the side at each edge that is blanked in every image, in [0, 0.4]: what
             lies there, text or the edge of a film, is then neither learned nor scored.
+        where: rules that headers or columns must fulfil (`normalis.studies.where`), the same when
+            fitting and when scoring.
     """
 
     image_size: int = 64
@@ -104,6 +107,7 @@ class ImageSettings:
     window: tuple[float, float] | None = None
     percentiles: tuple[float, float] = (0.5, 99.5)
     margin: float = 0.0
+    where: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 0.4:
@@ -122,6 +126,7 @@ class ImageSettings:
             raise SettingsError(f"window must be (low, high) with low < high, got {window}")
         if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
             raise SettingsError(f"percentiles must be 0 <= low < high <= 100, got {percentiles}")
+        parse_all(self.where)
 
     def recipe(self, *, voi: bool) -> Recipe:
         """Return what decoding depends on; voi as in `images.read_frames`."""

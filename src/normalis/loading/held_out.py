@@ -22,6 +22,7 @@ from normalis.errors import DataError
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, load, to_unit
 from normalis.loading.units import Units, find_units, plural, shared_with, some
+from normalis.studies.select import chosen_by
 
 __all__ = [
     "HoldOut",
@@ -99,7 +100,7 @@ def normal_images(
         loaded = _with_patients(loaded, patient_ids)
         validation: tuple[Sample, ...] = ()
     else:
-        data = as_dataset(x)
+        data = chosen_by(as_dataset(x), settings.where)
         given: dict[str, Any] = {"rule": rule, "fit_rule": fit_rule, "cache": True}
         loaded, name = load(data.to_train_on(), settings, **given), data.name
         validation = tuple(s for s in data.split("validation") if s.is_anomalous is not True)

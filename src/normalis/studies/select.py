@@ -1,8 +1,9 @@
 """A data set, and rules about headers -> the images that are meant, and what was left aside.
 
 DICOM files know their study, series, view and plane; the columns of a manifest are known by their
-names. Result objects, localizers and what normalis itself wrote are always left aside, with the
-reason. What a rule cannot answer is left aside as *unknown*, apart from what does not match.
+names. Localizers, results of others and of normalis itself are always left aside, with the reason.
+What a rule cannot answer is left aside as *unknown*, apart from what does not match. Secondary
+captures are what the listing of the data set said: some archives keep their films as such.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from normalis.datasets.base import Dataset, Sample
+from normalis.datasets.objects import CAPTURE
 from normalis.errors import DataError
 from normalis.studies.index import Entry, Series, index_files, series_of
-from normalis.studies.where import Rule, answer
+from normalis.studies.where import Rule, answer, parse_all
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "chosen_by", "select"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,8 @@ class Selection:
     """What rules leave of a data set.
 
     Attributes:
-        dataset: the images that are meant; ``header`` of a DICOM file's sample holds the columns
-            of `normalis.studies.index.ATTRIBUTES`, ``plane`` and ``slices``.
+        dataset: the images that are meant, which knows what was left aside; ``header`` of a DICOM
+            file's sample holds ``plane`` and ``slices``.
         aside: (sample, reason) of what was left aside.
         series: by Series Instance UID, of all DICOM files.
     """
@@ -63,18 +65,46 @@ def select(
     for sample in dataset.samples:
         entry = entries.get(sample.path)
         known = _known(sample, entry, slices.get(sample.path))
-        reason = (entry.aside if entry else None) or _why_not(rules, known)
+        always = entry.aside if entry is not None and entry.aside != CAPTURE else None
+        reason = always or _why_not(rules, known)
         if reason:
             aside.append((sample, reason))
         else:
             kept.append(_described(sample, entry, known))
-    found = Selection(
-        dataset=replace(dataset, samples=tuple(kept)), aside=tuple(aside), series=series
+    chosen = replace(
+        dataset,
+        samples=tuple(kept),
+        selected_by=tuple(map(str, rules)),
+        aside=(*dataset.aside, *((sample.path, reason) for sample, reason in aside)),
     )
+    found = Selection(dataset=chosen, aside=tuple(aside), series=series)
     if not kept and dataset.samples:
         listed = "; ".join(f"{reason}: {count}" for reason, count in found.reasons().items())
         raise DataError(f"{dataset.root}: no image is left of {len(dataset.samples)} ({listed})")
     return found
+
+
+def chosen_by(
+    dataset: Dataset,
+    rules: Sequence[str],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Return the images of a data set that are meant, reading headers once.
+
+    Args:
+        dataset: any; one that these rules chose already comes back as it is.
+        rules: as text.
+        progress: called as ``progress(done, total)`` while headers are read.
+
+    Raises:
+        DataError: if nothing is left.
+    """
+    if dataset.selected_by == tuple(rules) or not dataset.samples:
+        return dataset
+    if dataset.samples[0].index is not None and not rules:  # rows of an array have no header
+        return dataset
+    return select(dataset, parse_all(rules), progress=progress).dataset
 
 
 def _known(sample: Sample, entry: Entry | None, slices: int | None) -> dict[str, Any]:
@@ -101,6 +131,5 @@ def _why_not(rules: Sequence[Rule], known: Mapping[str, Any]) -> str | None:
 def _described(sample: Sample, entry: Entry | None, known: Mapping[str, Any]) -> Sample:
     if entry is None:
         return sample
-    header = {**entry.columns, "plane": known.get("plane"), "slices": known.get("slices")}
-    header = {name: value for name, value in header.items() if value is not None}
+    header = {name: known[name] for name in ("plane", "slices") if known.get(name) is not None}
     return replace(sample, header={**header, **sample.header})
