@@ -382,6 +382,8 @@ def fit(
         where=where or (),
     )
     _notice_latent(method, latent_dim)
+    if footprint := detector.footprint(len(dataset.to_train_on())):
+        errors.print(f"  memory: {footprint}")
     with progress(f"fit {method}") as bar:
         detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar))
     _report_skipped(detector.skipped_, out / "skipped.csv")

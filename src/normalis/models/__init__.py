@@ -38,6 +38,7 @@ MODELS: dict[str, str] = {
     "intensity": "normalis.models.intensity:Intensity",
     "feature-knn": "normalis.models.feature_knn:FeatureKNN",
     "spade": "normalis.models.spade:SPADE",
+    "padim": "normalis.models.padim:PaDiM",
     "feature-gaussian": "normalis.models.feature_gaussian:FeatureGaussian",
     "pca": "normalis.models.pca:PCA",
     "knn": "normalis.models.knn:KNN",
