@@ -11,10 +11,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 # cores are many times slower than one.
 TEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint bench study docs browser pacs clean help
+.PHONY: demo test test-slow test-trains lint bench study docs browser pacs clean help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing normalis into $(VENV)"
@@ -31,9 +31,17 @@ $(VENV)/.tested: $(VENV)/.installed
 demo: $(VENV)/.installed ## install, train on generated images, score and show where to look
 	@$(BIN)/normalis demo --out demo
 
-test: $(VENV)/.tested ## install and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
+
+test: $(VENV)/.tested ## install and run the tests, but for the slow ones
+	$(PYTEST) -m "not slow"
 	@echo "tests: tests/ (one file per module); a line 's' above names what was skipped and why"
+
+test-slow: $(VENV)/.tested ## run the slow tests
+	$(PYTEST) -m slow
+
+test-trains: $(VENV)/.tested ## run the tests that train; NORMALIS_PRECISION=bfloat16 make test-trains
+	$(PYTEST) -m "trains and not slow"
 
 lint: $(VENV)/.tested ## what CI checks beside the tests
 	$(BIN)/ruff check .

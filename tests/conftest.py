@@ -12,6 +12,20 @@ settings.register_profile("normalis", deadline=None)
 settings.load_profile("normalis")
 
 
+#: Files whose tests train networks: what they assert must hold in float32 and in bfloat16.
+TRAINING = {
+    "test_assessment", "test_cross_fitting", "test_detector", "test_export", "test_fitted",
+    "test_models", "test_onnx_engine", "test_outputs", "test_panel", "test_scorers",
+    "test_scoring", "test_stack", "test_sweep", "test_training",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in TRAINING:
+            item.add_marker(pytest.mark.trains)
+
+
 def find_real_data() -> Path | None:
     """Return the folder of real images: NORMALIS_DATA, else ../shared/data beside the checkout."""
     here = Path(__file__).resolve().parents[1]

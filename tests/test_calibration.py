@@ -113,6 +113,7 @@ def test_hierarchical_p_value_by_hand():
     assert calibration.threshold(0.5, unit="patient") == 3.0
 
 
+@pytest.mark.slow
 def test_patients_are_needed_for_the_rate_to_hold():
     """Slices taken as independent break the promise; patients as units keep it."""
     rng = np.random.default_rng(7)

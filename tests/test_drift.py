@@ -8,6 +8,7 @@ from normalis.calibration.drift import SCORE, find_drift, least_anomalous, unit_
 from normalis.errors import MetricError, SettingsError
 
 
+@pytest.mark.slow
 def test_drift_warns_no_more_often_than_it_says():
     rng = np.random.default_rng(0)
     alarms = {0.0: 0, 0.45: 0}

@@ -35,6 +35,7 @@ def relative(found, expected):
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", NETWORKS)
 def test_the_file_computes_what_the_model_computes(method, tmp_path):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")

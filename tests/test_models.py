@@ -177,6 +177,7 @@ def test_every_parameter_gets_a_finite_gradient(method, build):
     assert trained == {p for p in model.parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TRAINED)
 def test_the_loss_falls(method, build):
     model = build(method, image_size=32)
@@ -327,6 +328,7 @@ class LinearAE(Autoencoder):
         return {"reconstruction": (self(x) - x).square().mean()}
 
 
+@pytest.mark.slow
 def test_a_linear_autoencoder_spans_the_principal_subspace():
     source = torch.Generator().manual_seed(0)
     factors = torch.randn(128, 3, generator=source) * torch.tensor([3.0, 2.0, 1.5])
@@ -538,6 +540,7 @@ def test_rate_ae_lets_the_rates_gradient_reach_the_encoder(build):
     torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rate_ae_comes_near_the_rate_on_images_it_has_not_seen():
     options = {"image_size": 16, "latent_dim": 8, "hidden_dim": 16, "dual_step": 0.02}
     pixels, held_out = images(256, size=16), model_input(400, size=16, seed=1)
@@ -632,6 +635,7 @@ def test_rate_ae_answers_an_excess_at_once_where_it_is_damped(build):
     assert model.losses(x, **model.draw(x, torch.Generator()))["rate"].item() == 0, "never below 0"
 
 
+@pytest.mark.slow
 def test_damping_stills_the_swing_of_the_rate():
     options = {"image_size": 16, "latent_dim": 8, "hidden_dim": 16, "dual_step": 0.1, "rate": 1.0}
     pixels, swing = images(64, size=16), {}
@@ -738,6 +742,7 @@ def test_nested_ae_is_read_at_any_width(build):
             model.at(wrong)
 
 
+@pytest.mark.slow
 def test_nested_ae_rebuilds_better_with_more_coordinates():
     model = models.build("nested-ae", image_size=16, latent_dim=4, hidden_dim=16)
     settings = quick(20, batch_size=32)
@@ -769,6 +774,7 @@ def test_what_is_usual_for_a_method_is_among_its_settings(name):
     assert {k: used[k] for k in cls.usual_options} == cls.usual_options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_ae_u_recovers_a_planted_noise_level(beta):
     sigma = torch.full((16, 16), 0.05)

@@ -63,6 +63,7 @@ def test_the_detector_given_is_left_as_it_is(fitted, on_onnx, tmp_path):
     np.testing.assert_array_equal(copied.anomaly_score(x), on_onnx.anomaly_score(x))
 
 
+@pytest.mark.slow
 def test_the_command_scores_with_it_and_says_so(fitted, on_onnx, tmp_path):
     fitted.save(tmp_path / "run")
     write_pngs(tmp_path / "in", anomalies(4, size=40))
@@ -107,6 +108,7 @@ def test_other_readings(method, scorer):
     assert nothing is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_what_cannot_be_traced_is_refused(fitted):
     by_gradient = detector(scorer="gradient").fit(phantoms())

@@ -289,6 +289,7 @@ def test_links_keep_the_name_that_the_user_gave(fitted, tmp_path):
 # --- many images ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr("normalis.fitted.BATCH_SIZE", 8)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -326,6 +326,7 @@ def scroll_time(page) -> float:
     return float(np.median(times))
 
 
+@pytest.mark.slow
 def test_thousands_of_images_scroll_like_few(opened, many, report):
     few, page = opened(report), opened(many)
     assert page.inner_text("#shown") == f"{MANY} of {MANY} images"

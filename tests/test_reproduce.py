@@ -388,6 +388,7 @@ def test_dry_run_lists_a_line_per_experiment_and_trains_nothing(tmp_path):
     assert len(list((tmp_path / "r/plans").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_sweep_and_results_from_the_command_line(tmp_path):
     from test_sweep import write_tiny
 
@@ -429,6 +430,7 @@ def test_prepare_lists_the_data_sets():
 # --- what is committed ---
 
 
+@pytest.mark.slow
 def test_committed_tables_come_from_the_committed_records():
     """docs/results.md holds exactly what the records in the repository say."""
     page, records = REPOSITORY / "docs/results.md", REPOSITORY / "results/records"
@@ -438,6 +440,7 @@ def test_committed_tables_come_from_the_committed_records():
     assert tables.fill_in(text, REPOSITORY / "results") == text
 
 
+@pytest.mark.slow
 def test_committed_records_are_small_and_name_no_place():
     records = REPOSITORY / "results/records"
     if not records.is_dir():

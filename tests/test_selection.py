@@ -103,6 +103,7 @@ def listing():
     return [(x, s, i % 2 == 0) for i, (x, s) in enumerate(zip(images, split, strict=True))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_choice_is_the_same_when_labels_are_shuffled_or_removed(rule, listing):
     flipped = [(x, s, not label) for x, s, label in listing]
@@ -112,6 +113,7 @@ def test_a_choice_is_the_same_when_labels_are_shuffled_or_removed(rule, listing)
     json.dumps(chosen, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_choice_does_depend_on_the_normal_images(listing):
     other = [(x if s != "validation" else x[::-1] ** 2, s, label) for x, s, label in listing]
     tables = [select_from(rows, "minimax-regret")["table"] for rows in (listing, other)]
@@ -130,6 +132,7 @@ def test_family_auroc_is_that_of_the_metrics():
             assert table[k, c] == pytest.approx(auroc(both, np.arange(800) >= 400))
 
 
+@pytest.mark.slow
 def test_minimax_regret_hedges_and_the_mean_follows_the_crowd():
     hedge = select_capacity(evidence(OPPOSED))
     assert hedge.choice == "d=8"
