@@ -8,6 +8,7 @@ nothing can be promised.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +31,7 @@ from normalis.storage import RunFolder
 from normalis.training.checkpoints import train_resumably
 from normalis.training.loop import Progress, Training, TrainingSettings, fit
 
-__all__ = ["Calibrated", "Trained", "calibrate_on", "train_models"]
+__all__ = ["Calibrated", "Trained", "calibrate_on", "fit_scorers", "train_models"]
 
 Fold = NDArray[np.int64] | None
 
@@ -59,10 +60,12 @@ class Trained:
     Attributes:
         history: losses by epoch; empty for methods that are fitted in one go.
         threads: of the processor that it ran on; None on a GPU or without a network.
+        seconds: that the training took, those before an interruption included.
     """
 
     history: list[dict[str, float]]
     threads: int | None
+    seconds: float
 
 
 def train_models(
@@ -97,10 +100,11 @@ def train_models(
         rows = [torch.from_numpy(np.flatnonzero(fold != k)) for k in range(len(models))]
     networks = [model for model in models if isinstance(model, Autoencoder)]
     if not networks:
+        started = time.perf_counter()
         for k, model in enumerate(models):
             seen = pixels if rows is None else pixels[rows[k]]
             fit(model, seen, settings=settings, seed=seed, device=device)
-        return Trained(history=[], threads=None)
+        return Trained(history=[], threads=None, seconds=time.perf_counter() - started)
     seeds = [seed + k for k in range(len(networks))]
     shared: dict[str, Any] = {
         "settings": settings,
@@ -116,7 +120,7 @@ def train_models(
         training = train_resumably(
             networks, pixels, folder=folder, identity=identity, callback=progress, **shared
         )
-    return Trained(history=training.history, threads=training.threads)
+    return Trained(history=training.history, threads=training.threads, seconds=training.seconds)
 
 
 def calibrate_on(
@@ -170,10 +174,20 @@ def _fit_scorers(
     elif held is not None:
         half, left = split(held, 0.5, seed)
         seen = [half]
+    fit_scorers(fitted, seen)
+    return left
+
+
+def fit_scorers(fitted: Fitted, seen: Sequence[Loaded]) -> None:
+    """Fit the scorer of each model on normal images, best on those that it was not trained on.
+
+    Args:
+        fitted: models with their scorers, which are changed in place.
+        seen: normal images, for each model those that its scorer may see.
+    """
     for model, scorer, normals in zip(fitted.models, fitted.scorers, seen, strict=True):
         x = to_model_input(torch.from_numpy(normals.pixels), standardize=fitted.standardize)
         scorer.fit(model, x.to(fitted.device))
-    return left
 
 
 def _score_unseen(

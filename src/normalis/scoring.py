@@ -188,12 +188,12 @@ def score_loaded(fitted: Fitted, loaded: Loaded, *, maps: bool = True) -> Iterat
     yield from score(fitted, batches_of(loaded), maps=maps)
 
 
-def batches_of(loaded: Loaded) -> Iterator[Loaded]:
-    """Cut images in memory into batches."""
-    for i in range(0, len(loaded.rows), BATCH_SIZE):
+def batches_of(loaded: Loaded, size: int = BATCH_SIZE) -> Iterator[Loaded]:
+    """Cut images in memory into batches of a size."""
+    for i in range(0, len(loaded.rows), size):
         yield Loaded(
-            pixels=loaded.pixels[i : i + BATCH_SIZE],
-            rows=loaded.rows[i : i + BATCH_SIZE],
+            pixels=loaded.pixels[i : i + size],
+            rows=loaded.rows[i : i + size],
             skipped=[],
             rule=loaded.rule,
         )

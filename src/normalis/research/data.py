@@ -17,8 +17,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis.datasets import Sample
 from normalis.datasets.base import Split
 from normalis.errors import DataError, RunError
+from normalis.loading.arrays import ImageSettings, Loaded, Row, load, load_masks, to_unit
 from normalis.research.experiments import Subset
 from normalis.storage import content_hash, write_atomically
 
@@ -53,6 +55,12 @@ class Arrays:
     def of(self, split: str) -> NDArray[Any]:
         """Return the pixels of one split."""
         return self.pixels[self.split == split]
+
+    def loaded(self, keep: NDArray[np.bool_]) -> Loaded:
+        """Return the images that ``keep`` (N,) marks as a fitted detector scores them."""
+        pixels = self.pixels[keep]
+        rows = [_row(Path(name), pixels.shape[2:]) for name in self.path[keep].tolist()]
+        return Loaded(pixels=pixels, rows=rows, skipped=[], rule=None)
 
     @property
     def fingerprints(self) -> tuple[str, str]:
@@ -90,6 +98,20 @@ class Arrays:
                 return cls(**{f.name: opened[f.name] for f in fields(cls)})
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{file}: cannot be read ({error}); plan the sweep again") from error
+
+
+def _row(path: Path, shape: tuple[int, ...]) -> Row:
+    sample = Sample(path=path, split="test", is_anomalous=None)
+    return Row(
+        sample=sample,
+        path=path,
+        slice_index=None,
+        patient_id=None,
+        is_anomalous=None,
+        mask=None,
+        kind=None,
+        original_shape=(shape[0], shape[1]),
+    )
 
 
 def _digest(array: NDArray[Any]) -> str:
@@ -257,8 +279,6 @@ def assemble(
         positions: split -> (n,) relative slice positions.
         masks: (n_test, S, S), None if the data set has none.
     """
-    from normalis.loading.arrays import to_unit
-
     if len({part.dtype for part in pixels.values()}) > 1:  # some split has deeper files
         pixels = {split: to_unit(part) for split, part in pixels.items()}
     parts: dict[str, list[Any]] = {}
@@ -310,7 +330,6 @@ def read_arrays(path: Path, images: Mapping[str, Any]) -> Arrays:
         DataError: if it has no labelled test images, or nothing is readable.
     """
     from normalis.datasets import open_dataset
-    from normalis.loading.arrays import ImageSettings, Loaded, load, load_masks
 
     dataset = _with_patients(open_dataset(path))
     settings = ImageSettings(**images)

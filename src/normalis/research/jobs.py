@@ -27,10 +27,14 @@ from numpy.typing import NDArray
 
 from normalis import models, scorers
 from normalis.errors import MetricError, SettingsError
+from normalis.fitted import FittedDetector
+from normalis.fitting import fit_scorers, train_models
+from normalis.loading.arrays import ImageSettings, Loaded
 from normalis.models.base import AnomalyModel, Autoencoder
-from normalis.models.inputs import as_tensor, to_model_input
+from normalis.models.inputs import as_tensor
 from normalis.research.data import Arrays, Store
 from normalis.research.experiments import Experiment
+from normalis.scoring import batches_of
 from normalis.storage import (
     ClaimedError,
     Records,
@@ -40,7 +44,7 @@ from normalis.storage import (
     versions,
 )
 from normalis.training.checkpoints import train_resumably
-from normalis.training.loop import Training, fit, pick_device
+from normalis.training.loop import pick_device
 
 __all__ = ["Job", "estimate", "fitted", "jobs_of", "run_job", "stacks_of", "train_together"]
 
@@ -307,19 +311,21 @@ def fitted(
         if hasattr(model, "to"):
             model.to(place)
         return _evaluating(model), known
-    started = time.perf_counter()
     pixels = as_tensor(arrays.of("train"))
-    info: dict[str, Any] = {}
-    if isinstance(model, Autoencoder):
-        held = as_tensor(arrays.of("validation")) if model.needs_held_out else None
-        training = _train(model, pixels, experiment, folder, place, callback, held)
-        history, info["fit_s"] = training.members[0].history, training.seconds
-    else:
-        history = fit(
-            model, pixels, settings=experiment.training, seed=experiment.seed, device=place
-        )
-        info["fit_s"] = time.perf_counter() - started
-    info = _keep(experiment, model, results, history, info, place, len(pixels))
+    held = as_tensor(arrays.of("validation")) if getattr(model, "needs_held_out", False) else None
+    trained = train_models(
+        [model],
+        pixels,
+        settings=experiment.training,
+        device=place,
+        seed=experiment.seed,
+        held=held,
+        folder=folder,
+        identity=experiment.training_key,
+        progress=(lambda step: callback(step.epoch, step.epochs)) if callback else None,
+    )
+    info = {"fit_s": trained.seconds}
+    info = _keep(experiment, model, results, trained.history, info, place, len(pixels))
     return _evaluating(model), info
 
 
@@ -354,28 +360,6 @@ def _evaluating(model: AnomalyModel) -> AnomalyModel:
     return model
 
 
-def _train(
-    model: Autoencoder,
-    pixels: torch.Tensor,
-    experiment: Experiment,
-    folder: RunFolder,
-    place: torch.device,
-    callback: Callable[[int, int], None] | None,
-    held: torch.Tensor | None,
-) -> Training:
-    return train_resumably(
-        [model],
-        pixels,
-        settings=experiment.training,
-        seeds=[experiment.seed],
-        device=place,
-        folder=folder,
-        identity=experiment.training_key,
-        held=held,
-        callback=(lambda step: callback(step.epoch, step.epochs)) if callback else None,
-    )
-
-
 def _columns(history: list[dict[str, float]]) -> dict[str, list[float]]:
     """Return losses by name, each a list by epoch with six digits."""
     names = dict.fromkeys(name for epoch in history for name in epoch)
@@ -398,21 +382,39 @@ def _circumstances(model: AnomalyModel, place: torch.device, n_train: int) -> di
     }
 
 
-@torch.no_grad()  # not inference_mode: some scorers take gradients at the input
-def _score(
-    experiment: Experiment, model: AnomalyModel, pixels: NDArray[Any], place: torch.device,
-    scorer: scorers.Scorer, maps: bool,
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:  # fmt: skip
-    """Return scores (N,) and maps (N, S, S) if asked for."""
-    scored, shown = [], []
-    for start in range(0, len(pixels), _BATCH):
-        part = as_tensor(pixels[start : start + _BATCH]).to(place)
-        x = to_model_input(part, standardize=experiment.training.standardize)
-        x = x.contiguous(memory_format=torch.channels_last)
-        scored.append(scorer.anomaly_score(model, x).float().cpu().numpy())
-        if maps:
-            shown.append(scorer.anomaly_map(model, x).float().cpu().numpy())
-    return np.concatenate(scored), np.concatenate(shown) if shown else None
+def detector_of(
+    experiment: Experiment, model: AnomalyModel, arrays: Arrays, place: torch.device
+) -> FittedDetector:
+    """Return an experiment's fitted detector; nothing is calibrated in experiments.
+
+    Raises:
+        SettingsError: if the scorer cannot read the model.
+    """
+    scorer = scorers.build(
+        experiment.scorer, reduction=experiment.reduction, **experiment.scorer_options
+    )
+    scorer.check_supports(model)
+    detector = FittedDetector(
+        params={**experiment.settings(), "standardize": experiment.training.standardize},
+        models=(model,),
+        scorers=(scorer,),
+        image_settings=ImageSettings(**experiment.images),
+        device=place,
+    )
+    if scorer.needs_fit:
+        held = "validation" if (arrays.split == "validation").any() else "train"
+        fit_scorers(detector, [arrays.loaded(arrays.split == held)])
+    return detector
+
+
+def _scores(
+    detector: FittedDetector, loaded: Loaded, *, maps: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return scores (N,) and, if asked for, maps (N, S, S)."""
+    parts = list(detector.score(batches_of(loaded, _BATCH), maps=maps))
+    shown = [part.anomaly_map for part in parts if part.anomaly_map is not None]
+    scores = np.concatenate([part.anomaly_score for part in parts]).astype(np.float32)
+    return scores, np.concatenate(shown) if maps else None
 
 
 def _record(
@@ -420,20 +422,11 @@ def _record(
 ) -> dict[str, Any]:
     """Score an experiment's images and return its record, without what the training says."""
     started = time.perf_counter()
-    scorer = scorers.build(
-        experiment.scorer, reduction=experiment.reduction, **experiment.scorer_options
-    )
-    held = "validation" if (arrays.split == "validation").any() else "train"
-    if scorer.needs_fit:
-        x = to_model_input(
-            as_tensor(arrays.of(held)).to(place), standardize=experiment.training.standardize
-        )
-        scorer.fit(model, x)
-    has_masks = bool(len(arrays.masks))
+    detector = detector_of(experiment, model, arrays, place)
     test = arrays.split == "test"
     scores = np.empty(len(test), np.float32)
-    scores[~test], _ = _score(experiment, model, arrays.pixels[~test], place, scorer, False)
-    scores[test], maps = _score(experiment, model, arrays.pixels[test], place, scorer, has_masks)
+    scores[~test], _ = _scores(detector, arrays.loaded(~test), maps=False)
+    scores[test], maps = _scores(detector, arrays.loaded(test), maps=bool(len(arrays.masks)))
     score_s = time.perf_counter() - started
     metrics = _metrics(scores[test], arrays, maps)
     values = {k: v["value"] for k, v in metrics.items()}
