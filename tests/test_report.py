@@ -20,6 +20,7 @@ from normalis.errors import RunError
 from normalis.report import pictures, triage, write_report
 from normalis.report.curves import precision_recall, roc
 from normalis.report.results import rows_of
+from normalis.report.marks import read_marks
 from normalis.report.sources import detect, read_records, read_scores
 from normalis.storage import write_json
 
@@ -434,3 +435,26 @@ def test_damaged_files_are_named(tmp_path):
     (folder / "score.json").write_text("{")
     with pytest.raises(RunError, match=r"score\.json: cannot be read as JSON"):
         write_report(folder, tmp_path / "page.html")
+
+
+def test_the_areas_of_findings_are_on_the_page(tmp_path):
+    folder = folders.score_folder(tmp_path / "s", n=12)
+    source = read_scores(folder)
+    marks = read_marks(folder, source.cases)
+    assert len(marks) == 12
+    above = [row[0][6] for row in marks]
+    assert above == [int(score > 0.05) for score in source.cases.anomaly_score]
+    # 50 to 70 of 100 columns, 120 to 160 of 200 rows, the peak at (60, 140)
+    assert marks[0][0] == [0.5, 0.6, 0.7, 0.8, 0.6, 0.7, above[0], 0.02, 610.0, 152.5, 0]
+    page = Page(write_report(folder, tmp_path / "page.html"))
+    assert "[0.5, 0.6, 0.7, 0.8, 0.6, 0.7" in page.text or "[0.5,0.6,0.7,0.8,0.6,0.7" in page.text
+
+
+def test_a_scoring_without_findings_has_a_page_and_a_damaged_one_says_so(tmp_path):
+    folder = folders.score_folder(tmp_path / "s", n=6)
+    (folder / "findings.csv").write_text("path,slice\na,\n")
+    with pytest.raises(RunError, match=r"findings\.csv: cannot be read"):
+        write_report(folder, tmp_path / "page.html")
+    (folder / "findings.csv").unlink()
+    assert read_marks(folder, read_scores(folder).cases) == [[]] * 6
+    write_report(folder, tmp_path / "page.html")

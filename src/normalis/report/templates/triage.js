@@ -371,20 +371,21 @@
       if (above) line("#00e5ff", 2, () => context.rect(left * w - 2, top * h - 2, (right - left) * w + 4, (bottom - top) * h + 4));
       else line("#fff", 2, () => context.arc(x * w, y * h, 14, 0, 2 * Math.PI));
     }
-    const text = whereText(marks), cap = card.querySelector(".where");
-    cap.textContent = text || "map";
-    cap.title = text;
+    const [short, long] = whereText(marks), cap = card.querySelector(".where");
+    cap.textContent = short;
+    cap.title = long;
   }
 
+  /* What the map shows, in the few words that fit on the picture and in a sentence. */
   function whereText(marks) {
-    if (!marks.length) return "";
+    if (!marks.length) return ["map", ""];
     const [, , , , , , above, p, px, mm2, border] = marks[0];
-    const chance = p === null ? "" : `, p = ${format(p, 2)}`;
+    const chance = p === null ? "" : `, p ${format(p, 2)}`;
     const edge = border ? ", at the border" : "";
-    if (!above) return `nothing above normal images; ring: highest place${chance}${edge}`;
+    if (!above) return [`ring: highest${chance}`, `Nothing is above normal images; the ring is at the highest place${chance}${edge}.`];
     const size = mm2 === null ? `${format(px, 3)} px` : `${format(mm2, 3)} mm²`;
-    const count = marks.length > 1 ? `${marks.length} areas above normal images, highest` : "1 area above normal images";
-    return `${count}: ${size}${chance}${edge}`;
+    const count = marks.length > 1 ? `${marks.length} areas` : "1 area";
+    return [`${count}, ${size}${chance}`, `${count} above normal images; the highest has ${size}${chance}${edge}.`];
   }
 
   function colour(canvas, level) {
