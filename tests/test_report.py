@@ -19,8 +19,8 @@ import report_folders as folders
 from normalis.errors import RunError
 from normalis.report import pictures, triage, write_report
 from normalis.report.curves import precision_recall, roc
-from normalis.report.results import rows_of
 from normalis.report.marks import read_marks
+from normalis.report.results import rows_of
 from normalis.report.sources import detect, read_records, read_scores
 from normalis.storage import write_json
 
