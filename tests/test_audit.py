@@ -375,3 +375,31 @@ def test_disjoint_patients(real_data, name, pattern, lookalikes):
     assert found.counts()["lookalikes_across_splits"]["0.95"] == lookalikes
     assert found.leaked() == frozenset()
     assert not found.has_leaks
+
+
+def test_the_size_of_uncompressed_files_is_no_property(tmp_path):
+    from PIL import Image
+
+    from normalis.audit.inventory import take_inventory
+    from normalis.datasets import Sample
+    from normalis.loading.arrays import ImageSettings, load
+
+    image = Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64))
+    image.save(tmp_path / "raw.tif")
+    image.save(tmp_path / "packed.tif", compression="tiff_deflate")
+    image.save(tmp_path / "a.png")
+    samples = [
+        Sample(path=tmp_path / name, split="test") for name in ("raw.tif", "packed.tif", "a.png")
+    ]
+    facts = take_inventory(load(samples, ImageSettings()).rows)
+    assert ["bytes" in fact.properties for fact in facts] == [False, True, True]
+
+
+@pytest.mark.real_data
+def test_fundus_photographs_of_different_people_are_look_alikes(real_data):
+    found = audit(open_dataset(real_data / "fundus"))
+    counts = found.counts()
+    near = counts["near_across_splits"]
+    assert near["0.999"] == 0
+    assert near["0.95"] < 40  # 389 by the images as a whole
+    assert counts["lookalikes_across_splits"]["0.95"] > 300

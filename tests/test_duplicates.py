@@ -209,3 +209,75 @@ def test_groups_of_larger_colour_images(rng, size):
     images = smooth_images(rng, 6, size)[:, None].repeat(3, axis=1)
     groups = duplicates.duplicate_groups(np.concatenate([images, images[4:5] // 2]))
     assert groups.tolist() == [0, 1, 2, 3, 4, 5, 4]
+
+
+# --- outlines and what lies inside ----------------------------------------------------------------
+
+
+def cut_out(rng, n, *, background=0):
+    """Return discs of different texture on an even background, as fundus photographs are."""
+    y, x = np.mgrid[0:64, 0:64]
+    disc = (y - 32) ** 2 + (x - 32) ** 2 < 28**2
+    texture = gaussian_filter(rng.normal(size=(n, 64, 64)), (0, 1.5, 1.5))
+    texture *= 6 / texture.std(axis=(1, 2), keepdims=True)
+    bright = 130 if background < 128 else 60
+    return np.where(disc, bright + texture, background).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("background", [0, 255])
+def test_a_shared_outline_is_a_look_alike_and_a_copy_is_found(rng, background):
+    train = cut_out(rng, 30, background=background)
+    copies = [jpeg(train[3]), train[4], (train[5] * 0.8).astype(np.uint8)]
+    if background:  # at 64 pixels a JPEG of quality 60 rings far into a disc on white
+        copies[0] = (train[3] * 0.97).astype(np.uint8)
+    x, is_test = sides(train, np.concatenate([cut_out(rng, 20, background=background), copies]))
+    whole = duplicates.scan(x, is_test)
+    assert (whole.across[is_test] > 0.95).all()
+    fine = duplicates.fine_detail(x)
+    got = duplicates.scan(x, is_test, fine=fine)
+    assert (got.across[is_test][:20] < 0.95).all()
+    assert (got.lookalike[is_test][:20] > 0.95).all()
+    assert (got.across[is_test][20:] > 0.95).all()
+    assert got.twin[is_test][20:].tolist() == [3, 4, 5]
+    assert got.distinct[~is_test].all()
+    np.testing.assert_array_equal(got.group, whole.group)  # groups stay as wide as they were
+
+
+def test_mirrored_and_moved_copies_are_found_by_what_lies_inside(rng):
+    train = cut_out(rng, 30)
+    test = np.concatenate([cut_out(rng, 10), train[7:9, :, ::-1]])
+    x, is_test = sides(train, test)
+    fine = duplicates.fine_detail(x)
+    got = duplicates.scan(x, is_test, mirrored=True, fine=fine)
+    assert (got.across[is_test][:10] < 0.95).all()
+    assert got.twin[is_test][10:].tolist() == [7, 8]
+    moved = np.roll(train[:5], (2, -1), axis=(1, 2))
+    x, is_test = sides(train, np.concatenate([cut_out(rng, 10), moved]))
+    fine = duplicates.fine_detail(x)
+    ncc, twin = duplicates.find_shifted(
+        x[is_test], x[~is_test], fine=(fine[is_test], fine[~is_test])
+    )
+    assert (ncc[:10] < 0.95).all()
+    assert twin[10:].tolist() == list(range(5))
+    assert (ncc[10:] > 0.95).all()
+
+
+def test_smooth_images_have_no_detail_to_compare(rng):
+    y, x = np.mgrid[0:64, 0:64]
+    smooth = np.stack([(y * k + x) % 256 / 3 for k in (1, 1, 2)]).astype(np.uint8)
+    smooth[0] = smooth[1] = (y + x).astype(np.uint8)
+    fine = duplicates.fine_detail(smooth[:2])
+    assert not fine.any()
+    got = duplicates.scan(smooth[:2], np.array([False, True]), fine=fine)
+    np.testing.assert_allclose(got.across, 1, atol=1e-6)
+
+
+def test_dense_and_single_correlations_agree(rng):
+    from normalis.duplicates.inside import correlations
+
+    fine = duplicates.fine_detail(smooth_images(rng, 40))
+    every = np.ones((40, 40), bool)
+    few = rng.random((40, 40)) < 0.01
+    dense = correlations(fine, fine, every)
+    np.testing.assert_allclose(correlations(fine, fine, few)[few], dense[few], atol=2e-3)
+    assert (correlations(fine, fine, few)[~few] == 1).all()

@@ -18,6 +18,7 @@ from normalis.duplicates import (
     Scan,
     codes,
     find_shifted,
+    fine_detail,
     likeness_groups,
     pixel_digests,
     scan,
@@ -83,9 +84,11 @@ def compare_images(
     tell = progress or (lambda stage, share: None)
     is_test = np.array([fact.is_test for fact in facts], dtype=bool)
     who = codes([fact.patient_id for fact in facts])
-    plain = scan(pixels, is_test, patients=who, progress=lambda s: tell("copies", s))
+    fine = fine_detail(pixels)
+    given: dict[str, Any] = {"patients": who, "fine": fine}
+    plain = scan(pixels, is_test, **given, progress=lambda s: tell("copies", s))
     mirrored = scan(
-        pixels, is_test, patients=who, mirrored=True, progress=lambda s: tell("mirrored copies", s)
+        pixels, is_test, mirrored=True, **given, progress=lambda s: tell("mirrored copies", s)
     )
     textured = pixels.reshape(len(pixels), -1)
     constant = textured.min(axis=1) == textured.max(axis=1)  # blank slices are everyone's
@@ -105,7 +108,12 @@ def compare_images(
     open_cases = is_test & ~found.has_twin(THRESHOLDS[-1], mirrored=True)
     test, train = np.flatnonzero(open_cases), np.flatnonzero(~is_test)
     if len(train) and len(test):
-        ncc, near = find_shifted(pixels[test], pixels[train], patients=(who[test], who[train]))
+        ncc, near = find_shifted(
+            pixels[test],
+            pixels[train],
+            patients=(who[test], who[train]),
+            fine=(fine[test], fine[train]),
+        )
         found.shifted[test] = ncc
         found.shifted_twin[test] = np.where(near >= 0, train[near], -1)
     tell("shifted copies", 1.0)

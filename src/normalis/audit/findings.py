@@ -88,7 +88,10 @@ def _copies(audit: Audit) -> Iterator[Finding]:
         yield Finding(severity=severity, text=f"{text} ({_by_class(audit, seen)}).")
     alike = copies.plain.lookalike[test] >= 0.95
     if alike.any():
-        text = f"{alike.sum()} test images correlate at 0.95 or more with one of another patient"
+        text = (
+            f"{alike.sum()} test images correlate at 0.95 or more with a training image of another "
+            "known patient, or one that differs from them inside the outline"
+        )
         yield Finding(severity="note", text=f"{text}: look-alikes, not leaks.")
 
 

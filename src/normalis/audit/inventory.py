@@ -21,6 +21,7 @@ from normalis.datasets.base import Sample
 from normalis.errors import UnreadableImageError
 
 if TYPE_CHECKING:
+    from normalis.images import Probe
     from normalis.loading.arrays import Row
 
 __all__ = ["Fact", "count_properties", "image_key", "take_inventory"]
@@ -30,6 +31,7 @@ _SHOWN = ("format", "bits", "channels", "size", "modality")
 _LEAST_SLICES = 5  # of a patient, for "relative position" to mean something
 _MOSTLY = 0.8  # share of images in such stacks, for numbers in file names to be slices at all
 _CHUNK = 1 << 20
+_RAW = 0.95  # of the pixels' bytes, from which a file is not compressed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +128,28 @@ def _examine(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         header = probe(path)
     except UnreadableImageError:  # its pixels were read all the same, so the file counts
-        return digest.hexdigest(), {"bytes": size}
+        return digest.hexdigest(), {}
     said = {
         **header.header,
         "format": header.format,
         "bits": header.bits,
         "channels": header.channels,
-        "bytes": size,
     }
+    if not _is_uncompressed(header, size):
+        said["bytes"] = size
     return digest.hexdigest(), said
+
+
+def _is_uncompressed(header: Probe, size: int) -> bool:
+    """Whether a file's size is that of its pixels, and its rest the length of names and dates.
+
+    The size of a compressed file says how much detail an image holds, that of any other nothing.
+    """
+    if header.format in ("PNG", "JPEG"):
+        return False
+    a_value = -(-header.bits // 8)
+    pixels = header.height * header.width * header.channels * max(1, header.frames) * a_value
+    return size >= _RAW * pixels
 
 
 def _fact(row: Row, seen: Mapping[Path, tuple[str, dict[str, Any]]], place: float | None) -> Fact:

@@ -30,7 +30,7 @@ _LABELS = {
     "mirrored_across_splits": "test images that mirror a training image",
     "near_or_mirrored_across_splits": "test images with a training twin, as they lie or mirrored",
     "shifted_across_splits": "further test images that show a training image moved",
-    "lookalikes_across_splits": "test images like one of another known patient",
+    "lookalikes_across_splits": "test images that look like a training image and are no copy",
     "distinct_train": "training images distinct at 0.95",
     "distinct_train_by_bytes": "training files distinct by bytes",
     "distinct_test": "test images distinct at 0.95",

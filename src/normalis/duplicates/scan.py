@@ -13,18 +13,15 @@ greedy choice are kept.
 is tested on. A twin on the other side is a leak, one on the same side is a repetition. Two images
 of *different known* patients are never twins, however alike: chest X-rays look alike.
 
-*Shifts.* The magnitude of a Fourier transform does not change when the picture moves, so candidates
-are the images with the most similar log-magnitude spectrum; phase correlation then finds the
-shift, and the ncc of the overlap, at the best half pixel, decides.
+*Outlines.* Where fine detail is given (`normalis.duplicates.inside`), two images that correlate as
+a whole and not inside their outline are look-alikes, not twins.
 
-Reference: Lewis, "Fast normalized cross-correlation" (1995); Kuglin and Hines, "The phase
-correlation image alignment method" (1975).
+Reference: Lewis, "Fast normalized cross-correlation" (1995).
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,13 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis.duplicates.inside import SAME_INSIDE, Fine, correlations
 from normalis.errors import DataError
 
 __all__ = [
     "Scan",
     "codes",
     "duplicate_groups",
-    "find_shifted",
     "likeness_groups",
     "pixel_digests",
     "scan",
@@ -46,10 +43,9 @@ __all__ = [
 ]
 
 _BLOCK = 2048  # rows: a block of values then takes 16 MiB
-_FREQUENCIES = 16  # of 32 at 64 x 64: the upper half is mostly the codec's and the resampling's
-_CANDIDATES = 3
-_MIN_SPECTRUM = 0.85  # spectra of unrelated images of one kind correlate up to about 0.84
-_MAX_SHIFT = 4
+
+_LOOKS_ALIKE = 0.9  # below this nobody takes two images for copies
+_PERFECT = 0.999  # from here on the whole image says enough
 
 Pixels = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -66,10 +62,11 @@ class Scan:
     """What all pairwise correlations of N images come to.
 
     Attributes:
-        across: (N,) highest ncc with an image of the other side that may be of the same patient;
-            -1 where the other side has none.
+        across: (N,) highest ncc with an image of the other side that may be of the same patient,
+            look-alikes left out; -1 where the other side has none.
         twin: (N,) index of that image; -1 where there is none.
-        lookalike: (N,) highest ncc with an image of the other side of a different known patient.
+        lookalike: (N,) highest ncc with an image of the other side that is of a different known
+            patient, or that differs inside the outline.
         within: (N,) highest ncc with another image of the same side.
         group: (N,) number of the connected group of twins, by either side, at ``threshold``.
         distinct: (N,) whether no earlier distinct image of the same side is a twin at
@@ -169,6 +166,7 @@ def scan(
     *,
     patients: Indices | None = None,
     mirrored: bool = False,
+    fine: Fine | None = None,
     threshold: float = 0.95,
     block: int = _BLOCK,
     progress: Callable[[float], None] | None = None,
@@ -180,6 +178,8 @@ def scan(
         is_test: (N,) the side of each.
         patients: (N,) number of each image's patient, -1 where unknown; None where all are.
         mirrored: compare each image with the left-right mirror image of the others.
+        fine: (N, H * W) of `fine_detail`: images that differ in it are look-alikes, though they
+            stay in one group; None compares the images as a whole only.
         threshold: ncc from which two images count as twins in ``group`` and ``distinct``.
         block: rows per matrix product; memory grows with its square, not with N.
         progress: called with the share that is done, in [0, 1].
@@ -202,19 +202,34 @@ def scan(
     flat = _constants(pixels)
     done, total = 0, max(1, len(blocks) * (len(blocks) + 1) // 2)
     for at, later in enumerate(blocks):
-        ours = pixels[later]
-        rows = unit_rows(ours[:, :, ::-1] if mirrored else ours)
+        shown = pixels[later]
+        rows = unit_rows(shown[:, :, ::-1] if mirrored else shown)
         for earlier in blocks[: at + 1]:
             ncc = rows @ unit_rows(pixels[earlier]).T
             equal = flat[later][:, None] == flat[earlier]  # NaN, the mark of texture, equals none
             ncc[equal] = 1
             differ = (who[later][:, None] != who[earlier]) & (who[earlier] >= 0)
             differ &= (who[later] >= 0)[:, None]
-            state.add(later, earlier, ncc, differ, is_test[later[0]] != is_test[earlier[0]])
+            outline = None
+            if fine is not None:
+                ours = _mirror(fine[later], pixels.shape[1:]) if mirrored else fine[later]
+                outline = _only_outlines(ncc, ours, fine[earlier])
+            far = bool(is_test[later[0]] != is_test[earlier[0]])
+            state.add(later, earlier, ncc, differ, far, outline)
             done += 1
             if progress is not None:
                 progress(done / total)
     return state.result()
+
+
+def _only_outlines(ncc: Floats, ours: Fine, theirs: Fine) -> Flags:
+    """Return the pairs that correlate as a whole, though neither perfectly nor in fine detail."""
+    near = (ncc >= _LOOKS_ALIKE) & (ncc < _PERFECT)
+    return near & (correlations(ours, theirs, near) < SAME_INSIDE)
+
+
+def _mirror(fine: Fine, shape: tuple[int, ...]) -> Fine:
+    return fine.reshape(len(fine), *shape)[:, :, ::-1].reshape(len(fine), -1)
 
 
 class _State:
@@ -227,10 +242,22 @@ class _State:
         self.repeats = np.zeros(n, bool)
         self.threshold = threshold
 
-    def add(self, later: Indices, earlier: Indices, ncc: Floats, differ: Flags, far: bool) -> None:
+    def add(
+        self,
+        later: Indices,
+        earlier: Indices,
+        ncc: Floats,
+        differ: Flags,
+        far: bool,
+        outline: Flags | None = None,
+    ) -> None:
         """Take in one block of correlations; ``later is earlier`` on the diagonal."""
         if later is earlier:
             np.fill_diagonal(ncc, -1)
+        first, second = np.nonzero((ncc >= self.threshold) & ~differ)
+        self._join(later[first], earlier[second])
+        if outline is not None:
+            differ = differ | outline
         if far:
             alike = np.where(differ, ncc, np.float32(-1))
             _raise(self.lookalike, later, alike.max(axis=1))
@@ -243,8 +270,6 @@ class _State:
             _raise(self.within, later, ncc.max(axis=1))
             _raise(self.within, earlier, ncc.max(axis=0))
             self._choose(later, earlier, ncc >= self.threshold)
-        first, second = np.nonzero(ncc >= self.threshold)
-        self._join(later[first], earlier[second])
 
     def _raise_across(self, ours: Indices, theirs: Indices, ncc: Floats) -> None:
         at = ncc.argmax(axis=1)
@@ -286,126 +311,6 @@ class _State:
             distinct=~self.repeats,
             threshold=self.threshold,
         )
-
-
-def find_shifted(
-    test: Pixels,
-    train: Pixels,
-    *,
-    patients: tuple[Indices, Indices] | None = None,
-    block: int = _BLOCK,
-) -> tuple[Floats, Indices]:
-    """Find the training image that a test image shows, moved by up to four pixels.
-
-    Args:
-        test: (N, S, S) images.
-        train: (M, S, S) images.
-        patients: numbers of the patients of both, -1 where unknown; pairs of different known
-            patients are left out.
-        block: rows per matrix product.
-
-    Returns:
-        (N,) highest ncc of the overlap, -1 where no candidate has a similar spectrum, and (N,)
-        index of that training image, -1 likewise.
-    """
-    value, index = _candidates(test, train, patients, block)
-    row, place = np.nonzero(value >= _MIN_SPECTRUM)
-    col = index[row, place]
-    ncc = _align(test, train, row, col)
-    best = np.full(len(test), -1, np.float32)
-    twin = np.full(len(test), -1)
-    order = np.argsort(ncc)  # of several writes to one place the last, and largest, stays
-    best[row[order]], twin[row[order]] = ncc[order], col[order]
-    return best, twin
-
-
-def _spectra(x: Pixels, block: int) -> Floats:
-    """Return unit rows of log-magnitude spectra, which a shift hardly changes."""
-    k = min(_FREQUENCIES, min(x.shape[1:]) // 2 - 1)
-    parts = [np.empty((0, (2 * k + 1) * (k + 1)), np.float32)]
-    for at in range(0, len(x), block):
-        f = np.log1p(np.abs(_transform(x[at : at + block])[:, :, : k + 1]))
-        parts.append(unit_rows(np.concatenate([f[:, : k + 1], f[:, -k:]], axis=1)))
-    return np.concatenate(parts)
-
-
-def _transform(x: Pixels) -> NDArray[np.complexfloating]:
-    """Return the Fourier transform under a Hann window, which hides the edges' jump."""
-    from scipy.fft import rfft2
-
-    x = np.asarray(x, np.float32)
-    window = np.outer(np.hanning(x.shape[1]), np.hanning(x.shape[2])).astype(np.float32)
-    return rfft2((x - x.mean(axis=(1, 2), keepdims=True)) * window)
-
-
-def _candidates(
-    test: Pixels, train: Pixels, patients: tuple[Indices, Indices] | None, block: int
-) -> tuple[Floats, Indices]:
-    """Return correlation and index of the training images with the most similar spectra."""
-    ours, theirs = _spectra(test, block), _spectra(train, block)
-    best = np.full((len(test), _CANDIDATES), -1, np.float32)
-    index = np.zeros((len(test), _CANDIDATES), np.int64)
-    for at in range(0, len(test), block):
-        here = slice(at, at + block)
-        for start in range(0, len(train), block):
-            value = ours[here] @ theirs[start : start + block].T
-            if patients is not None:
-                a, b = patients[0][here, None], patients[1][start : start + block]
-                value[(a != b) & (a >= 0) & (b >= 0)] = -1
-            both = np.concatenate([best[here], value], axis=1)
-            top = np.argpartition(both, -_CANDIDATES, axis=1)[:, -_CANDIDATES:]
-            known = np.take_along_axis(index[here], np.minimum(top, _CANDIDATES - 1), axis=1)
-            index[here] = np.where(top < _CANDIDATES, known, top - _CANDIDATES + start)
-            best[here] = np.take_along_axis(both, top, axis=1)
-    return best, index
-
-
-def _align(test: Pixels, train: Pixels, row: Indices, col: Indices) -> Floats:
-    """Return the ncc of each pair's overlap after the shift that phase correlation finds."""
-    out = np.full(len(row), -1, np.float32)
-    for at in range(0, len(row), 512):
-        a, b = test[row[at : at + 512]], train[col[at : at + 512]]
-        dy, dx = _shifts(a, b)
-        for y, x in np.unique(np.stack([dy, dx]), axis=1).T:
-            same = np.flatnonzero((dy == y) & (dx == x))
-            out[at + same] = _best_half(_overlap(a[same], y, x), _overlap(b[same], -y, -x))
-    return out
-
-
-def _best_half(a: Pixels, b: Pixels) -> Floats:
-    """Return the ncc of each pair after the best shift of b by half a pixel or none.
-
-    A shift by whole pixels of a large file is a broken one after resizing.
-    """
-    ours = unit_rows(a[:, 1:-1, 1:-1])
-    best = np.full(len(a), -1, np.float32)
-    b = np.asarray(b, np.float32)
-    for y, x in itertools.product((-1, 0, 1), repeat=2):
-        down = (b + np.roll(b, y, axis=1)) / 2  # the mean of two neighbours lies between them
-        moved = (down + np.roll(down, x, axis=2)) / 2
-        theirs = unit_rows(moved[:, 1:-1, 1:-1])  # what rolled over the edge is cut off
-        np.maximum(best, (ours * theirs).sum(axis=1), out=best)
-    return best
-
-
-def _shifts(a: Pixels, b: Pixels) -> tuple[Indices, Indices]:
-    """Return by how many rows and columns each a lies below and right of b."""
-    from scipy.fft import irfft2
-
-    cross = _transform(a) * np.conj(_transform(b))
-    cross /= np.maximum(np.abs(cross), 1e-9)
-    peak = irfft2(cross, s=a.shape[1:])
-    m, width = _MAX_SHIFT, 2 * _MAX_SHIFT + 1
-    peak = np.roll(peak, (m, m), axis=(1, 2))[:, :width, :width].reshape(len(a), -1)
-    dy, dx = np.divmod(peak.argmax(axis=1), width)
-    return dy - m, dx - m
-
-
-def _overlap(x: Pixels, dy: int, dx: int) -> Pixels:
-    """Return the part of images shifted by (dy, dx) that shows what the unshifted ones show."""
-    height, width = x.shape[1:]
-    rows = slice(max(dy, 0), height + min(dy, 0))
-    return x[:, rows, slice(max(dx, 0), width + min(dx, 0))]
 
 
 def _blocks(is_test: Flags, size: int) -> Iterator[Indices]:
