@@ -19,6 +19,7 @@ LAYERS = [
     {"models", "scorers", "datasets", "storage"},
     {"studies"},
     {"training", "loading", "calibration"},
+    {"panel"},
     {"scoring"},
     {"audit"},
     {"fitting"},

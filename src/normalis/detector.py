@@ -41,7 +41,7 @@ from normalis.loading.held_out import (
     take,
     units_of,
 )
-from normalis.models.base import AnomalyModel, Autoencoder, Footprint
+from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Footprint
 from normalis.models.inputs import to_model_input
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, TrainingSettings, pick_device, settings_for
@@ -64,7 +64,7 @@ class AnomalyDetector(BaseEstimator):
             83 for ``fast``, more where the images are few (`normalis.training.loop.settings_for`).
         batch_size: images per training step.
         learning_rate: of Adam; None for the recipe's own, 1e-3 and a peak of 4e-3.
-        recipe: ``paper``, or ``fast``: the paper's error on held-out normal images in a third of
+        recipe: ``auto`` is ``fast`` for the networks of a panel, else ``paper``; ``fast``: the paper's error on held-out normal images in a third of
             its steps, about a point worse where it differs (docs/performance.md).
         precision: ``auto``, ``float32`` or ``bfloat16``.
         standardize: whether each image's own brightness and contrast are removed.
@@ -94,6 +94,7 @@ class AnomalyDetector(BaseEstimator):
         method_options: further settings of the method, on top of those that are usual for it
             (`AnomalyModel.usual_options`).
         scorer_options: further settings of the scorer.
+        members: methods of the panel, instead of the default ones; one alone is that method.
 
     Attributes:
         fitted_: the `FittedDetector`, immutable. What it holds can be read here as well:
@@ -120,7 +121,7 @@ class AnomalyDetector(BaseEstimator):
         epochs: int | None = None,
         batch_size: int = 64,
         learning_rate: float | None = None,
-        recipe: str = "paper",
+        recipe: str = "auto",
         precision: str = "auto",
         standardize: bool = False,
         scorer: str = "auto",
@@ -139,6 +140,7 @@ class AnomalyDetector(BaseEstimator):
         device: str = "auto",
         method_options: dict[str, Any] | None = None,
         scorer_options: dict[str, Any] | None = None,
+        members: Sequence[str] | None = None,
     ) -> None:
         self.method = method
         self.latent_dim = latent_dim
@@ -166,6 +168,7 @@ class AnomalyDetector(BaseEstimator):
         self.device = device
         self.method_options = method_options
         self.scorer_options = scorer_options
+        self.members = members
 
     # --- settings of the steps below, made from the parameters ---
 
@@ -188,11 +191,33 @@ class AnomalyDetector(BaseEstimator):
         """The side that was asked for, else what is usual for the method."""
         if self.image_size is not None:
             return self.image_size
-        return models.model_class(self.method).usual_image_size(self._method_options)
+        return models.model_class(self._method).usual_image_size(self._method_options)
+
+    @property
+    def _method(self) -> str | type[AnomalyModel]:
+        """The method, which ``members`` may choose."""
+        if self.members is None:
+            return self.method
+        if self.method != "panel" or isinstance(self.members, str) or not len(self.members):
+            raise SettingsError(
+                "members must be a list of methods, for the method panel; got "
+                f"{self.members!r} for {self.method!r}"
+            )
+        return self.members[0] if len(self.members) == 1 else "panel"
+
+    @property
+    def _recipe(self) -> str:
+        if self.recipe != "auto":
+            return self.recipe
+        return "fast" if self._is_panel else "paper"
+
+    @property
+    def _is_panel(self) -> bool:
+        return issubclass(models.model_class(self._method), CompositeModel)
 
     def _training_settings(self, n_images: int = 0) -> TrainingSettings:
         return settings_for(
-            self.recipe,  # type: ignore[arg-type]
+            self._recipe,  # type: ignore[arg-type]
             n_images=n_images,
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -204,7 +229,7 @@ class AnomalyDetector(BaseEstimator):
     def _build(self) -> AnomalyModel:
         width = {} if isinstance(self.latent_dim, str) else {"latent_dim": self.latent_dim}
         return models.build(
-            self.method,
+            self._method,
             seed=self.random_state,
             image_size=self._image_size,
             channels=self.channels,
@@ -215,7 +240,10 @@ class AnomalyDetector(BaseEstimator):
     @property
     def _method_options(self) -> dict[str, Any]:
         """What is usual for the method, and on top of it what was asked for."""
-        return {**models.model_class(self.method).usual_options, **(self.method_options or {})}
+        own = {**models.model_class(self._method).usual_options, **(self.method_options or {})}
+        if self.members is not None and self._is_panel:
+            own["members"] = "+".join(self.members)
+        return own
 
     def _build_scorer(self) -> scorers.Scorer:
         options = dict(self.scorer_options or {})
@@ -227,7 +255,7 @@ class AnomalyDetector(BaseEstimator):
     def _scorer_name(self) -> str:
         if self.scorer != "auto":
             return self.scorer
-        return scorers.usual_scorer(models.model_class(self.method))
+        return scorers.usual_scorer(models.model_class(self._method))
 
     def _checked(self) -> AnomalyModel:
         """Fail before any image is read if a setting is out of its range; return the model."""
@@ -237,6 +265,8 @@ class AnomalyDetector(BaseEstimator):
             )
         if self.calibration not in ("split", "cv+", "none"):
             raise SettingsError(f"calibration must be split, cv+ or none, got {self.calibration!r}")
+        if self._is_panel:
+            self._check_panel()
         if not (isinstance(self.folds, Integral) and self.folds >= 2):
             raise SettingsError(f"folds must be a whole number of at least 2, got {self.folds!r}")
         if not 0 < self.calibration_share < 1:
@@ -253,6 +283,19 @@ class AnomalyDetector(BaseEstimator):
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
         self._build_scorer()
         return self._build()
+
+    def _check_panel(self) -> None:
+        if self.calibration == "cv+":
+            raise SettingsError(
+                "a panel's readings are measured by held-out images, so its calibration must be "
+                "split or none, got cv+; for few images cross-fit one of its members: "
+                'members=("feature-knn",) with calibration cv+'
+            )
+        if self.scorer != "auto" or self.reduction is not None or self.scorer_options:
+            raise SettingsError(
+                "a panel reads each member by the member's own scorer: leave out scorer, reduction "
+                "and scorer_options, or fit one member"
+            )
 
     # --- fit ---
 
@@ -360,6 +403,8 @@ class AnomalyDetector(BaseEstimator):
             "threads": trained.threads or torch.get_num_threads(),
             "versions": versions(),
         }
+        if isinstance(built[0], CompositeModel):
+            info |= {"members": list(built[0].parts()), "left_out": built[0].left_out}
         return replace(fitted, **vars(fixed), info=info)
 
     def _described(self, normals: Normals) -> dict[str, Any]:
@@ -410,12 +455,12 @@ class AnomalyDetector(BaseEstimator):
 
     def _plain_params(self, training: TrainingSettings) -> dict[str, Any]:
         params = self.get_params(deep=False)
-        params["method"] = models.method_name(self.method)
+        params["method"] = models.method_name(self._method)
         # What was left to the defaults is kept as it was then: these may change.
         params["scorer"] = self._scorer_name
         params["reduction"] = self._build_scorer().settings.reduction
         params["image_size"] = self._image_size
-        params["method_options"] = self._method_options or None
+        params["method_options"], params["members"] = self._method_options or None, None
         params |= {k: getattr(training, k) for k in ("recipe", "epochs", "learning_rate")}
         return {k: _plain(v) for k, v in params.items()}
 

@@ -45,7 +45,7 @@ from normalis.loading.held_out import (
     normal_images,
     samples_to_score,
 )
-from normalis.models.base import AnomalyModel, Autoencoder
+from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
 from normalis.storage import RunFolder, content_hash
@@ -567,6 +567,8 @@ def _models_of(
         model.load_state(_part(arrays, _prefix("model", i), device))
         if isinstance(model, Autoencoder):
             model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if isinstance(model, CompositeModel):
+            model.to(device)
     return tuple(found)
 
 

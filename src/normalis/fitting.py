@@ -24,12 +24,12 @@ from normalis.calibration.maps import MapScale, MapSettings, fit_map_scale
 from normalis.loading.arrays import Loaded
 from normalis.loading.held_out import split, take, units_of
 from normalis.loading.units import Units
-from normalis.models.base import AnomalyModel, Autoencoder
+from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.models.inputs import to_model_input
 from normalis.scoring import Fitted, image_statistics, score_loaded
 from normalis.storage import RunFolder
 from normalis.training.checkpoints import train_resumably
-from normalis.training.loop import Progress, Training, TrainingSettings, fit
+from normalis.training.loop import Progress, Training, TrainingSettings, fit, fit_parts
 
 __all__ = ["Calibrated", "Trained", "calibrate_on", "fit_scorers", "train_models"]
 
@@ -41,12 +41,14 @@ class Calibrated:
     """What is normal for a fitted detector.
 
     Attributes:
+        models: the detector's; a panel measures by the readings of these normal images.
         normal_scores: (n,) of normal images, held out where any are.
         calibration: None where nothing was held out.
         colour_scale: of all pictures.
         map_scale: what places of maps are measured in.
     """
 
+    models: tuple[AnomalyModel, ...]
     normal_scores: NDArray[np.float64]
     calibration: Calibration | None
     colour_scale: ColourScale
@@ -98,6 +100,8 @@ def train_models(
     rows = None
     if fold is not None:
         rows = [torch.from_numpy(np.flatnonzero(fold != k)) for k in range(len(models))]
+    if isinstance(models[0], CompositeModel):
+        return _train_parts(models[0], pixels, settings, device, seed, folder, identity, progress)
     networks = [model for model in models if isinstance(model, Autoencoder)]
     if not networks:
         started = time.perf_counter()
@@ -123,6 +127,37 @@ def train_models(
     return Trained(history=training.history, threads=training.threads, seconds=training.seconds)
 
 
+def _train_parts(
+    model: CompositeModel,
+    pixels: Tensor,
+    settings: TrainingSettings,
+    device: torch.device,
+    seed: int,
+    folder: RunFolder | None,
+    identity: str,
+    progress: Callable[[Progress], None] | None,
+) -> Trained:
+    """Fit the parts of a model one by one; a network that was interrupted goes on."""
+    found: list[Trained] = []
+
+    def fit_one(part: AnomalyModel, seen: Tensor, name: str) -> None:
+        trained = train_models(
+            [part],
+            seen,
+            settings=settings,
+            device=device,
+            seed=seed,
+            folder=folder,
+            identity=f"{identity} {name}",
+            progress=progress,
+        )
+        found.append(trained)
+
+    fit_parts(model, pixels, fit_one)
+    networks = [trained for trained in found if trained.history]
+    return networks[0] if networks else Trained(history=[], threads=None)
+
+
 def calibrate_on(
     fitted: Fitted, train: Loaded | None, held: Loaded | None, *, fold: Fold = None, seed: int = 0
 ) -> Calibrated:
@@ -145,7 +180,13 @@ def calibrate_on(
         held = _fit_scorers(fitted, train, held, fold, seed)
     normals, unseen = held or train, held is not None or fold is not None
     assert normals is not None  # the callers give one of the two
+    models = tuple(fitted.models)
     scores, raw = _score_unseen(fitted, normals, fold)
+    panel: dict[str, Any] = {}
+    if isinstance(models[0], CompositeModel):  # its scores are readings (V, n) until it can measure
+        readings, models = scores, (models[0].referred(scores),)
+        scores = models[0].surprise(readings)
+        panel = {"readings": models[0].readings, "held_readings": readings}
     units = units_of(normals)
     settings = MapSettings(left_out=fitted.image_settings.margin)
     map_scale, maps = fit_map_scale(raw, units.member, settings)
@@ -153,8 +194,9 @@ def calibrate_on(
     if fold is not None:  # pooled over models, which is approximate: no promise
         scale = replace(scale, rate=None)
     return Calibrated(
+        models=models,
         normal_scores=scores,
-        calibration=_calibration(normals, units, scores, maps, fold) if unseen else None,
+        calibration=_calibration(normals, units, scores, maps, fold, **panel) if unseen else None,
         colour_scale=scale,
         map_scale=map_scale,
     )
@@ -193,7 +235,10 @@ def fit_scorers(fitted: Fitted, seen: Sequence[Loaded]) -> None:
 def _score_unseen(
     fitted: Fitted, normals: Loaded, fold: Fold
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Return scores (n,) and maps (n, S, S), with folds each by the model without its own."""
+    """Return scores (n,) and maps (n, S, S), with folds each by the model without its own.
+
+    Of a panel the scores are its readings (V, n).
+    """
     if fold is None:
         return _score_all(fitted, normals)
     scores = np.empty(len(fold))
@@ -207,7 +252,9 @@ def _score_unseen(
 def _score_all(fitted: Fitted, normals: Loaded) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     parts = list(score_loaded(fitted, normals))
     maps = [p.anomaly_map for p in parts if p.anomaly_map is not None]
-    return np.concatenate([p.anomaly_score for p in parts]), np.concatenate(maps)
+    readings = [p.readings for p in parts if p.readings is not None]
+    scores = np.concatenate(readings or [p.anomaly_score for p in parts], axis=-1)
+    return scores, np.concatenate(maps)
 
 
 def _calibration(
@@ -216,6 +263,7 @@ def _calibration(
     scores: NDArray[np.float64],
     maps: NDArray[np.float32],
     fold: Fold,
+    **panel: Any,
 ) -> Calibration:
     calibration = calibrate(
         scores,
@@ -225,4 +273,4 @@ def _calibration(
         map_maxima=maps.max((1, 2)),
         statistics=image_statistics(normals.pixels),
     )
-    return replace(calibration, level=units.level)
+    return replace(calibration, level=units.level, **panel)

@@ -40,8 +40,8 @@ from torch.nn import functional as F
 
 from normalis import models, scorers
 from normalis.calibration.panel import JOINED, Readings, surprise
-from normalis.errors import DataError, NotFittedError, SettingsError
-from normalis.models.base import AnomalyModel, CompositeModel, ModelSettings
+from normalis.errors import DataError, SettingsError
+from normalis.models.base import AnomalyModel, CompositeModel, DirectModel, ModelSettings
 from normalis.scorers.base import Scorer, reduce_map
 
 __all__ = ["MEMBERS", "Panel", "PanelSettings"]
@@ -185,10 +185,14 @@ class Panel(CompositeModel):
         return other
 
     def surprise(self, readings: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the score (B,) of readings (V, B)."""
+        """Return the score (B,) of readings (V, B), zeros before it has any to measure by."""
         if _KEPT not in self.arrays:
-            raise NotFittedError("this panel has no normal images to measure by: fit it first")
-        return surprise(readings, self.arrays[_KEPT].cpu().numpy(), self.readings)[0]
+            return np.zeros(readings.shape[1])
+        known = np.isfinite(readings).all(0)  # an image far from all others may overflow a member
+        scores = np.full(readings.shape[1], np.nan)
+        held = self.arrays[_KEPT].cpu().numpy()
+        scores[known] = surprise(readings[:, known], held, self.readings)[0]
+        return scores
 
     def anomaly_score(self, x: Tensor) -> Tensor:
         """Return the score (B,)."""
@@ -237,14 +241,25 @@ class Panel(CompositeModel):
         self.arrays = {k: v for k, v in state.items() if k == _KEPT}
         for number, (model, _) in enumerate(self._members.values()):
             mine = f"{number}."
-            model.load_state({k.removeprefix(mine): v for k, v in state.items() if k[: len(mine)] == mine})
+            own = {k.removeprefix(mine): v for k, v in state.items() if k.startswith(mine)}
+            model.load_state(own)
+            if isinstance(model, torch.nn.Module):
+                model.eval()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the members to a device; return self."""
+        for model, _ in self._members.values():
+            if isinstance(model, torch.nn.Module):
+                model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            elif isinstance(model, DirectModel):
+                model.to(device)
+        return self
 
 
 def _joined(maps: Sequence[Tensor], weights: Sequence[float], side: int) -> Tensor:
     """Return the weighted geometric mean of maps (B, h, w) at a common side."""
-    total = torch.stack(
-        [w * _resized(m.float(), side).clamp_min(_LEAST).log() for m, w in zip(maps, weights, strict=True)]
-    ).sum(0)
+    logs = [_resized(m.float(), side).clamp_min(_LEAST).log() for m in maps]
+    total = torch.stack([w * one for w, one in zip(weights, logs, strict=True)]).sum(0)
     return (total / sum(weights)).exp()
 
 

@@ -25,7 +25,7 @@ from normalis.errors import DataError, UnreadableImageError
 from normalis.images import Frame, IntensityRule, read_frames
 from normalis.images.decoding import map_ahead
 from normalis.loading.arrays import ImageSettings, Loaded, Row, load, to_unit
-from normalis.models.base import AnomalyModel
+from normalis.models.base import AnomalyModel, CompositeModel
 from normalis.models.inputs import FLAT, as_tensor, to_model_input
 from normalis.scorers.base import Scorer
 
@@ -66,6 +66,7 @@ class Scored:
             asked for.
         at_border: (B,) whether the raw map's highest place lies in the outer 5 % of the image;
             None if not asked for.
+        readings: (V, B) of a panel, which ``anomaly_score`` is made of; None for other methods.
     """
 
     rows: list[Row]
@@ -76,6 +77,7 @@ class Scored:
     by_fold: NDArray[np.float64] | None = None
     findings: list[list[Finding]] = field(default_factory=list)
     at_border: NDArray[np.bool_] | None = None
+    readings: NDArray[np.float64] | None = None
 
 
 def image_statistics(pixels: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
@@ -132,13 +134,18 @@ def score_pixels(
         reconstructions: whether to return reconstructions.
 
     Returns:
-        scores (F, B) by each model; maps (B, S, S) and reconstructions (B, C, S, S), averaged over
-        the models, each None if not asked for or if the method has none.
+        scores (F, B) by each model, of a panel its readings (V, B); maps (B, S, S) and
+        reconstructions (B, C, S, S), averaged over the models, each None if not asked for or if
+        the method has none.
     """
     x = to_model_input(as_tensor(pixels).to(fitted.device), standardize=fitted.standardize)
     x = x.contiguous(memory_format=torch.channels_last)
     scores, shown, rebuilt = [], [], []
     for model, scorer in zip(fitted.models, fitted.scorers, strict=True):
+        if isinstance(model, CompositeModel):
+            readings, joined = model.read(x)
+            again = model.reconstruct(x) if reconstructions else None
+            return readings.cpu().numpy(), _array(joined) if maps else None, _array(again)
         score, anomaly_map = scorer.read(model, x, maps=maps)
         scores.append(score.double().cpu().numpy())
         shown.append(_array(anomaly_map))
@@ -165,6 +172,7 @@ def score(
     reconstructions: bool = False,
 ) -> Iterator[Scored]:
     """Score batch after batch; see `score_pixels` for the arguments."""
+    panel = fitted.models[0] if isinstance(fitted.models[0], CompositeModel) else None
 
     def scored(batch: Loaded) -> Scored:
         scores, shown, rebuilt = _in_pieces(
@@ -172,11 +180,12 @@ def score(
         )
         return Scored(
             rows=list(batch.rows),
-            anomaly_score=scores.mean(axis=0),
+            anomaly_score=panel.surprise(scores) if panel else scores.mean(axis=0),
             anomaly_map=shown,
             reconstruction=rebuilt,
             statistics=image_statistics(batch.pixels),
             by_fold=scores if fitted.cross_fitted else None,
+            readings=scores if panel else None,
         )
 
     filled = (batch for batch in batches if batch.rows)
@@ -246,6 +255,7 @@ def finite_only(part: Scored) -> tuple[Scored, list[tuple[Path, str]]]:
         reconstruction=None if part.reconstruction is None else part.reconstruction[kept],
         statistics={name: values[kept] for name, values in part.statistics.items()},
         by_fold=None if part.by_fold is None else part.by_fold[:, kept],
+        readings=None if part.readings is None else part.readings[:, kept],
     )
     return rest, list(reasons.values())
 
@@ -271,8 +281,12 @@ def _in_threads(scored: Callable[[Loaded], Scored], batches: Iterable[Loaded]) -
 
 
 def joined_scores(parts: Sequence[Scored]) -> NDArray[np.float64]:
-    """Return what `Calibration.p_values` reads: scores (N,), of a cross-fitted detector (F, N)."""
-    by_fold = [part.by_fold for part in parts if part.by_fold is not None]
+    """Return what `Calibration.p_values` reads: scores (N,).
+
+    Of a cross-fitted detector (F, N) by each model, of a panel its readings (V, N).
+    """
+    several = [part.by_fold if part.readings is None else part.readings for part in parts]
+    by_fold = [part for part in several if part is not None]
     return np.concatenate(by_fold or [part.anomaly_score for part in parts], axis=-1)
 
 

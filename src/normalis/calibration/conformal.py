@@ -57,6 +57,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from normalis.calibration.drift import SCORE, Drift, find_drift, unit_medians
+from normalis.calibration.panel import (
+    Readings,
+    panel_p_values,
+    panel_patient_p_values,
+    surprise,
+)
 from normalis.errors import MetricError, SettingsError
 
 __all__ = [
@@ -88,6 +94,8 @@ class Calibration:
         fold: (n,) number of the model that scored each image; zeros for ``split``.
         map_maxima: (n,) maximum of each image's anomaly map; None where no maps were made.
         statistics: name -> (n,) of each image (mean intensity, ...), for the drift check.
+        readings: of a panel, what its readings are; its ``scores`` are made of them.
+        held_readings: (V, n) of a panel.
     """
 
     kind: Kind
@@ -97,6 +105,8 @@ class Calibration:
     fold: NDArray[np.int64]
     map_maxima: Floats | None = None
     statistics: Mapping[str, Floats] = field(default_factory=dict)
+    readings: Readings | None = None
+    held_readings: Floats | None = None
 
     @property
     def n_units(self) -> int:
@@ -124,7 +134,8 @@ class Calibration:
         """Return the p-value of each new image, valid for one image of a new patient.
 
         Args:
-            scores: (M,) anomaly scores; for ``cv+`` (n_models, M), by each fold's model.
+            scores: (M,) anomaly scores; for ``cv+`` (n_models, M), by each fold's model; of a
+                panel its readings (V, M), which it ranks without ties.
             seed: break ties by random numbers of this seed (see the module's docstring); by
                 default ties count against the image.
 
@@ -136,6 +147,8 @@ class Calibration:
             MetricError: for a wrong shape or a score that is not finite.
         """
         self._need_scores()
+        if self.readings is not None and self.held_readings is not None:
+            return panel_p_values(scores, self.held_readings, self.unit, self.readings)
         new = self._check(scores)
         tie: Floats = np.ones(new.shape[1])
         if seed is not None:
@@ -155,7 +168,7 @@ class Calibration:
         """Return new patients, sorted, and the p-value of each one's largest score.
 
         Args:
-            scores: (M,) anomaly scores.
+            scores: (M,) anomaly scores; of a panel its readings (V, M).
             patients: (M,) name of each image's patient; an image with None is a patient of its
                 own, named ``image NUMBER``.
 
@@ -170,6 +183,9 @@ class Calibration:
             raise MetricError(
                 f"each score needs one patient, got {new.size} scores and {member.size} patients"
             )
+        if self.readings is not None and self.held_readings is not None:
+            given = scores, member, self.held_readings, self.unit
+            return names, panel_patient_p_values(*given, self.readings)
         theirs, ours = _largest(new, member), self._patient_scores()
         return names, (1.0 + _tail(ours, np.ones(ours.size), theirs)) / (ours.size + 1)
 
@@ -182,12 +198,23 @@ class Calibration:
         """
         return np.asarray(p_values, dtype=np.float64) <= rate + EPS
 
+    def seen_by(self, scores: ArrayLike) -> list[str]:
+        """Return the member of a panel that is most surprised by each image, else empty texts.
+
+        Args:
+            scores: as of `p_values`.
+        """
+        if self.readings is None or self.held_readings is None:
+            return [""] * np.asarray(scores).shape[-1]
+        return self.readings.most_surprised(surprise(scores, self.held_readings, self.readings)[1])
+
     # ------------------------------------------------------------------ thresholds
 
     def threshold(self, rate: float, *, unit: Literal["image", "patient"] = "image") -> float:
         """Return the score *above* which an image is flagged at a false-positive rate.
 
-        ``score > threshold`` and ``p_value <= rate`` are the same statement.
+        ``score > threshold`` and ``p_value <= rate`` are the same statement; of a panel nearly so,
+        whose p-values measure with the new image among the others (`calibration.panel`).
 
         Args:
             rate: false-positive rate alpha.
@@ -311,7 +338,8 @@ class Calibration:
         """Test whether new images could contain the same kind of normal ones (`calibration.drift`).
 
         Args:
-            scores: (M,) anomaly scores; for ``cv+`` (n_models, M), of which the first is used.
+            scores: (M,) anomaly scores; for ``cv+`` (n_models, M), of which the first is used; of
+                a panel its readings (V, M).
             patients: (M,) name of each image's patient.
             statistics: name -> (M,) of the new images; names that the calibration lacks are left.
             max_anomalous: largest share of anomalous units that is not drift.
@@ -354,6 +382,8 @@ class Calibration:
             "fold": self.fold.tolist(),
             "map_maxima": None if self.map_maxima is None else self.map_maxima.tolist(),
             "statistics": {name: values.tolist() for name, values in self.statistics.items()},
+            "readings": None if self.readings is None else self.readings.to_dict(),
+            "held_readings": (None if self.held_readings is None else self.held_readings.tolist()),
         }
 
     @classmethod
@@ -375,6 +405,8 @@ class Calibration:
                     name: np.asarray(values, dtype=np.float64)
                     for name, values in stored["statistics"].items()
                 },
+                readings=Readings.from_dict(stored["readings"]) if stored.get("readings") else None,
+                held_readings=_optional(stored.get("held_readings")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SettingsError(f"a stored calibration is damaged: {error!r}; fit again") from error
@@ -383,6 +415,7 @@ class Calibration:
             calibration.fold,
             calibration.map_maxima,
             *calibration.statistics.values(),
+            *(calibration.held_readings if calibration.held_readings is not None else ()),
         )
         if any(part is not None and part.shape != calibration.scores.shape for part in parts):
             raise SettingsError("a stored calibration is damaged: lengths disagree; fit again")
@@ -406,8 +439,10 @@ class Calibration:
             )
 
     def _check(self, scores: ArrayLike) -> Floats:
-        """Return scores as (n_models, M)."""
+        """Return scores as (n_models, M), of a panel's readings (V, M) as (1, M)."""
         new = np.asarray(scores, dtype=np.float64)
+        if self.readings is not None and self.held_readings is not None and new.ndim == 2:
+            return surprise(new, self.held_readings, self.readings)[0][None]
         rows = new[None] if new.ndim == 1 and self.n_models == 1 else new
         if rows.ndim != 2 or len(rows) != self.n_models:
             want = "(M,)" if self.n_models == 1 else f"({self.n_models}, M), one row per fold"

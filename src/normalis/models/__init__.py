@@ -22,6 +22,7 @@ __all__ = ["MODELS", "build", "check_size", "method_name", "model_class", "model
 
 #: method -> "module:Class"
 MODELS: dict[str, str] = {
+    "panel": "normalis.panel:Panel",
     "ae": "normalis.models.ae:AE",
     "ae-spatial": "normalis.models.ae_spatial:SpatialAE",
     "ae-perceptual": "normalis.models.ae_perceptual:PerceptualAE",

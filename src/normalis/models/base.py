@@ -4,6 +4,7 @@
 
     AnomalyModel            scores images: anomaly_map, anomaly_score, state, load_state
     ├── DirectModel         is fitted in one go, without a training loop: fit(x)
+    ├── CompositeModel      several models, fitted one by one, that read images together
     └── Autoencoder         is trained by `normalis.training.loop`: encode, decode, draw, losses
 
 A method says what its losses are and how its failure is read; it knows nothing of epochs, data
@@ -27,6 +28,7 @@ from normalis.errors import NotFittedError, SettingsError
 __all__ = [
     "AnomalyModel",
     "Autoencoder",
+    "CompositeModel",
     "DirectModel",
     "Footprint",
     "ModelSettings",
@@ -176,6 +178,12 @@ class AnomalyModel(ABC):
     #: Settings that `AnomalyDetector` and ``fit`` use unless told otherwise. The defaults of
     #: ``Settings`` are the source's, and stay what they were when experiments were recorded.
     usual_options: ClassVar[Mapping[str, Any]] = {}
+    #: Whether the score judges the image as a whole, rather than reading the map; see
+    #: `normalis.panel`.
+    judges_whole: ClassVar[bool] = False
+    #: Weight of the map's logarithm among others': 1 of a distance, 1/4 of a squared error or what
+    #: else has a tail as long.
+    map_weight: ClassVar[float] = 0.25
     settings: Any  # of the class's own Settings
 
     @classmethod
@@ -255,6 +263,46 @@ class DirectModel(AnomalyModel):
         """Move the fitted arrays to a device; return self."""
         self.arrays = {k: v.to(device) for k, v in self.arrays.items()}
         return self
+
+
+class CompositeModel(AnomalyModel):
+    """Several models that are fitted on the same images, one by one, and read images together."""
+
+    #: Members that could not be fitted, with the reason.
+    left_out: dict[str, str]
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, AnomalyModel]:
+        """Return the models by name."""
+
+    @abstractmethod
+    def seen_by_part(self, name: str, x: Tensor) -> Tensor:
+        """Return images (B, C, S, S) of any range at the size that a part sees."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """Move the parts to a device; return self."""
+
+    @abstractmethod
+    def leave_out(self, name: str, reason: str) -> None:
+        """Go on without a part that cannot be fitted; raise if none is left."""
+
+    @property
+    @abstractmethod
+    def readings(self) -> Any:
+        """What the readings are, `normalis.calibration.panel.Readings`."""
+
+    @abstractmethod
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return readings (V, B) of images (B, C, S, S) in [-1, 1], and maps (B, S, S)."""
+
+    @abstractmethod
+    def referred(self, readings: Any) -> Self:
+        """Return the same models, which measure by the readings (V, n) of normal images."""
+
+    @abstractmethod
+    def surprise(self, readings: Any) -> Any:
+        """Return the scores (B,) of readings (V, B), zeros before it has any to measure by."""
 
 
 class Autoencoder(nn.Module, AnomalyModel):

@@ -51,6 +51,8 @@ def whitening(rows: Tensor) -> tuple[Tensor, Tensor]:
 class FeatureGaussian(FeatureModel):
     """Squared Mahalanobis distance of pooled features."""
 
+    judges_whole = True
+
     def footprint(self, images: int) -> Footprint:
         """Return what the whitening matrix takes, and the covariance's estimate."""
         kept, d = min(images, max(2, self.settings.bank)), self.width

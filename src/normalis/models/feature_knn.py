@@ -79,6 +79,8 @@ def _candidates(v: Tensor, bank: Tensor, k: int) -> Tensor:
 class FeatureKNN(FeatureModel):
     """Mean distance of pooled features to the nearest normal images."""
 
+    judges_whole = True
+
     Settings: ClassVar[Any] = FeatureKNNSettings
 
     def footprint(self, images: int) -> Footprint:

@@ -2,7 +2,8 @@
 
 ::
 
-    maps     {tap: (B, channels, h, w)} of `normalis.backbones`, images at image_size
+    maps     {tap: (B, channels, h, w)} of `normalis.backbones`, images at image_size, each place's
+             features scaled to length 1
     pooled   (B, D): the mean over places of each feature of each tap
 
 Images are looked at with `FeatureSettings.image_size` pixels, 128 unless told otherwise, whatever
@@ -41,6 +42,8 @@ class FeatureSettings(ModelSettings):
         backbone_sha256: of its weights; empty takes what is there, and a fitted model holds it.
         taps: whose features are read, joined by ``+``, for instance ``b+c``; empty for all.
         bank: normal images that are kept at most; of more, a random subset drawn by the seed.
+        unit: whether the features of each place and tap are scaled to length 1, so that what a
+            place looks like counts and not how strongly.
     """
 
     image_size: int = 128
@@ -48,6 +51,7 @@ class FeatureSettings(ModelSettings):
     backbone_sha256: str = ""
     taps: str = ""
     bank: int = 5000
+    unit: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +100,10 @@ class FeatureModel(DirectModel):
 
     def maps(self, x: Tensor, taps: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Return the features of images (B, C, S, S) by tap, (B, channels, h, w) float32."""
-        return self.backbone(x.device).maps(x, self.taps if taps is None else taps)
+        found = self.backbone(x.device).maps(x, self.taps if taps is None else taps)
+        if not self.settings.unit:
+            return found
+        return {name: F.normalize(m, dim=1) for name, m in found.items()}
 
     def pooled(self, x: Tensor, taps: Sequence[str] | None = None) -> Tensor:
         """Return each feature's mean over places: (B, D) float32."""

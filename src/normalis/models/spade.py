@@ -113,6 +113,8 @@ def compare(cells: Tensor, others: Tensor, *, window: int, nearest: int) -> Tens
 class SPADE(FeatureModel):
     """Distance, place by place, to the most similar normal images."""
 
+    map_weight = 1.0
+
     Settings: ClassVar[Any] = SPADESettings
 
     @property

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from normalis.errors import DataError, SettingsError, TrainingError
-from normalis.models.base import AnomalyModel, Autoencoder, DirectModel
+from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, DirectModel
 from normalis.models.inputs import to_model_input
 from normalis.training.stack import Stack, groups
 from normalis.training.threads import choose_threads, threads
@@ -34,6 +34,7 @@ __all__ = [
     "Training",
     "TrainingSettings",
     "fit",
+    "fit_parts",
     "pick_device",
     "settings_for",
     "train",
@@ -582,10 +583,46 @@ def fit(
             [model], pixels, settings=settings, seeds=[seed], device=device, callback=callback
         )
         return training.members[0].history
+    place = pick_device(device) if isinstance(device, str) else device
+    if isinstance(model, CompositeModel):
+        given: dict[str, Any] = {"settings": settings, "seed": seed, "callback": callback}
+        fit_parts(model, pixels, lambda part, seen, _: fit(part, seen, device=place, **given))
+        return []
     if not isinstance(model, DirectModel):
         raise SettingsError(
             f"a method must be an Autoencoder or a DirectModel, got {type(model).__name__}"
         )
-    place = pick_device(device) if isinstance(device, str) else device
     model.fit(to_model_input(pixels.to(place), standardize=settings.standardize), seed=seed)
     return []
+
+
+def fit_parts(
+    model: CompositeModel, pixels: Tensor, fit_one: Callable[[AnomalyModel, Tensor, str], object]
+) -> None:
+    """Fit the parts of a model one by one; one that cannot be fitted is left out with its reason.
+
+    Args:
+        model: changed in place.
+        pixels: (N, C, S, S) normal images.
+        fit_one: called with a part, the images as it sees them, and its name.
+
+    Raises:
+        DataError: if no part can be fitted.
+    """
+    for name, part in list(model.parts().items()):
+        try:
+            fit_one(part, _pixels_of_part(model, name, pixels), name)
+        except (DataError, TrainingError) as error:
+            model.leave_out(name, str(error))
+
+
+def _pixels_of_part(model: CompositeModel, name: str, pixels: Tensor) -> Tensor:
+    """Return images at the size that a part sees, of the same type, in little memory."""
+    if model.parts()[name].settings.image_size == pixels.shape[-1]:
+        return pixels
+    parts = []
+    for some in pixels.split(_WATCHED):
+        seen = model.seen_by_part(name, some.float())
+        whole = pixels.dtype == torch.uint8
+        parts.append(seen.round().clamp(0, 255).to(torch.uint8) if whole else seen)
+    return torch.cat(parts)
