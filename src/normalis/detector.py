@@ -64,7 +64,8 @@ class AnomalyDetector(BaseEstimator):
             83 for ``fast``, more where the images are few (`normalis.training.loop.settings_for`).
         batch_size: images per training step.
         learning_rate: of Adam; None for the recipe's own, 1e-3 and a peak of 4e-3.
-        recipe: ``auto`` is ``fast`` for the networks of a panel, else ``paper``; ``fast``: the paper's error on held-out normal images in a third of
+        recipe: ``auto`` is ``fast`` for the networks of a panel, else ``paper``; ``fast`` reaches
+            the paper's error on held-out normal images in a third of
             its steps, about a point worse where it differs (docs/performance.md).
         precision: ``auto``, ``float32`` or ``bfloat16``.
         standardize: whether each image's own brightness and contrast are removed.

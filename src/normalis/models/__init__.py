@@ -18,11 +18,10 @@ from normalis.trust import import_named
 if TYPE_CHECKING:
     from normalis.models.base import AnomalyModel
 
-__all__ = ["MODELS", "build", "check_size", "method_name", "model_class", "model_names"]
+__all__ = ["MODELS", "PANELS", "build", "check_size", "method_name", "model_class", "model_names"]
 
 #: method -> "module:Class"
 MODELS: dict[str, str] = {
-    "panel": "normalis.panel:Panel",
     "ae": "normalis.models.ae:AE",
     "ae-spatial": "normalis.models.ae_spatial:SpatialAE",
     "ae-perceptual": "normalis.models.ae_perceptual:PerceptualAE",
@@ -45,6 +44,9 @@ MODELS: dict[str, str] = {
     "knn": "normalis.models.knn:KNN",
 }
 
+#: What joins several methods; chosen by name as they are.
+PANELS: dict[str, str] = {"panel": "normalis.panel:Panel"}
+
 
 @cache
 def _plugins() -> dict[str, str]:
@@ -56,7 +58,7 @@ def _is_known(target: str) -> bool:
 
     What lies in the working folder came with the files there: it is not installed.
     """
-    if target in MODELS.values():
+    if target in MODELS.values() or target in PANELS.values():
         return True
     offered = [e for e in entry_points(group="normalis.models") if e.value == target]
     return any(e.dist is not None and not _lies_here(e.dist) for e in offered)
@@ -67,8 +69,8 @@ def _lies_here(package: Distribution) -> bool:
 
 
 def model_names() -> list[str]:
-    """Return the names of all methods, those of other packages last."""
-    return [*MODELS, *(name for name in _plugins() if name not in MODELS)]
+    """Return the names of all methods, the panel first, those of other packages last."""
+    return [*PANELS, *MODELS, *(name for name in _plugins() if name not in MODELS)]
 
 
 def model_class(method: str | type[AnomalyModel]) -> type[AnomalyModel]:
@@ -83,7 +85,7 @@ def model_class(method: str | type[AnomalyModel]) -> type[AnomalyModel]:
     """
     if not isinstance(method, str):
         return method
-    listed = MODELS.get(method) or _plugins().get(method)
+    listed = PANELS.get(method) or MODELS.get(method) or _plugins().get(method)
     target = listed or method
     if not target.partition(":")[2]:
         near = difflib.get_close_matches(method, model_names(), 1)
@@ -100,7 +102,8 @@ def method_name(method: str | type[AnomalyModel]) -> str:
     if isinstance(method, str):
         return method
     listed = f"{method.__module__}:{method.__qualname__}"
-    return next((name for name, target in MODELS.items() if target == listed), listed)
+    known = {**PANELS, **MODELS}
+    return next((name for name, target in known.items() if target == listed), listed)
 
 
 def build(method: str | type[AnomalyModel], *, seed: int = 0, **options: Any) -> AnomalyModel:
