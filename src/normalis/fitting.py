@@ -155,7 +155,8 @@ def _train_parts(
 
     fit_parts(model, pixels, fit_one)
     networks = [trained for trained in found if trained.history]
-    return networks[0] if networks else Trained(history=[], threads=None)
+    network = networks[0] if networks else Trained(history=[], threads=None, seconds=0.0)
+    return replace(network, seconds=sum(trained.seconds for trained in found))
 
 
 def calibrate_on(
