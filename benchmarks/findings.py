@@ -20,7 +20,7 @@ from normalis.audit import audit
 from normalis.datasets import open_dataset
 from normalis.metrics import auroc, average_precision, bootstrap
 from normalis.research.paired import row_of
-from normalis.storage import Records
+from normalis.research.records import Records
 from pages import fill
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from normalis.storage import Records
+from normalis.research.records import Records
 
 PLAN = """
 [sweep]

@@ -43,7 +43,8 @@ from normalis.models.base import Autoencoder
 from normalis.research.data import Arrays, Store, nearest
 from normalis.research.experiments import Experiment, Subset, default_epochs
 from normalis.research.jobs import fitted
-from normalis.storage import Records, RunFolder
+from normalis.research.records import Records
+from normalis.storage import RunFolder
 from theory import IMAGES, ROOT, body, heights, look_alikes, number, split, table, write_table
 
 mpl.use("Agg")

@@ -28,7 +28,8 @@ from normalis.research.data import Store
 from normalis.research.experiments import Experiment
 from normalis.research.jobs import fitted
 from normalis.research.paired import row_of, versus
-from normalis.storage import Records, write_csv
+from normalis.research.records import Records
+from normalis.storage import write_csv
 from pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,8 +25,8 @@ import numpy as np
 
 from normalis.models.ae_u import AEU
 from normalis.research.experiments import expand, read_plan
+from normalis.research.records import Records
 from normalis.scorers import usual_reduction
-from normalis.storage import Records
 from pages import fill
 
 READINGS = ("native", "median")

@@ -29,12 +29,14 @@ from normalis.models.rate_ae import RateAE
 from normalis.research.data import Arrays, Store
 from normalis.research.experiments import Experiment
 from normalis.research.jobs import fitted
+from normalis.research.packed import rounded, write_table
+from normalis.research.records import Records
 from normalis.research.selection import gather_evidence
 from normalis.research.selection.evidence import normal_geometry
 from normalis.research.selection.prior import lesion_prior
 from normalis.scorers import build
 from normalis.scorers.base import Scorer
-from normalis.storage import Records, RunFolder, write_atomically
+from normalis.storage import RunFolder, write_atomically
 
 #: Trainings with held-out normals whose evidence is kept, each in every reading it supports.
 METHODS = ("ae", "rate-ae", "nested-ae", "ae-u", "vae", "memae", "ceae", "constrained-ae", "dae")
@@ -289,7 +291,43 @@ def held_groups(arrays: Arrays) -> np.ndarray:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Read what `gather` kept of one side."""
-    return [
+    """Read what `gather` kept of one side, and what was packed of it."""
+    rows = [
         row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()
     ]
+    packed = folder.with_suffix(".parquet")
+    if packed.exists():
+        rows += [_nested(row) for row in pq.read_table(packed).to_pylist()]
+    return rows
+
+
+def pack(evidence: Path, out: Path) -> None:
+    """Write each side into one compact file; scores keep `BITS` bits of their fraction."""
+    for side in SIDES:
+        rows = [_flat(row) for row in read(evidence / side)]
+        floats = {k for row in rows for k, v in row.items() if k in LISTS or k.startswith("synth")}
+        for row in rows:
+            row.update({k: rounded(row[k], BITS) for k in floats if row.get(k) is not None})
+        write_table(out / f"{side}.parquet", rows, floats=sorted(floats))
+
+
+#: Bits that the fraction of a packed score keeps: a relative error of at most 1e-4.
+BITS = 12
+LISTS = ("validation_scores", "scores")
+_NESTED = ("synthetic", "lesion_prior")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat = {k: v for k, v in row.items() if k not in _NESTED}
+    for name in _NESTED:
+        flat |= {f"{name}.{k}": v for k, v in (row.get(name) or {}).items()}
+    return flat
+
+
+def _nested(row: dict[str, Any]) -> dict[str, Any]:
+    nested = {k: v for k, v in row.items() if k.partition(".")[0] not in _NESTED}
+    for name in _NESTED:
+        inside = {k: v for k, v in row.items() if k.startswith(f"{name}.") and v is not None}
+        if inside:
+            nested[name] = {k.partition(".")[2]: v for k, v in inside.items()}
+    return nested

@@ -21,8 +21,8 @@ from kill import write_toy
 from normalis.research.data import Store
 from normalis.research.experiments import plan
 from normalis.research.jobs import jobs_of, run_job
+from normalis.research.records import Records
 from normalis.research.sweep import run_plan
-from normalis.storage import Records
 
 
 def timed(function: Any, experiments: list[Any], out: Path, **options: Any) -> dict[str, float]:

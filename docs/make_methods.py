@@ -34,9 +34,9 @@ from normalis.output.overlays import grey, over
 from normalis.research import jobs
 from normalis.research.data import Store
 from normalis.research.experiments import Experiment
+from normalis.research.records import Records
 from normalis.research.reproduce import is_standard
 from normalis.scorers.base import Scorer
-from normalis.storage import Records
 from normalis.training import loop as training
 
 mpl.use("Agg")

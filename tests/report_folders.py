@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from normalis.calibration.conformal import calibrate
-from normalis.storage import Records, RunFolder, write_csv, write_json
+from normalis.research.records import Records
+from normalis.storage import RunFolder, write_csv, write_json
 
 SIDE = 160
 COLUMNS = ("path", "slice", "patient_id", "anomaly_score", "p_value", "flagged")

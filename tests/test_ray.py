@@ -14,7 +14,7 @@ import torch
 from normalis.datasets import open_dataset
 from normalis.errors import MissingExtraError, RunError, SettingsError
 from normalis.output.folder import ScoreOptions, score_to_folder
-from normalis.storage import Records
+from normalis.research.records import Records
 from small_runs import detector, phantoms, read_table, write_pngs
 from test_sweep import planned, write_tiny
 

@@ -7,18 +7,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from normalis.errors import RunError, SettingsError
 from normalis.files import read_csv
+from normalis.research import packed
+from normalis.research.records import Records, listing
 from normalis.storage import (
     ClaimedError,
-    Records,
     RunFolder,
-    append_safe,
     content_hash,
     exclusive,
-    listing,
     write_atomically,
     write_csv,
     write_json,
@@ -121,7 +121,7 @@ def test_claim_is_exclusive_and_freed(tmp_path):
 
 def test_claim_of_a_killed_process_is_free(tmp_path):
     code = (
-        "import sys, time; from normalis.storage import Records\n"
+        "import sys, time; from normalis.research.records import Records\n"
         "with Records(sys.argv[1]).claim('x'): print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -168,14 +168,6 @@ def test_json_and_csv(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 0.1, "y": [0, 1]}
     write_csv(tmp_path / "a.csv", ["a", "b"], [[1, "x, y"]])
     assert (tmp_path / "a.csv").read_text() == 'a,b\n1,"x, y"\n'
-
-
-def test_append_safe(tmp_path):
-    append_safe(tmp_path)
-    append_safe(tmp_path / "new")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="never overwritten"):
-        append_safe(tmp_path)
 
 
 def test_run_folder_round_trip_and_checkpoint(tmp_path):
@@ -316,3 +308,29 @@ def test_records_take_names_that_are_not_utf8(tmp_path):
     records = Records(tmp_path)
     records.append("x", example(path=["a\udcfc.png", "b.png"]))
     assert records.read("x")["path"] == ["a\\xfc.png", "b.png"]
+
+
+def test_packed_records_read_as_the_files_did(tmp_path):
+    records = Records(tmp_path / "results")
+    scores = np.linspace(0.1, 0.9, 2, dtype=np.float32)
+    for seed in range(3):
+        records.append(f"id{seed}", example(seed=seed, anomaly_score=scores + seed))
+    made = packed.pack(records.all(), tmp_path / "packed")
+    again = Records(tmp_path / "packed")
+    assert [file.name for file in made] == ["records.parquet", "images.parquet"]
+    assert len(pq.read_table(made[1])) == 1, "the same images are kept once"
+    assert again.identities() == records.identities()
+    assert again.table() == records.table()
+    for one, other in zip(again.all(), records.all(), strict=True):
+        np.testing.assert_allclose(one.pop("anomaly_score"), other.pop("anomaly_score"), rtol=1e-4)
+        whole = {k: v for k, v in one.items() if k in other}
+        assert repr(dict(sorted(whole.items()))) == repr(dict(sorted(other.items())))  # with NaN
+    again.append("id9", example(seed=9))
+    assert "id1" in again
+    assert again.identities() == ["id0", "id1", "id2", "id9"]
+
+
+def test_rounding_keeps_so_many_bits():
+    x = np.float32([1 / 3, -1e-20, 12345.678, 0.0])
+    np.testing.assert_allclose(packed.rounded(x, 14), x, rtol=2.0**-15)
+    assert not (packed.rounded(x, 14).view(np.uint32) & np.uint32((1 << 9) - 1)).any()

@@ -268,7 +268,7 @@ def test_names_of_experiments_are_escaped(tmp_path):
          "settings": {}, "metrics": {}}
         for d in (2, 4)
     ]  # fmt: skip
-    from normalis.storage import Records
+    from normalis.research.records import Records
 
     for i, record in enumerate(records):
         Records(tmp_path / "r").append(str(i), record)

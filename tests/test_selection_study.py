@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -247,11 +249,24 @@ def choices_of(normals, outcomes, dataset):
     return {rule: [s.choice for s in chosen] for rule, chosen in study.choose(setting).items()}
 
 
-def test_committed_evidence_is_in_small_files():
-    kept = Path(__file__).parents[1] / "results" / "evidence"
-    files = list(kept.rglob("*.parquet"))
-    assert files
-    assert max(file.stat().st_size for file in files) < 2**20
+def test_packed_evidence_reads_as_the_files_did(tmp_path):
+    row = {
+        "identity": "a", "capacity": 8.0, "validation_scores": [1 / 3, 0.5],
+        "synthetic": {"blur": [0.1, 0.2]}, "lesion_prior": {"lesion of 4 px": 0.25},
+    }  # fmt: skip
+    other = {"identity": "b", "capacity": 2.0, "validation_scores": [0.25]}
+    for side in evidence.SIDES:
+        for one in (row, other):
+            file = tmp_path / side / f"{one['identity']}.parquet"
+            file.parent.mkdir(exist_ok=True)
+            pq.write_table(pa.Table.from_pylist([one]), file)
+    evidence.pack(tmp_path, tmp_path / "packed")
+    first, second = evidence.read(tmp_path / "packed" / "normals")
+    assert first["lesion_prior"] == row["lesion_prior"]
+    np.testing.assert_allclose(first["synthetic"]["blur"], [0.1, 0.2], rtol=1e-3)
+    np.testing.assert_allclose(first["validation_scores"], [1 / 3, 0.5], rtol=1e-3)
+    assert second["validation_scores"] == [0.25]
+    assert "synthetic" not in second
 
 
 def test_the_page_has_the_fits_that_are_recorded():

@@ -33,8 +33,8 @@ from normalis.research.jobs import (
     stacks_of,
     train_together,
 )
+from normalis.research.records import Records
 from normalis.research.sweep import run_plan
-from normalis.storage import Records
 from normalis.training.loop import TrainingSettings
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))

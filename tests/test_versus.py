@@ -6,7 +6,7 @@ import pytest
 from normalis.errors import DataError, SettingsError
 from normalis.metrics import auroc, holm, paired_bootstrap
 from normalis.research.paired import row_of, versus
-from normalis.storage import Records
+from normalis.research.records import Records
 
 N = 120
 LABELS = np.arange(N) % 2 == 1

@@ -1,4 +1,4 @@
-"""Results that are written once and read safely: run folders and experiment records.
+"""Run folders: what is written once and read safely, and hashes of what is in them.
 
 A **run folder** holds one fitted detector::
 
@@ -11,16 +11,10 @@ The files of a finished run are first written as ``.new-...``; with the last of 
 the run is the new one, and they are renamed into their places. Whoever reads the folder, or works
 in it next, goes on from there if that was interrupted. A run that is replaced is therefore there as
 a whole, the old one or the new one, at every moment.
-
-An **experiment record** is one Parquet file of one row, named by the hash of the experiment's
-settings. Files appear whole or not at all: they are written under a temporary name and renamed.
-There is no index that could disagree with them; DuckDB, pandas and Polars read the folder as one
-table (``SELECT * FROM 'results/records/*.parquet'``).
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import platform
@@ -33,14 +27,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import RunError, SettingsError
+from normalis.errors import RunError
 from normalis.files import (
     ClaimedError,
     exclusive,
     is_temporary,
     plain,
     remove_temporaries,
-    visible,
     write_atomically,
     write_csv,
     write_json,
@@ -48,12 +41,9 @@ from normalis.files import (
 
 __all__ = [
     "ClaimedError",
-    "Records",
     "RunFolder",
-    "append_safe",
     "content_hash",
     "exclusive",
-    "listing",
     "versions",
     "write_atomically",
     "write_csv",
@@ -97,16 +87,6 @@ def git_revision() -> str | None:
     command = [git, "-C", str(here), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
-
-
-def append_safe(path: Path) -> None:
-    """Refuse to overwrite: raise if something is at ``path`` already.
-
-    Raises:
-        RunError: if the path exists and is not an empty folder.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path}: exists already and is never overwritten; choose another name")
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, Any], note: dict[str, str] | None = None) -> None:
@@ -314,194 +294,3 @@ class RunFolder:
                 return {k: opened.get_tensor(k) for k in opened.keys()}, progress  # noqa: SIM118
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{file}: is damaged ({error}); remove it to start again") from error
-
-
-class Records:
-    """A folder of experiment records, one Parquet file each, never rewritten.
-
-    Args:
-        path: the results folder; records lie in its ``records`` folder.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.folder = self.path / "records"
-
-    def __contains__(self, identity: str) -> bool:
-        return (self.folder / f"{identity}.parquet").is_file()
-
-    def claim(self, identity: str) -> Any:
-        """Return a context in which this process alone works on an experiment.
-
-        Raises:
-            ClaimedError: on entering, if another process has it.
-        """
-        return exclusive(self.path / ".claims" / identity, what=f"experiment {identity}")
-
-    def append(self, identity: str, record: Mapping[str, Any]) -> None:
-        """Add a record; one that is there already stays as it is.
-
-        Args:
-            identity: hash of the experiment's settings.
-            record: column -> plain value, list or NumPy array.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if identity in self:
-            return
-        row = {"id": identity, "format": FORMAT, **record}
-        columns = {k: pa.array([_arrow(v)], _type_of(k)) for k, v in row.items()}
-        table = pa.table(columns)
-        write_atomically(
-            self.folder / f"{identity}.parquet",
-            lambda p: pq.write_table(table, p, **_encoding(columns)),
-        )
-
-    def identities(self) -> list[str]:
-        """Return the identities of all records, sorted."""
-        return sorted(p.stem for p in self.folder.glob("*.parquet"))
-
-    def read(self, identity: str) -> dict[str, Any]:
-        """Return one record.
-
-        Raises:
-            RunError: if it is missing, damaged or none of ours.
-        """
-        return _read_record(self.folder / f"{identity}.parquet")
-
-    def table(self) -> list[dict[str, Any]]:
-        """Return all records without their per-image columns; JSON columns as plain values.
-
-        Raises:
-            RunError: if a record is damaged or none of ours.
-        """
-        rows = []
-        for file in sorted(self.folder.glob("*.parquet")):
-            row = _read_record(file, without=PER_IMAGE)
-            try:
-                rows.append({k: json.loads(v) if k in _JSON else v for k, v in row.items()})
-            except (TypeError, ValueError, RecursionError) as error:
-                raise RunError(f"{file}: is damaged ({error}); remove it") from error
-        return rows
-
-    def all(self) -> Iterator[dict[str, Any]]:
-        """Yield every record."""
-        yield from map(self.read, self.identities())
-
-
-#: Columns of a record with one entry per image.
-PER_IMAGE = (
-    "path", "split", "is_anomalous", "patient_id", "position", "nearest_ncc", "anomaly_score",
-)  # fmt: skip
-_JSON = ("settings", "metrics", "history", "versions")
-_FLOATS = ("anomaly_score", "position", "nearest_ncc")
-
-
-#: Columns without which a Parquet file is no record.
-_NEEDED = ("id", "dataset", "method", "latent_dim", "seed")
-
-
-def _read_record(file: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the one row of a record."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        opened = pq.ParquetFile(file)
-        names = [n for n in opened.schema_arrow.names if n not in without]
-        missing = [n for n in _NEEDED if n not in names]
-        count = opened.metadata.num_rows
-        if missing or count != 1:
-            wrong = f"has no column {missing[0]!r}" if missing else f"has {count} rows"
-            raise RunError(f"{file}: must be a record of one experiment, {wrong}; remove it")
-        row: dict[str, Any] = opened.read(columns=names).to_pylist()[0]
-    except (OSError, pa.ArrowException, IndexError, KeyError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read as a record ({error}); remove it") from error
-    return row
-
-
-_SHOWN = (
-    "dataset", "method", "latent_dim", "seed", "epochs", "scorer", "reduction", "auroc",
-    "average_precision", "pixel_average_precision", "best_dice", "n_train", "fit_s", "id",
-)  # fmt: skip
-
-
-def listing(
-    results: str | Path,
-    *,
-    where: Mapping[str, str] | None = None,
-    columns: Sequence[str] | None = None,
-    sort: str | None = None,
-) -> tuple[list[str], list[list[Any]]]:
-    """Return the records of a results folder as a table.
-
-    Args:
-        results: the results folder.
-        where: column -> value as text; only records equal in all of them.
-        columns: which ones to show; None shows the usual ones.
-        sort: column to sort by, largest first; None sorts by data set, method, latent dimension.
-
-    Returns:
-        The head and the rows.
-
-    Raises:
-        SettingsError: if a column is unknown; names the nearest one.
-    """
-    rows = Records(results).table()
-    known = list(dict.fromkeys(name for row in rows for name in row))
-    for name in [*(where or {}), *(columns or []), *([sort] if sort else [])]:
-        if rows and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise SettingsError(f"records have no column {name!r}; {hint}")
-    rows = [r for r in rows if all(str(r.get(k)) == v for k, v in (where or {}).items())]
-    if sort:
-        rows.sort(key=lambda r: (r.get(sort) is not None, r.get(sort)), reverse=True)
-    else:
-        rows.sort(key=lambda r: (r["dataset"], r["method"], r["latent_dim"] or 0, r["seed"]))
-    head = list(columns or (c for c in _SHOWN if any(r.get(c) is not None for r in rows)))
-    return head, [[r.get(c) for c in head] for r in rows]
-
-
-def _type_of(column: str) -> Any:
-    """Return a column's Arrow type where the first value might not tell it, else None."""
-    import pyarrow as pa
-
-    if column in _FLOATS:
-        return pa.list_(pa.float32())
-    if column in ("latent_dim", "seed", "epochs", "n_train", "n_parameters", "threads"):
-        return pa.int64()
-    return None
-
-
-def _encoding(columns: Iterable[str]) -> dict[str, Any]:
-    """Return how a record is written: a third smaller with the bytes of floats kept apart."""
-    paths = {c: f"{c}.list.element" if c in _FLOATS else c for c in columns}
-    return {
-        "compression": "zstd",
-        "compression_level": 19,
-        "write_statistics": False,
-        "use_dictionary": [f"{c}.list.element" for c in ("path", "patient_id", "split")],
-        "use_byte_stream_split": [p for c, p in paths.items() if c in _FLOATS],
-    }
-
-
-def _arrow(value: Any) -> Any:
-    """Return a value that Arrow stores; mappings as JSON, since their keys differ by method."""
-    if isinstance(value, Mapping):
-        return json.dumps(value, default=plain, sort_keys=True)
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, str):
-        return _as_utf8(value)
-    if isinstance(value, list | tuple):
-        return [_as_utf8(v) if isinstance(v, str) else v for v in value]
-    return value
-
-
-def _as_utf8(text: str) -> str:
-    """Return a name as Parquet takes it, which knows no bytes that are not UTF-8."""
-    return text if text.isascii() or not _LONE.search(text) else visible(text)
-
-
-_LONE = re.compile("[\ud800-\udfff]")

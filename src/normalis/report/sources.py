@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from normalis.calibration.conformal import Calibration
 from normalis.errors import RunError, SettingsError
-from normalis.storage import Records, RunFolder
+from normalis.research.records import Records
+from normalis.storage import RunFolder
 
 __all__ = ["Cases", "Source", "detect", "read_records", "read_run", "read_scores"]
 

@@ -180,6 +180,20 @@ def _show(part: str, out: Path) -> None:
 
 
 @app.command()
+def pack(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `sweep`.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the two files.")],
+) -> None:
+    """Write all records of RESULTS into two compact files, for shipping."""
+    from normalis.research import packed
+    from normalis.research.records import Records
+
+    written = packed.pack(Records(results).all(), out)
+    for file in written:
+        console.print(f"{file}: {file.stat().st_size / 1e6:.2f} MB", soft_wrap=True)
+
+
+@app.command()
 def results(
     folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="Results folder.")],
     where: Annotated[
@@ -190,7 +204,8 @@ def results(
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table here.")] = None,
 ) -> None:
     """List the records of RESULTS; columns that are the same in all are named above the table."""
-    from normalis.storage import listing, write_csv
+    from normalis.research.records import listing
+    from normalis.storage import write_csv
 
     shown = columns.split(",") if columns else None
     head, rows = listing(folder, where=_pairs(where), columns=shown, sort=sort)
@@ -325,7 +340,7 @@ def _engine_function(name: str) -> Run:
 
 def _print_plan(experiments: list[Experiment], out: Path, store: Any) -> None:
     from normalis.research.jobs import estimate, is_trained, jobs_of
-    from normalis.storage import Records
+    from normalis.research.records import Records
 
     records = Records(out)
     known = records.table()

@@ -34,15 +34,9 @@ from normalis.models.base import AnomalyModel, Autoencoder
 from normalis.models.inputs import as_tensor
 from normalis.research.data import Arrays, Store
 from normalis.research.experiments import Experiment
+from normalis.research.records import Records
 from normalis.scoring import batches_of
-from normalis.storage import (
-    ClaimedError,
-    Records,
-    RunFolder,
-    content_hash,
-    git_revision,
-    versions,
-)
+from normalis.storage import ClaimedError, RunFolder, content_hash, git_revision, versions
 from normalis.training.checkpoints import train_resumably
 from normalis.training.loop import pick_device
 

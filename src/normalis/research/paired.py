@@ -25,9 +25,9 @@ from normalis.errors import DataError, SettingsError
 from normalis.metrics import auroc, average_precision, holm
 from normalis.metrics.comparison import compare_draws
 from normalis.metrics.intervals import Draws, Metric, draw_statistics
+from normalis.research.records import Records
 from normalis.research.reproduce import reference
 from normalis.scorers import usual_reduction
-from normalis.storage import Records
 
 __all__ = ["METRICS", "Versus", "row_of", "versus"]
 

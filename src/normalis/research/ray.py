@@ -17,8 +17,8 @@ from normalis.engines.cluster import Cluster, cause_of
 from normalis.errors import require
 from normalis.research.experiments import Experiment, write_plan
 from normalis.research.jobs import Job, jobs_of, run_job
+from normalis.research.records import Records
 from normalis.research.sweep import Event, Monitor
-from normalis.storage import Records
 
 __all__ = ["run_plan_on_ray"]
 

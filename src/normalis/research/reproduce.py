@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from normalis.errors import DataError, SettingsError
+from normalis.research.records import Records
 from normalis.scorers import usual_reduction
-from normalis.storage import Records
 
 __all__ = [
     "PARTS",

@@ -33,7 +33,7 @@ import torch
 from normalis.errors import NormalisError, RunError
 from normalis.research.experiments import Experiment, write_plan
 from normalis.research.jobs import Job, jobs_of, run_job, stacks_of, train_together
-from normalis.storage import Records
+from normalis.research.records import Records
 from normalis.training.loop import pick_device
 
 __all__ = ["STACK", "Event", "Monitor", "run_plan"]
