@@ -27,6 +27,7 @@ LAYERS = [
     {"detector", "engines"},
     {"evaluation", "output"},
     {"report", "pacs"},
+    {"serve"},
     {"cli"},
     {"research"},
     {"__main__"},

@@ -35,6 +35,7 @@ __all__ = [
     "plain",
     "read_csv",
     "remove_temporaries",
+    "safe_cell",
     "short_name",
     "visible",
     "write_atomically",
@@ -270,7 +271,7 @@ _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
-def _cell(value: Any) -> Any:
+def safe_cell(value: Any) -> Any:
     """Return a cell that no spreadsheet computes; `read_csv` undoes it."""
     if isinstance(value, float | int) or value is None:
         return value
@@ -297,7 +298,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
         with temporary.open("w", newline="", encoding="utf-8", errors=ANY_NAME) as file:
             writer = csv.writer(file)
             writer.writerow(columns)
-            writer.writerows([_cell(value) for value in row] for row in rows)
+            writer.writerows([safe_cell(value) for value in row] for row in rows)
 
     write_atomically(path, write)
 

@@ -27,6 +27,7 @@ from normalis.cli.console import (
     table,
 )  # fmt: skip
 from normalis.cli.export import app as export
+from normalis.cli.pacs import app as pacs
 from normalis.cli.stopping import Stopped, print_anything, stoppable
 from normalis.cli.values import typed_values, use_threads, wait_without_spinning
 from normalis.errors import NormalisError, SettingsError
@@ -51,6 +52,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(export)
+app.add_typer(pacs)
 
 #: Commands that moved below `normalis research`.
 MOVED = ("prepare", "sweep", "reproduce", "results", "compare", "fingerprint")

@@ -1,0 +1,308 @@
+"""The commands that talk DICOM: export-dicom, pull, push, serve, serve-user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from normalis.cli.console import console, errors, progress, table
+from normalis.errors import DataError, SettingsError, require
+
+if TYPE_CHECKING:
+    import ssl
+
+    from normalis.datasets import Sample
+    from normalis.fitted import FittedDetector
+    from normalis.pacs.peer import Peer
+
+__all__ = ["app"]
+
+app = typer.Typer()
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")]
+Pacs = Annotated[
+    str,
+    typer.Option(
+        "--pacs",
+        help="AET@HOST:PORT, or a DICOMweb address (user and password: NORMALIS_PACS_USER, "
+        "NORMALIS_PACS_PASSWORD).",
+    ),
+]
+OwnTitle = Annotated[str, typer.Option("--aet", help="Our title, which the PACS must know.")]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind",
+        help="sc (picture), sr (report), seg (regions of CT and MR), pm (map of CT and MR), pr "
+        "(outlines); repeatable; by default sc, sr and seg.",
+    ),
+]
+Fpr = Annotated[float, typer.Option(help="Share of normals that may be flagged.")]
+CaFile = Annotated[
+    Path | None, typer.Option("--tls-ca", help="Authority of the PACS's certificate: use TLS.")
+]
+Certificate = Annotated[
+    Path | None, typer.Option("--tls-cert", help="Our certificate, with --tls-key.")
+]
+Key = Annotated[Path | None, typer.Option("--tls-key", help="Key of our certificate.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.command("export-dicom")
+def export_dicom(
+    run: Run,
+    studies: Annotated[Path, typer.Argument(metavar="STUDIES", help="DICOM files to score.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write.")],
+    kind: Kinds = None,
+    fpr: Fpr = 0.05,
+    device: Device = "auto",
+) -> None:
+    """Score STUDIES and write the results as DICOM objects, for a viewer or a PACS."""
+    from normalis.fitted import FittedDetector
+    from normalis.pacs.export import DEFAULT_KINDS, check_kinds, export_studies
+    from normalis.pacs.scoring import score_studies
+
+    kinds = check_kinds(kind or DEFAULT_KINDS)
+    detector = FittedDetector.load(run, device=device)
+    samples = _dicom_samples(detector, studies)
+    skipped: list[tuple[Path, str]] = []
+    with progress("score and export") as bar:
+        bar.update(0, len(samples), "scoring")
+        found = score_studies(detector, samples, fpr=fpr, skipped=skipped)
+        done = export_studies(found, to, kinds=kinds)
+    for path, reason in skipped[:5]:
+        errors.print(f"skipped {escape(str(path))}: {escape(reason)}", soft_wrap=True)
+    for study, what, why in done.failed:
+        errors.print(f"no {what} of study {study}: {escape(why)}", soft_wrap=True)
+    console.print(f"{len(done.paths)} DICOM objects: {escape(str(to))}", soft_wrap=True)
+    console.print(f"next: normalis push {escape(str(to))} --pacs AET@HOST:PORT", soft_wrap=True)
+    console.print("for triage and research, not for diagnosis")
+
+
+def _dicom_samples(detector: FittedDetector, studies: Path) -> tuple[Sample, ...]:
+    from normalis.datasets import open_dataset
+    from normalis.studies.index import read_header
+
+    data = detector.select(open_dataset(studies))
+    samples = tuple(s for s in data.to_score() if read_header(s.path) is not None)
+    if not samples:
+        raise DataError(f"{studies}: no DICOM image to score; results are written for DICOM only")
+    return samples
+
+
+@app.command()
+def pull(
+    run: Run,
+    pacs: Pacs,
+    out: Annotated[Path, typer.Option("--out", help="Folder: dicom/ and scored/ go into it.")],
+    since: Annotated[str | None, typer.Option(help="First study date, 2026-03-01.")] = None,
+    until: Annotated[str | None, typer.Option(help="Last study date.")] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(help="Attribute of the studies, NAME=VALUE, as DICOM has it; repeatable."),
+    ] = None,
+    aet: OwnTitle = "NORMALIS",
+    tls_ca: CaFile = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
+    device: Device = "auto",
+) -> None:
+    """Fetch studies from a PACS and score them; what is there is not fetched again."""
+    from normalis.fitted import FittedDetector
+    from normalis.pacs.transfer import date_range
+    from normalis.pacs.transfer import pull as fetch
+
+    asked = {"StudyDate": date_range(since, until), **_pairs(query)}
+    detector = FittedDetector.load(run, device=device)
+    peer = _peer(pacs, aet, _tls(tls_ca, tls_cert, tls_key))
+    with progress("fetch studies") as bar:
+        found = fetch(peer, out / "dicom", query=asked, progress=bar.update)
+    console.print(
+        f"{found.studies} studies: {found.images} images fetched, {found.known} were there already"
+    )
+    for uid, why in found.failed:
+        errors.print(f"[yellow]study {uid} did not come:[/] {escape(why)}", soft_wrap=True)
+    _score_folder(detector, out)
+    console.print(
+        f"next: normalis report {escape(str(out / 'scored'))}, or normalis export-dicom "
+        f"{escape(str(run))} {escape(str(out / 'dicom'))} --to FOLDER",
+        soft_wrap=True,
+    )
+
+
+def _score_folder(detector: FittedDetector, out: Path) -> None:
+    """Score what was fetched, into a folder of its own that is made anew."""
+    from normalis.datasets import open_dataset
+    from normalis.output.folder import ScoreOptions, score_to_folder
+
+    dataset = detector.select(open_dataset(out / "dicom"))
+    with progress("score") as bar:
+        summary = score_to_folder(
+            detector, dataset.to_score(), out / "scored", root=out / "dicom",
+            options=ScoreOptions(), progress=bar.update,
+        )  # fmt: skip
+    console.print(f"{summary.images} images scored, {summary.skipped} skipped")
+    console.print(f"table: {escape(str(out / 'scored' / 'scores.csv'))}", soft_wrap=True)
+
+
+@app.command()
+def push(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that export-dicom wrote.")],
+    pacs: Pacs,
+    aet: OwnTitle = "NORMALIS",
+    tls_ca: CaFile = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
+) -> None:
+    """Send result objects to a PACS, and ask for each whether it is there."""
+    from normalis.pacs.transfer import push as send
+
+    peer = _peer(pacs, aet, _tls(tls_ca, tls_cert, tls_key))
+    paths = sorted(out.rglob("*.dcm")) if out.is_dir() else [out]
+    with progress("send") as bar:
+        told = send(peer, paths, progress=bar.update)
+    states = {
+        state: sum(s.state == state for _, s in told) for state in ("kept", "sent", "refused")
+    }
+    console.print(table("Sent", ["state", "objects"], [[k, v] for k, v in states.items() if v]))
+    for path, one in told:
+        if one.problem:
+            errors.print(f"{escape(str(path))}: {one.state}, {escape(one.problem)}", soft_wrap=True)
+    if states["refused"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    run: Run,
+    listen: Annotated[
+        str, typer.Option(help="Our title and where to listen, AET@ADDRESS:PORT.")
+    ] = "NORMALIS@127.0.0.1:11112",
+    pacs: Annotated[
+        str | None, typer.Option("--pacs", help="Where results go; by default they are kept.")
+    ] = None,
+    web: Annotated[str, typer.Option(help="Address and port of the page.")] = "127.0.0.1:8080",
+    data: Annotated[Path, typer.Option("--data", help="Folder that the service keeps.")] = Path(
+        "normalis-data"
+    ),
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Title that may send; repeatable; by default all.")
+    ] = None,
+    quiet: Annotated[
+        float, typer.Option(help="Seconds without a further image until a study is scored.")
+    ] = 60.0,
+    kind: Kinds = None,
+    fpr: Fpr = 0.05,
+    quota_gb: Annotated[
+        float, typer.Option(help="Gigabytes of images kept of studies that are done.")
+    ] = 50.0,
+    reserve_gb: Annotated[
+        float, typer.Option(help="Free gigabytes below which nothing is accepted.")
+    ] = 1.0,
+    users: Annotated[
+        Path | None, typer.Option(help="File of users (serve-user); needed off this machine.")
+    ] = None,
+    proxy_header: Annotated[
+        str | None, typer.Option(help="Header in which a reverse proxy names the reader.")
+    ] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="Name under which the page is asked for; repeatable.")
+    ] = None,
+    viewer: Annotated[
+        str, typer.Option(help="Address of a study in a viewer, with {study} for its UID.")
+    ] = "",
+    web_cert: Annotated[Path | None, typer.Option(help="Certificate of the page.")] = None,
+    web_key: Annotated[Path | None, typer.Option(help="Key of the page's certificate.")] = None,
+    listen_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of the listener: DICOM over TLS.")
+    ] = None,
+    listen_key: Annotated[Path | None, typer.Option(help="Key of that certificate.")] = None,
+    aet: OwnTitle = "",
+    tls_ca: CaFile = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
+    device: Device = "auto",
+) -> None:
+    """Receive studies, score them, send results back, and show them on a page."""
+    for module, what in (("starlette", "the page"), ("uvicorn", "the page")):
+        require(module, extra="serve", why=what)
+    require("pynetdicom", extra="serve", why="the listener")
+    from normalis.fitted import FittedDetector
+    from normalis.pacs.export import DEFAULT_KINDS, check_kinds
+    from normalis.pacs.peer import parse_address
+    from normalis.serve.service import ServiceSettings, run_service
+    from normalis.serve.users import Users
+    from normalis.serve.web import WebSettings, check_exposure
+
+    host, port = _host_and_port(web)
+    address = parse_address(listen)
+    page = WebSettings(
+        users=None if users is None else Users.read(users),
+        proxy_header=proxy_header,
+        hosts=tuple(host_name or ()) or ("127.0.0.1", "localhost", "[::1]"),
+        secure=web_cert is not None,
+        viewer=viewer,
+    )
+    check_exposure(host, page)
+    settings = ServiceSettings(
+        listen=address, allowed=tuple(allow or ()), quiet_s=quiet,
+        reserve_bytes=round(reserve_gb * 1e9), quota_bytes=round(quota_gb * 1e9),
+        kinds=check_kinds(kind or DEFAULT_KINDS), fpr=fpr, web_host=host, web_port=port,
+        web_certificate=web_cert, web_key=web_key, listen_certificate=listen_cert,
+        listen_key=listen_key,
+    )  # fmt: skip
+    detector = FittedDetector.load(run, device=device)
+    peer = (
+        None if pacs is None else _peer(pacs, aet or address.aet, _tls(tls_ca, tls_cert, tls_key))
+    )
+    scheme = "https" if web_cert is not None else "http"
+    console.print(f"listening as {address}; page: {scheme}://{host}:{port}/", soft_wrap=True)
+    console.print("for triage and research, not for diagnosis")
+    run_service(data, detector, peer, settings, page)
+
+
+@app.command("serve-user")
+def serve_user(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File of users.")],
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    password: Annotated[str, typer.Option(prompt=True, hide_input=True, confirmation_prompt=True)],
+) -> None:
+    """Add a user of the page of `serve`, or change a password."""
+    from normalis.serve.users import add_user
+
+    add_user(file, name, password)
+    console.print(f"{escape(name)} may log in", soft_wrap=True)
+
+
+def _peer(address: str, aet: str, tls: ssl.SSLContext | None) -> Peer:
+    from normalis.pacs.peer import peer_at
+
+    return peer_at(address, own_aet=aet, tls=tls)
+
+
+def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    if ca is None and certificate is None:
+        return None
+    from normalis.pacs.peer import tls_context
+
+    return tls_context(ca, certificate, key)
+
+
+def _pairs(texts: list[str] | None) -> dict[str, Any]:
+    pairs = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingsError(f"--query must be NAME=VALUE, got {text!r}")
+        pairs[name] = value
+    return pairs
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise SettingsError(f"--web must be ADDRESS:PORT, got {text!r}")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,127 @@
+"""A fitted detector and DICOM files -> scored studies, ready to become result objects."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normalis.errors import SettingsError
+from normalis.output.overlays import resize_map
+from normalis.pacs.cases import Region, ScoredImage, ScoredStudy
+from normalis.scoring import joined_scores
+
+if TYPE_CHECKING:
+    from normalis.calibration.findings import Finding
+    from normalis.datasets import Sample
+    from normalis.fitted import FittedDetector
+    from normalis.scoring import Scored
+
+__all__ = ["model_hash", "score_studies"]
+
+
+def model_hash(detector: FittedDetector) -> str:
+    """Return the short hash by which a model is named in its results."""
+    return detector.identity[:16]
+
+
+def score_studies(
+    detector: FittedDetector,
+    samples: Sequence[Sample],
+    *,
+    fpr: float = 0.05,
+    skipped: list[tuple[Path, str]] | None = None,
+) -> Iterator[ScoredStudy]:
+    """Score DICOM files and yield their studies, each with its images, the worst first.
+
+    Args:
+        detector: fitted.
+        samples: DICOM files of any number of studies.
+        fpr: share of normals that may be flagged.
+        skipped: receives (path, reason) of files that could not be read or scored.
+
+    Raises:
+        DataError: if nothing can be scored.
+    """
+    parts = [detector.with_findings(part) for part in detector.stream(samples, skipped=skipped)]
+    p_values, flagged = _judged(detector, parts, fpr)
+    studies: dict[str, list[ScoredImage]] = defaultdict(list)
+    number = 0
+    for part in parts:
+        for i, row in enumerate(part.rows):
+            image = _image(detector, part, i, p_values[number], flagged[number])
+            studies[str(image.source.get("StudyInstanceUID") or row.path)].append(image)
+            number += 1
+    for uid, images in studies.items():
+        yield _study(detector, uid, images, fpr)
+
+
+def _judged(
+    detector: FittedDetector, parts: Sequence[Scored], fpr: float
+) -> tuple[list[float | None], list[bool | None]]:
+    count = sum(len(part.rows) for part in parts)
+    calibration = detector.calibration
+    if calibration is None or not count:
+        return [None] * count, [None] * count
+    p_values = calibration.p_values(joined_scores(parts))
+    try:
+        calibration.check_rate(fpr)
+    except SettingsError:  # too few normals to certify the level
+        return p_values.tolist(), [None] * count
+    return p_values.tolist(), calibration.flags(p_values, fpr).tolist()
+
+
+def _image(
+    detector: FittedDetector, part: Scored, i: int, p_value: float | None, flagged: bool | None
+) -> ScoredImage:
+    import pydicom
+
+    row, scale = part.rows[i], detector.colour_scale
+    source = pydicom.dcmread(row.path)
+    values: NDArray[np.float32] | None = None
+    if part.anomaly_map is not None:
+        values = resize_map(detector.calibrated(part.anomaly_map[i]), row.original_shape)
+    return ScoredImage(
+        source=source,
+        frame=None if row.slice_index is None else int(row.slice_index) + 1,
+        score=float(part.anomaly_score[i]),
+        p_value=p_value,
+        flagged=flagged,
+        anomaly_map=values,
+        level=scale.quiet,
+        full=scale.full,
+        regions=tuple(map(_region, part.findings[i] if part.findings else ())),
+    )
+
+
+def _region(found: Finding) -> Region:
+    return Region(
+        left=found.left,
+        top=found.top,
+        right=found.right,
+        bottom=found.bottom,
+        peak=found.peak,
+        p_value=found.p_value,
+        above=found.above,
+    )
+
+
+def _study(
+    detector: FittedDetector, uid: str, images: list[ScoredImage], fpr: float
+) -> ScoredStudy:
+    ranked = sorted(images, key=lambda image: -image.score)
+    calibration = detector.calibration
+    patient: dict[str, Any] = {}
+    if calibration is not None:
+        patient["calibration_units"] = calibration.n_units
+        if not detector.cross_fitted:
+            scores = [image.score for image in ranked]
+            _, worst = calibration.patient_p_values(scores, ["one"] * len(scores))
+            patient["patient_p_value"] = float(worst[0])
+    return ScoredStudy(
+        uid=uid, model=model_hash(detector), images=tuple(ranked), fpr=fpr, **patient
+    )

@@ -1,0 +1,167 @@
+"""The worker: scores what is due, makes result objects, sends them, tries again what failed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from normalis.datasets import Dataset, Sample
+from normalis.errors import DataError, NormalisError
+from normalis.fitted import FittedDetector
+from normalis.pacs.cases import ScoredStudy
+from normalis.pacs.export import objects_of
+from normalis.pacs.peer import Peer
+from normalis.pacs.scoring import score_studies
+from normalis.pacs.transfer import file_name, save
+from normalis.serve.store import Job, Store
+
+__all__ = ["MOST_TRIES", "Worker"]
+
+log = logging.getLogger("normalis.serve")
+
+MOST_TRIES = 8
+_PAUSE_S = 0.5
+
+
+class Worker:
+    """Does one thing after another, for ever or until told to stop.
+
+    Args:
+        store: what is to be done.
+        detector: fitted.
+        kinds: of result objects.
+        peer: where results go; None keeps them.
+        fpr: share of normals that may be flagged.
+        quota_bytes: what the spool may hold of studies that are done; None for no limit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        detector: FittedDetector,
+        *,
+        kinds: Sequence[str],
+        peer: Peer | None,
+        fpr: float = 0.05,
+        quota_bytes: int | None = None,
+    ) -> None:
+        self.store, self.detector, self.peer = store, detector, peer
+        self.kinds, self.fpr, self.quota_bytes = tuple(kinds), fpr, quota_bytes
+        self.last_seen = store.now()
+        self._stop = threading.Event()
+
+    def run(self, on_error: Callable[[BaseException], None] | None = None) -> None:
+        """Work until `stop`; whatever goes wrong with one study does not end the others."""
+        while not self._stop.is_set():
+            self.last_seen = self.store.now()
+            try:
+                busy = self.score_next() | self.send_due()
+            except Exception as error:
+                log.exception("the worker goes on after an error")
+                if on_error is not None:
+                    on_error(error)
+                busy = False
+            if not busy:
+                self._stop.wait(_PAUSE_S)
+
+    def stop(self) -> None:
+        """Finish what is being done and end."""
+        self._stop.set()
+
+    def score_next(self) -> bool:
+        """Score one study that is due; return whether there was one."""
+        job = self.store.next_job()
+        if job is None:
+            return False
+        try:
+            result, objects = self._score(job)
+        except DataError as error:  # nothing of it can be scored, now or later
+            self.store.not_scored(job, str(error), most_tries=MOST_TRIES, again=False)
+        except (NormalisError, OSError, RuntimeError, ValueError, MemoryError) as error:
+            log.warning("study %s: %s", job.study, error)
+            self.store.not_scored(job, f"{type(error).__name__}: {error}", most_tries=MOST_TRIES)
+        else:
+            self.store.scored(job.study, result, objects)
+        if self.quota_bytes is not None and self.store.make_room(self.quota_bytes):
+            log.info("removed images of studies that were scored longest ago")
+        return True
+
+    def _score(self, job: Job) -> tuple[dict[str, Any], dict[str, Path]]:
+        files = Dataset(
+            name=job.study,
+            root=self.store.spool,
+            layout="study",
+            samples=tuple(Sample(path=p, split="unlabelled") for p in job.paths if p.exists()),
+        )
+        if not files.samples:
+            raise DataError("the images of the study are no longer there")
+        chosen = self.detector.select(files)
+        skipped: list[tuple[Path, str]] = []
+        (study,) = score_studies(self.detector, chosen.samples, fpr=self.fpr, skipped=skipped)
+        failed: list[tuple[str, str, str]] = []
+        folder = self.store.outgoing / file_name(job.study).removesuffix(".dcm")
+        objects = {
+            str(data.SOPInstanceUID): save(data, folder)
+            for data in objects_of(study, self.kinds, failed)
+        }
+        said = _result(study, chosen.aside, skipped)
+        said["not_made"] = [f"{kind}: {why}" for _, kind, why in failed]
+        return said, objects
+
+    def send_due(self) -> bool:
+        """Send result objects that are due; return whether there were any."""
+        if self.peer is None:
+            return False
+        import pydicom
+
+        due = self.store.due_objects()
+        there = [row for row in due if Path(row["path"]).exists()]
+        for row in due:
+            if not Path(row["path"]).exists():
+                self.store.sent(row["sop"], "refused", "its file is gone", most_tries=1)
+        if not there:
+            return bool(due)
+        told = self.peer.store([pydicom.dcmread(row["path"]) for row in there])
+        for row, one in zip(there, told, strict=True):
+            self.store.sent(row["sop"], one.state, one.problem, most_tries=MOST_TRIES)
+            self.store.note("normalis", one.state, row["study"], sop=row["sop"], why=one.problem)
+        return True
+
+
+def _result(
+    study: ScoredStudy,
+    aside: Sequence[tuple[Path, str]],
+    skipped: Sequence[tuple[Path, str]],
+) -> dict[str, Any]:
+    """Return what the page shows of a study; no name of a person."""
+    first = study.images[0]
+    reasons: dict[str, int] = {}
+    for _, reason in [*aside, *skipped]:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return {
+        "p_value": study.patient_p_value if study.patient_p_value is not None else first.p_value,
+        "score": first.score,
+        "flagged": first.flagged,
+        "calibration_units": study.calibration_units,
+        "images": len(study.images),
+        "aside": reasons,
+        "patient_id": str(first.source.get("PatientID", "")),
+        "study_date": str(first.source.get("StudyDate", "")),
+        "accession_number": str(first.source.get("AccessionNumber", "")),
+        "description": str(first.source.get("StudyDescription", "")),
+        "modality": str(first.source.get("Modality", "")),
+        "worst": first.place,
+        "cases": [
+            {
+                "place": image.place,
+                "score": image.score,
+                "p_value": image.p_value,
+                "regions": sum(region.above for region in image.regions),
+            }
+            for image in study.images[:50]
+        ],
+        "model": study.model,
+    }
