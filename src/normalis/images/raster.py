@@ -9,12 +9,16 @@ as ``float32``: Pillow's ``convert("L")`` would turn 4095 into 255.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -164,12 +168,31 @@ def _bits(image: Image.Image, stream: BinaryIO) -> int:
 def _decode(image: Image.Image, path: Path, bits: int, *, grey: bool) -> NDArray[Any]:
     if image.format != "TIFF":
         return _pixels(image, path, bits, grey=grey)
+    _silence_libtiff()
     _check_white(image, path)
     asked = _tag(image, _ORIENTATION, 1)
     image.load()
     was_turned = _ORIENTATION not in getattr(image, "tag_v2", {})  # Pillow takes the tag away
     pixels = _pixels(image, path, bits, grey=grey)
     return _turn_back(pixels, asked) if was_turned else pixels
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from printing to the terminal what is said in the reason of a skipped file.
+
+    Its handlers are set in the library that Pillow's wheels bring; where it lies elsewhere, or is
+    linked into Pillow, messages stay as they are.
+    """
+    root = Path(PIL.__file__).resolve().parent
+    for folder in (root.parent / "pillow.libs", root / ".dylibs"):
+        for library in sorted(folder.glob("libtiff*")):
+            with suppress(OSError, AttributeError):
+                loaded = ctypes.CDLL(str(library))
+                for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+                    handler = getattr(loaded, name)
+                    handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                    handler(None)
 
 
 def _turn_back(pixels: NDArray[Any], orientation: Any) -> NDArray[Any]:
