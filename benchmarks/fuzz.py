@@ -342,7 +342,8 @@ def _peak_mb(pids: list[int], *, reset: bool) -> float:
 def _family() -> list[int]:
     found = [os.getpid()]
     for task in Path("/proc/self/task").iterdir():
-        found += [int(pid) for pid in (task / "children").read_text().split()]
+        with suppress(OSError):  # the thread has just ended
+            found += [int(pid) for pid in (task / "children").read_text().split()]
     return found
 
 
@@ -437,7 +438,16 @@ def run(folder: Path, count: int) -> None:
             bad = outcome not in ("read", "refused") or seconds > HANG_S or peak > FLOOD / 2**20
             if bad or noise:
                 (folder / "found" / f"{kind}_{number}{SUFFIX[kind]}").write_bytes(content)
-            row = (kind, number, name, outcome, f"{seconds:.4f}", f"{peak:.0f}", noise, detail)
+            row = (
+                kind,
+                number,
+                name,
+                outcome,
+                f"{seconds:.4f}",
+                f"{peak:.0f}",
+                noise,
+                ascii(detail),
+            )
             table.writerow(row)
             stream.flush()
     reader.process.kill()

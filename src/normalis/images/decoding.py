@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -97,13 +98,55 @@ def decode(
     sources: Iterable[Source], recipe: Recipe, *, workers: int | None = None
 ) -> Iterator[Decoded]:
     """Yield what became of each source, in order, a bounded number ahead of the consumer."""
-    arrays = _OpenArrays()
-    return map_ahead(
-        lambda source: _read(source, recipe, arrays),
-        sources,
-        workers=workers,
-        weigh=lambda file: file.nbytes,
+    arrays, budget = _OpenArrays(), _Budget()
+
+    def read(numbered: tuple[int, Source]) -> Decoded:
+        number, source = numbered
+        return _read(source, recipe, arrays, partial(budget.take, number))
+
+    files = map_ahead(
+        read, enumerate(sources), workers=workers, weigh=lambda file: file.nbytes, end=budget.end
     )
+    for number, file in enumerate(files):
+        budget.release(number)
+        yield file
+
+
+class _Budget:
+    """Bytes of decoded images that wait for the consumer, over all threads.
+
+    A thread that would exceed `AHEAD_BYTES` waits for the consumer, but for the one whose file is
+    the consumer's next: it always goes on, so that none waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._taken: dict[int, int] = {}
+        self._next = 0
+        self._ended = False
+
+    def take(self, number: int, nbytes: int) -> None:
+        """Ask for room for one more image of a file."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._has_room(number, nbytes))
+            self._taken[number] = self._taken.get(number, 0) + nbytes
+
+    def _has_room(self, number: int, nbytes: int) -> bool:
+        fits = sum(self._taken.values()) + nbytes <= AHEAD_BYTES
+        return fits or self._ended or number <= self._next
+
+    def release(self, number: int) -> None:
+        """Say that the consumer has a file."""
+        with self._changed:
+            self._taken.pop(number, None)
+            self._next = number + 1
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Let everybody go on: the consumer wants no more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
 
 def decode_all(
@@ -144,6 +187,7 @@ def map_ahead(
     workers: int | None = None,
     ahead: int = 16,
     weigh: Callable[[_R], int] | None = None,
+    end: Callable[[], None] | None = None,
 ) -> Iterator[_R]:
     """Map in threads, in order, a bounded number of items and bytes ahead of the consumer.
 
@@ -155,6 +199,7 @@ def map_ahead(
         weigh: bytes of a result. With it no more is started than `AHEAD_BYTES` has room for, if
             what is under way turns out as heavy as the heaviest so far: a file may be one small
             image or a volume of hundreds.
+        end: called before the threads are waited for, to wake those that wait for something.
     """
     workers = workers or _cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="normalis-read")
@@ -187,6 +232,8 @@ def map_ahead(
         while waiting:
             yield next_result()
     finally:
+        if end is not None:
+            end()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -209,25 +256,30 @@ class _OpenArrays:
             return self._open[path, name]
 
 
-def _read(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Decoded:
+def _read(
+    source: Source, recipe: Recipe, arrays: _OpenArrays, take: Callable[[int], None]
+) -> Decoded:
     """Decode one source; whatever it raises is its own reason, and never the end of the run."""
     try:
-        return Decoded(_images(source, recipe, arrays))
+        return Decoded(_images(source, recipe, arrays, take))
     except UnreadableImageError as error:
         cause = error.__cause__
         # Pillow's own OSErrors ("truncated") have no errno; those of the system do.
         system = getattr(cause, "errno", None) is not None
         lasting = isinstance(cause, FileNotFoundError) or not system
-        return Decoded([], error.reason, not lasting or isinstance(cause, MemoryError))
+        return Decoded([], _printable(error.reason), not lasting or isinstance(cause, MemoryError))
     except Exception as error:
-        return Decoded([], describe(error), isinstance(error, MemoryError))
+        return Decoded([], _printable(describe(error)), isinstance(error, MemoryError))
 
 
-def _images(source: Source, recipe: Recipe, arrays: _OpenArrays) -> list[DecodedImage]:
+def _images(
+    source: Source, recipe: Recipe, arrays: _OpenArrays, take: Callable[[int], None]
+) -> list[DecodedImage]:
     """Return the images of a source, resized one by one, within `MAX_KEPT` bytes."""
     images: list[DecodedImage] = []
     kept = 0
     for image in _one_by_one(source, recipe, arrays):
+        take(image.pixels.nbytes)
         images.append(image)
         kept += image.pixels.nbytes
         if kept > MAX_KEPT:

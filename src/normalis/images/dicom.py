@@ -38,6 +38,7 @@ _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _REPORTS = "1.2.840.10008.5.1.4.1.1.88."
 _DEFERRED = 64 * 2**20  # bytes of one element that are left in the file: no pixels depend on it
+_PIECE = 2**22  # bytes inflated at once
 _SAMPLES = {"RGB": 3, "PALETTE COLOR": 1, "MONOCHROME1": 1, "MONOCHROME2": 1}
 _HEADER = {
     "modality": "Modality",
@@ -133,19 +134,28 @@ def _inflate(stream: BinaryIO, path: Path) -> BinaryIO:
     at = stream.tell()
     stream.seek(0)
     head = stream.read(at)
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    whole = inflater.decompress(stream.read(), MAX_INFLATED)
-    if inflater.unconsumed_tail:
-        raise UnreadableImageError(
-            path,
-            f"deflated, and more than {MAX_INFLATED >> 20} MiB when inflated, beyond the limit; "
-            "save it without compression",
-        )
+    whole = BytesIO()
+    whole.write(_with_plain_syntax(head))
+    inflater, rest = zlib.decompressobj(-zlib.MAX_WBITS), stream.read()
+    while rest and not inflater.eof:
+        whole.write(inflater.decompress(rest, _PIECE))
+        rest = inflater.unconsumed_tail
+        if whole.tell() > MAX_INFLATED:
+            raise UnreadableImageError(
+                path,
+                f"deflated, and more than {MAX_INFLATED >> 20} MiB when inflated, beyond the "
+                "limit; save it without compression",
+            )
+    whole.seek(0)
+    return whole
+
+
+def _with_plain_syntax(head: bytes) -> bytes:
+    """Let the file meta say that what follows is no longer deflated."""
     plain = f"{pydicom.uid.ExplicitVRLittleEndian}".encode()
     deflated = f"{DeflatedExplicitVRLittleEndian}".encode()
     padded = plain + b"\0" * (len(deflated) + len(deflated) % 2 - len(plain))
-    head = head.replace(deflated + b"\0" * (len(deflated) % 2), padded)
-    return BytesIO(head + whole)
+    return head.replace(deflated + b"\0" * (len(deflated) % 2), padded)
 
 
 def _check(data: Dataset, pixels: PixelElement | None, path: Path) -> int:

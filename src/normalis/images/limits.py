@@ -31,7 +31,7 @@ MAX_IMAGES = 10_000
 MAX_INFLATED = 512 * 2**20
 """Bytes that a compressed file may become where all of it must be held at once."""
 
-MAX_STREAMED = 2 * 2**30
+MAX_STREAMED = 3 * 2**29
 """Bytes that a compressed file may become where it is read slice by slice."""
 
 MAX_KEPT = 2**30

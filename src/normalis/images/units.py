@@ -98,8 +98,10 @@ def mixture(units: Sequence[str], names: Sequence[str]) -> str | None:
     for kind in apart:
         examples = [n for u, n in zip(units, names, strict=True) if u == kind]
         parts.append(f"{count[kind]} {in_words(kind)} ({listed(list(dict.fromkeys(examples)))})")
+    bare = "raw" in count and any(u == "HU" or u.startswith("rescaled") for u in count)
+    missing = " (the raw ones state no Rescale Slope and Intercept)" if bare else ""
     return (
-        f"grey values are in different units: {', '.join(parts)}. Equal numbers then mean "
+        f"grey values are in different units: {', '.join(parts)}{missing}. Equal numbers then mean "
         "different things, and a model learns the difference as normal; convert the images to one "
         "kind, or fit on one kind alone"
     )
