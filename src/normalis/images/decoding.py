@@ -272,6 +272,11 @@ def _read(
         return Decoded([], _printable(describe(error)), isinstance(error, MemoryError))
 
 
+def _printable(reason: str) -> str:
+    """Show what is no character, of the bytes that a damaged file may hold, as its escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
+
+
 def _images(
     source: Source, recipe: Recipe, arrays: _OpenArrays, take: Callable[[int], None]
 ) -> list[DecodedImage]:
