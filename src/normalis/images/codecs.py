@@ -54,17 +54,30 @@ def decode_frame(
     Raises:
         CodecError: if no decoder can, or the one that tried ended the child process.
     """
-    child = _take()
+    request = {"syntax": syntax, "tags": dict(tags)}
     try:
-        said, pixels = child.ask({"syntax": syntax, "tags": dict(tags)}, frame)
-    except BaseException:
-        child.end()
-        raise
-    _idle_children.append(child)
+        said, pixels = _ask(_take(), request, frame)
+    except (IndexError, _Died):  # no idle child, or it died: maybe earlier, of something else
+        said, pixels = _ask(_Child(), request, frame)
     if "error" in said:
         raise CodecError(said["error"])
     values = np.frombuffer(pixels, dtype=said["dtype"]).reshape(said["shape"])
     return values, said["precision"]
+
+
+def _ask(child: _Child, request: dict[str, Any], frame: bytes) -> tuple[dict[str, Any], bytes]:
+    """Ask a child and keep it for the next, or end it where that fails."""
+    try:
+        answer = child.ask(request, frame)
+    except BaseException:
+        child.end()
+        raise
+    _idle_children.append(child)
+    return answer
+
+
+class _Died(CodecError):
+    """The child process ended."""
 
 
 class _Child:
@@ -93,7 +106,9 @@ class _Child:
         try:
             return self._exchange(request, frame)
         except (OSError, ValueError, EOFError) as error:
-            raise CodecError(self._why(late=late.is_set())) from error
+            if late.is_set():
+                raise CodecError(f"the decoder did not end within {TIMEOUT_S:g} s") from error
+            raise _Died(self._why()) from error
         finally:
             timer.cancel()
 
@@ -113,9 +128,7 @@ class _Child:
             raise EOFError
         return said, pixels
 
-    def _why(self, *, late: bool) -> str:
-        if late:
-            return f"the decoder did not end within {TIMEOUT_S:g} s"
+    def _why(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             code = self.process.wait(5)
             if code < 0:
@@ -139,11 +152,13 @@ _idle_children: list[_Child] = []  # append and pop are atomic
 
 
 def _take() -> _Child:
+    """Return an idle child.
+
+    Raises:
+        IndexError: if there is none.
+    """
     while True:
-        try:
-            child = _idle_children.pop()
-        except IndexError:
-            return _Child()
+        child = _idle_children.pop()
         if child.process.poll() is None:
             return child
         child.end()
