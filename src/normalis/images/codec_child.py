@@ -23,6 +23,8 @@ _AS_IT_IS: Any = {
     "apply_jls_sign_correction": False,
     "correct_unused_bits": False,
 }
+LEAST_CPU_S = 1  # seconds of processor time for one frame, and more for a large one
+VALUES_PER_S = 1_000_000  # any decoder is several times faster
 _EXTRA_MEMORY = 2**30  # bytes that decoding may take beyond what the libraries do
 
 
@@ -96,11 +98,24 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _limit_time(values: int) -> None:
+    """Let a decoder that does not end be stopped by its processor time, whatever the load."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        allowed = int(spent) + 1 + LEAST_CPU_S + values // VALUES_PER_S
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (allowed, hard))
+
+
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until the parent closes the pipe."""
     while line := requests.readline():
         request = json.loads(line)
         frame = requests.read(request["bytes"])
+        tags = request["tags"]
+        _limit_time(tags["Rows"] * tags["Columns"] * tags["SamplesPerPixel"])
         try:
             said, pixels = decode(request, frame)
         except BaseException as error:

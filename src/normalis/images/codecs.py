@@ -57,7 +57,7 @@ def decode_frame(
     request = {"syntax": syntax, "tags": dict(tags)}
     try:
         said, pixels = _ask(_take(), request, frame)
-    except (IndexError, _Died):  # no idle child, or it died: maybe earlier, of something else
+    except (IndexError, _GoneError):  # no idle child, or it ended while it was idle
         said, pixels = _ask(_Child(), request, frame)
     if "error" in said:
         raise CodecError(said["error"])
@@ -76,8 +76,8 @@ def _ask(child: _Child, request: dict[str, Any], frame: bytes) -> tuple[dict[str
     return answer
 
 
-class _Died(CodecError):
-    """The child process ended."""
+class _GoneError(CodecError):
+    """The child process had been killed from outside, and may not have seen the frame."""
 
 
 class _Child:
@@ -108,7 +108,9 @@ class _Child:
         except (OSError, ValueError, EOFError) as error:
             if late.is_set():
                 raise CodecError(f"the decoder did not end within {TIMEOUT_S:g} s") from error
-            raise _Died(self._why()) from error
+            why = self._why()
+            killed = self.process.returncode == -getattr(signal, "SIGKILL", 9)
+            raise (_GoneError if killed else CodecError)(why) from error
         finally:
             timer.cancel()
 
@@ -131,6 +133,8 @@ class _Child:
     def _why(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             code = self.process.wait(5)
+            if code == -getattr(signal, "SIGXCPU", 0):
+                return "the decoder did not end in the processor time that frames of its size take"
             if code < 0:
                 name = signal.Signals(-code).name
                 return f"the decoder crashed ({name}); it ran in a process of its own"
