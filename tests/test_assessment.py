@@ -5,7 +5,7 @@ import pytest
 
 from normalis.datasets import open_dataset
 from normalis.errors import DataError
-from normalis.evaluation.of_detector import assess
+from normalis.evaluation.of_detector import evaluate_detector
 from small_runs import anomalies, detector, phantoms, write_mvtec, write_pngs
 
 
@@ -22,7 +22,7 @@ def fitted(root):
 @pytest.fixture(scope="module")
 def assessed(fitted, root):
     heard = []
-    result = assess(
+    result = evaluate_detector(
         fitted, open_dataset(root), fpr=0.2, progress=lambda stage, share: heard.append(stage)
     )
     return *result, heard
@@ -65,13 +65,13 @@ def test_flags_are_those_of_the_threshold(assessed, fitted, root):
 
 def test_without_calibration_nothing_is_deployable(root):
     plain = detector(calibration="none").fit(root)
-    result, *_ = assess(plain, open_dataset(root))
+    result, *_ = evaluate_detector(plain, open_dataset(root))
     assert not rows_of(result, "deployable")
     assert rows_of(result, "ranking")
 
 
 def test_a_rate_that_cannot_be_certified_is_left_out(fitted, root):
-    result, *_ = assess(fitted, open_dataset(root), fpr=0.001)
+    result, *_ = evaluate_detector(fitted, open_dataset(root), fpr=0.001)
     assert not rows_of(result, "deployable")
 
 
@@ -80,7 +80,7 @@ def test_copies_of_training_images_are_told_and_left_out_beside(tmp_path):
     copied = sorted((root / "train/good").iterdir())[0]
     (root / "test/good/000.png").write_bytes(copied.read_bytes())
     fitted = detector().fit(root)
-    result, found, _ = assess(fitted, open_dataset(root))
+    result, found, _ = evaluate_detector(fitted, open_dataset(root))
     assert found.has_leaks
     assert any(r.subset.startswith("without") for r in result.table())
 
@@ -89,7 +89,7 @@ def test_an_unreadable_test_image_is_skipped(fitted, tmp_path):
     root = write_mvtec(tmp_path, train=10, test=6)
     broken = root / "test/good/001.png"
     broken.write_bytes(broken.read_bytes()[:90])
-    result, _, skipped = assess(fitted, open_dataset(root))
+    result, _, skipped = evaluate_detector(fitted, open_dataset(root))
     assert [path.name for path, _ in skipped] == ["001.png"]
     assert rows_of(result, "ranking")["auroc"].n_images == 11
 
@@ -97,14 +97,14 @@ def test_an_unreadable_test_image_is_skipped(fitted, tmp_path):
 def test_without_labels_there_is_nothing_to_evaluate(fitted, tmp_path):
     write_pngs(tmp_path, phantoms(4))
     with pytest.raises(DataError, match=r"must have labelled test images .* has none"):
-        assess(fitted, open_dataset(tmp_path))
+        evaluate_detector(fitted, open_dataset(tmp_path))
 
 
 def test_test_images_alone_can_be_evaluated(fitted, tmp_path):
     write_pngs(tmp_path, np.concatenate([phantoms(6, seed=8), anomalies(6, seed=9)]))
     rows = [f"{i:03d}.png,{int(i >= 6)},test" for i in range(12)]
     (tmp_path / "m.csv").write_text("path,label,split\n" + "\n".join(rows))
-    result, *_ = assess(fitted, open_dataset(tmp_path), fpr=0.2)
+    result, *_ = evaluate_detector(fitted, open_dataset(tmp_path), fpr=0.2)
     assert rows_of(result, "ranking")["auroc"].n_images == 12
 
 
@@ -116,7 +116,7 @@ def test_rows_of_arrays_are_evaluated(fitted, tmp_path):
         test=test,
         test_label=np.arange(12) >= 6,
     )
-    result, *_ = assess(fitted, open_dataset(tmp_path / "x.npz"), fpr=0.2)
+    result, *_ = evaluate_detector(fitted, open_dataset(tmp_path / "x.npz"), fpr=0.2)
     assert rows_of(result, "ranking")["auroc"].n_images == 12
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_vanishes_on_the_way_is_named(fitted, tmp_path):
             (root / "test/good/002.png").unlink(missing_ok=True)
 
     with pytest.raises(DataError, match=r"002\.png: could be read when it was scored and not for"):
-        assess(fitted, open_dataset(root), progress=vanish)
+        evaluate_detector(fitted, open_dataset(root), progress=vanish)
 
 
 def write_volumes(root, *, with_masks):
@@ -155,7 +155,7 @@ def write_volumes(root, *, with_masks):
 
 def test_slices_of_anomalous_volumes_count_by_their_masks(tmp_path):
     data = write_volumes(tmp_path, with_masks=True)
-    result, *_ = assess(detector(method="pca", calibration="none").fit(data), data)
+    result, *_ = evaluate_detector(detector(method="pca", calibration="none").fit(data), data)
     (subset,) = (s for s in result.subsets if s.name == "all")
     assert (subset.n_normal, subset.n_anomalous) == (12 + 9, 3)
     assert result.notes[0].startswith("9 of 12 slices of anomalous files have no marked pixel")
@@ -164,7 +164,7 @@ def test_slices_of_anomalous_volumes_count_by_their_masks(tmp_path):
 
 def test_slices_without_masks_are_said_to_count_as_their_file(tmp_path):
     data = write_volumes(tmp_path, with_masks=False)
-    result, *_ = assess(detector(method="pca", calibration="none").fit(data), data)
+    result, *_ = evaluate_detector(detector(method="pca", calibration="none").fit(data), data)
     (subset,) = (s for s in result.subsets if s.name == "all")
     assert subset.n_anomalous == 12
     assert result.notes[0].startswith("All 12 slices of anomalous files count as anomalous")

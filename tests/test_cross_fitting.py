@@ -8,7 +8,7 @@ from normalis.calibration.conformal import calibrate
 from normalis.datasets import open_dataset
 from normalis.engines.export import export_onnx
 from normalis.errors import DataError, NotFittedError, SettingsError
-from normalis.evaluation.of_detector import assess
+from normalis.evaluation.of_detector import evaluate_detector
 from normalis.loading.arrays import ImageSettings, from_array
 from normalis.loading.held_out import folds
 from normalis.output.folder import ScoreOptions, score_to_folder
@@ -135,7 +135,7 @@ def test_the_table_of_scores_has_the_same_p_values(fitted, tmp_path):
 
 
 def test_an_evaluation_uses_the_p_values(fitted, tmp_path):
-    result, _, _ = assess(fitted, open_dataset(write_mvtec(tmp_path)), fpr=0.2)
+    result, _, _ = evaluate_detector(fitted, open_dataset(write_mvtec(tmp_path)), fpr=0.2)
     assert result.all.deployable["sensitivity"].value == 1
 
 

@@ -15,24 +15,52 @@ For triage and research, not for diagnosis.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from normalis.audit import audit as check
+    from normalis.datasets import open_dataset
+    from normalis.detector import AnomalyDetector
+    from normalis.errors import NormalisError
+    from normalis.evaluation.of_detector import evaluate_detector as evaluate
+    from normalis.fitted import FittedDetector
+    from normalis.images import read_frames
+    from normalis.report import write_report
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "AnomalyDetector": "normalis.detector",
-    "open_dataset": "normalis.datasets",
-    "read_frames": "normalis.images",
+__all__ = [
+    "AnomalyDetector",
+    "FittedDetector",
+    "NormalisError",
+    "__version__",
+    "check",
+    "evaluate",
+    "open_dataset",
+    "read_frames",
+    "write_report",
+]
+
+#: name -> "module:attribute"; torch takes seconds, so that nothing is imported before it is used.
+_LAZY = {
+    "AnomalyDetector": "normalis.detector:AnomalyDetector",
+    "FittedDetector": "normalis.fitted:FittedDetector",
+    "NormalisError": "normalis.errors:NormalisError",
+    "check": "normalis.audit:audit",
+    "evaluate": "normalis.evaluation.of_detector:evaluate_detector",
+    "open_dataset": "normalis.datasets:open_dataset",
+    "read_frames": "normalis.images:read_frames",
+    "write_report": "normalis.report:write_report",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+if not TYPE_CHECKING:  # a type checker would take every unknown name for granted
 
-
-def __getattr__(name: str) -> Any:
-    """Import the public names on first use: torch takes seconds."""
-    if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Import the public names on first use."""
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, _, attribute = _LAZY[name].partition(":")
+        return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

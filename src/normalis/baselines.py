@@ -110,7 +110,8 @@ def pca_residual(
     def residual(block: NDArray[np.float32]) -> NDArray[np.float64]:
         centred = block - pca.mean_
         inside = centred @ pca.components_.T @ pca.components_
-        return np.square(centred - inside).mean(axis=1, dtype=np.float64)
+        found: NDArray[np.float64] = np.square(centred - inside).mean(axis=1, dtype=np.float64)
+        return found
 
     return _by_block(x, residual)
 
@@ -138,7 +139,8 @@ def nearest_training(
             squared = np.square(ours).sum(axis=1)[:, None] + theirs_norm - 2 * ours @ theirs.T
             here = best[at : at + block]
             np.minimum(here, squared.min(axis=1), out=here)
-    return np.maximum(best, 0.0) / mean.size
+    found: NDArray[np.float64] = np.maximum(best, 0.0) / mean.size
+    return found
 
 
 def pixel_scores(x: NDArray[Any], train: NDArray[Any]) -> dict[str, NDArray[np.float64]]:

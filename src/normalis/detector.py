@@ -16,12 +16,11 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 
 from normalis import models, scorers
 from normalis.calibration.colours import ColourScale
@@ -45,6 +44,19 @@ from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Foot
 from normalis.models.inputs import to_model_input
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, TrainingSettings, pick_device, settings_for
+
+if TYPE_CHECKING:
+
+    class BaseEstimator:
+        """What is used of scikit-learn's; without types it would take every name for granted."""
+
+        def get_params(self, deep: bool = True) -> dict[str, Any]:
+            """Return the parameters."""
+
+        def set_params(self, **params: Any) -> Self:
+            """Change parameters; return self."""
+else:
+    from sklearn.base import BaseEstimator
 
 __all__ = ["AnomalyDetector"]
 

@@ -161,7 +161,8 @@ def _mean(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | 
     there = [part for part in parts if part is not None]
     if len(there) < 2:
         return there[0] if there else None
-    return np.mean(there, axis=0, dtype=np.float32)
+    found: NDArray[np.float32] | None = np.mean(there, axis=0, dtype=np.float32)
+    return found
 
 
 def score(

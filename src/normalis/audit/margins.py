@@ -57,7 +57,8 @@ class Margins:
     @property
     def any(self) -> NDArray[np.bool_]:
         """(N,) whether an image has any of it."""
-        return np.any(list(self.found.values()), axis=0)
+        found: NDArray[np.bool_] = np.any(list(self.found.values()), axis=0)
+        return found
 
 
 def look_at_margins(pixels: NDArray[np.floating]) -> Margins:

@@ -63,7 +63,10 @@ class _Conv(nn.Conv2d):
             return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, groups=self.groups)
         top, bottom = same_padding(x.shape[2], kernel, stride)
         left, right = same_padding(x.shape[3], kernel, stride)
-        return self._conv_forward(F.pad(x, (left, right, top, bottom)), self.weight, self.bias)
+        found: Tensor = self._conv_forward(
+            F.pad(x, (left, right, top, bottom)), self.weight, self.bias
+        )
+        return found
 
     def take(self, weights: Mapping[str, Tensor], conv: str, norm: str) -> None:
         """Load a convolution's weights and fold the normalisation that follows it."""
@@ -88,7 +91,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
         y = self.project(F.relu6(self.depthwise(y), inplace=True))
-        return x + y if self.adds else y
+        found: Tensor = x + y if self.adds else y
+        return found
 
     def take(self, weights: Mapping[str, Tensor], place: str) -> None:
         if self.expand is not None:

@@ -227,7 +227,8 @@ def _margin(shape: tuple[int, ...], settings: MapSettings) -> NDArray[np.float32
 def _from_edge(shape: tuple[int, int]) -> NDArray[np.float64]:
     """Return how far each pixel's centre lies from the nearest edge, as a share of that side."""
     along = [np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / n for n in shape]
-    return np.minimum(along[0][:, None], along[1][None])
+    found: NDArray[np.float64] = np.minimum(along[0][:, None], along[1][None])
+    return found
 
 
 def _checked(maps: ArrayLike, shape: tuple[int, ...] | None) -> Maps:

@@ -404,7 +404,8 @@ def _open(
 
     dataset = open_dataset(data, normal_class=normal_class or (), ignore_tables=ignore_tables)
     if patients:
-        return patients_from_pattern(dataset, patients)
+        found: Dataset = patients_from_pattern(dataset, patients)
+        return found
     offered = offer_pattern(dataset) if offer else None
     if offered:
         errors.print(
@@ -651,7 +652,7 @@ def evaluate(
 ) -> None:
     """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
     use_threads(threads)
-    from normalis.evaluation.of_detector import assess
+    from normalis.evaluation.of_detector import evaluate_detector
     from normalis.fitted import FittedDetector
     from normalis.storage import write_json
 
@@ -660,7 +661,9 @@ def evaluate(
     dataset, _ = _select(dataset, detector.image_settings.where)
     _describe(dataset)
     with progress("evaluate") as bar:
-        result, found, skipped = assess(detector, dataset, fpr=fpr, progress=_stages(bar))
+        result, found, skipped = evaluate_detector(
+            detector, dataset, fpr=fpr, progress=_stages(bar)
+        )
     _report_skipped(skipped)
     _print_evaluation(dataset.name, result)
     for finding in found.findings:

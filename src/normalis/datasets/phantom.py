@@ -218,7 +218,8 @@ def _draw(factors: FloatArray, size: int) -> tuple[FloatArray, NDArray[np.bool_]
 
 def _inside(distance: NDArray[Any], width: Any) -> FloatArray:
     """Logistic edge: 1 far inside (positive distance), 0 far outside."""
-    return (0.5 + 0.5 * np.tanh((0.5 / width) * distance)).astype(np.float32)
+    found: FloatArray = (0.5 + 0.5 * np.tanh((0.5 / width) * distance)).astype(np.float32)
+    return found
 
 
 def _ventricle(
@@ -299,7 +300,8 @@ def _distance(rng: np.random.Generator, brain: NDArray[np.bool_], scale_px: floa
         phase = rng.uniform(0, 2 * np.pi, size=(n, 1, 1))
         depth = rng.uniform(0, 0.3 / order, size=(n, 1, 1))
         wobble += depth * np.cos(order * angle + phase)
-    return (np.sqrt(dy * dy + dx * dx) / (scale_px * wobble)).astype(np.float32)
+    found: FloatArray = (np.sqrt(dy * dy + dx * dx) / (scale_px * wobble)).astype(np.float32)
+    return found
 
 
 def _profiles(
@@ -328,7 +330,8 @@ def _pattern(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> 
     band = gaussian_filter(noise, (0, sigma, sigma)) - gaussian_filter(
         noise, (0, 2 * sigma, 2 * sigma)
     )
-    return np.tanh(1.5 * band / band.std()).astype(np.float32)
+    found: FloatArray = np.tanh(1.5 * band / band.std()).astype(np.float32)
+    return found
 
 
 def write_demo(

@@ -114,7 +114,8 @@ def decoder_coding_rate(z: ArrayLike, geometry: DecoderGeometry, noise: float) -
     samples = _fitting(z, geometry)
     values, axes = np.linalg.eigh(geometry.metric)
     root = axes * np.sqrt(values.clip(min=0) / positive(noise, "noise"))
-    return coding_rate(samples @ root)
+    found: float = coding_rate(samples @ root)
+    return found
 
 
 def decoder_referred_rate(

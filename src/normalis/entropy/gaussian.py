@@ -49,7 +49,8 @@ def gaussian_entropy_of(covariance: ArrayLike) -> float:
     sigma = np.atleast_2d(np.asarray(covariance, dtype=np.float64))
     if sigma.ndim != 2 or sigma.shape[0] != sigma.shape[1]:
         raise DataError(f"covariance must be (d, d), got {sigma.shape}")
-    return 0.5 * len(sigma) * np.log(2 * np.pi * np.e) + 0.5 * _log_det(sigma)
+    found: float = 0.5 * len(sigma) * np.log(2 * np.pi * np.e) + 0.5 * _log_det(sigma)
+    return found
 
 
 def gaussian_entropy(x: ArrayLike) -> float:

@@ -147,10 +147,12 @@ def _neighbours(samples: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     A tree in P dimensions looks at every point: distances of images are computed by products.
     """
     if samples.shape[1] <= 20:
-        return np.log(cKDTree(samples).query(samples, k + 1)[0][:, 1:])
+        found: NDArray[np.float64] = np.log(cKDTree(samples).query(samples, k + 1)[0][:, 1:])
+        return found
     centred = samples - samples.mean(axis=0)
     energy = (centred**2).sum(axis=1)
     squared = energy[:, None] + energy[None, :] - 2 * centred @ centred.T
     np.maximum(squared, np.finfo(np.float64).eps * energy.max(), out=squared)  # cancellation
     np.fill_diagonal(squared, np.inf)
-    return 0.5 * np.log(np.sort(np.partition(squared, k - 1, axis=1)[:, :k], axis=1))
+    found = 0.5 * np.log(np.sort(np.partition(squared, k - 1, axis=1)[:, :k], axis=1))
+    return found

@@ -103,4 +103,5 @@ def _half_sample_error(
         for _ in range(repeats):
             chosen = np.isin(labels, rng.permutation(names)[:half])
             draws.append(np.atleast_1d(np.asarray(statistic(x[chosen]), dtype=np.float64)))
-    return np.std(draws, axis=0) * math.sqrt(half / (len(names) - half))
+    found: NDArray[np.float64] = np.std(draws, axis=0) * math.sqrt(half / (len(names) - half))
+    return found

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from normalis.fitted import FittedDetector
     from normalis.scoring import Scored
 
-__all__ = ["assess"]
+__all__ = ["evaluate_detector"]
 
 _THRESHOLDS = (0.95, 0.999)
 _MOST_DEMOGRAPHICS = ("age", "sex", "scanner", "manufacturer", "model")
 
 
-def assess(
+def evaluate_detector(
     detector: AnomalyDetector | FittedDetector,
     data: Dataset,
     *,

@@ -329,7 +329,10 @@ def cut_bits(words: NDArray[Any], data: Dataset, *, codestream: int | None) -> N
     if bits == width:
         return words.view(f"i{words.dtype.itemsize}")
     top = np.asarray(2 ** (bits - 1), words.dtype)
-    return (words ^ top).view(f"i{words.dtype.itemsize}") - top.astype(f"i{words.dtype.itemsize}")
+    found: NDArray[Any] = (words ^ top).view(f"i{words.dtype.itemsize}") - top.astype(
+        f"i{words.dtype.itemsize}"
+    )
+    return found
 
 
 def _check_shift(words: NDArray[Any], shift: int, stored: int) -> None:

@@ -302,9 +302,11 @@ def _padding(frame: StoredFrame, data: Dataset) -> NDArray[np.bool_] | None:
         if value is None:
             return None
         if np.isnan(value):
-            return np.isnan(values)
+            result: NDArray[np.bool_] | None = np.isnan(values)
+            return result
         ends = sorted(np.asarray([value, value if limit is None else limit], values.dtype))
-        return (values >= ends[0]) & (values <= ends[1])
+        result = (values >= ends[0]) & (values <= ends[1])
+        return result
     value, limit = number(data, "PixelPaddingValue"), number(data, "PixelPaddingRangeLimit")
     if value is None:
         return None
@@ -325,7 +327,8 @@ def _as_stored(value: float, dtype: np.dtype[Any]) -> int | None:
     if not -(2 ** (bits - 1)) <= whole < 2**bits:
         return None
     whole %= 2**bits
-    return whole - 2**bits if dtype.kind == "i" and whole >= 2 ** (bits - 1) else whole
+    found: int | None = whole - 2**bits if dtype.kind == "i" and whole >= 2 ** (bits - 1) else whole
+    return found
 
 
 def _without_padding(pixels: NDArray[Any], padding: NDArray[np.bool_], units: str) -> NDArray[Any]:

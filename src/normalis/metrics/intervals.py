@@ -231,11 +231,14 @@ def _weighted(name: str, tp: NDArray[np.float64], fp: NDArray[np.float64]) -> ND
     gained = np.diff(tp, axis=1, prepend=0.0)
     if name == "auroc":
         middle = fp - np.diff(fp, axis=1, prepend=0.0) / 2
-        return 1.0 - (gained * middle).sum(1) / (tp[:, -1] * fp[:, -1])
+        found: NDArray[np.float64] = 1.0 - (gained * middle).sum(1) / (tp[:, -1] * fp[:, -1])
+        return found
     if name == "sensitivity_at_fpr":
         allowed = fp <= 0.05 * fp[:, -1:] + 1e-9
-        return (tp * allowed).max(1) / tp[:, -1]
-    return (gained * tp / np.maximum(tp + fp, 1.0)).sum(1) / tp[:, -1]
+        found = (tp * allowed).max(1) / tp[:, -1]
+        return found
+    found = (gained * tp / np.maximum(tp + fp, 1.0)).sum(1) / tp[:, -1]
+    return found
 
 
 _FAST: dict[Metric, str] = {

@@ -49,7 +49,8 @@ class Ranking:
     @property
     def positives(self) -> NDArray[np.int64]:
         """Anomalous units with exactly each threshold's score, (K,)."""
-        return self.tp - np.append(self.tp[1:], 0)
+        found: NDArray[np.int64] = self.tp - np.append(self.tp[1:], 0)
+        return found
 
     def auroc(self) -> float:
         """Area under the ROC curve, a tie counting one half (Mann-Whitney's U / (P N))."""

@@ -107,7 +107,7 @@ class StreamingPixelMetrics:
 
     Example:
         >>> metrics = StreamingPixelMetrics()
-        >>> metrics.update(np.array([[0.1, 0.9]]), np.array([[False, True]]))
+        >>> _ = metrics.update(np.array([[0.1, 0.9]]), np.array([[False, True]]))
         >>> metrics.auroc().value
         1.0
     """

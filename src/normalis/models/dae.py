@@ -156,7 +156,8 @@ class DAE(Autoencoder):
         fine = 2 * self.settings.noise_std * fine  # 2: from [0, 1] to [-1, 1]
         if self.settings.foreground_only:
             fine = fine * (x > x.amin((1, 2, 3), keepdim=True))
-        return x + fine + self.settings.noise_shift
+        found: Tensor = x + fine + self.settings.noise_shift
+        return found
 
     def losses(self, x: Tensor, **draws: Tensor) -> dict[str, Tensor]:
         """Return the mean squared error against the image without noise."""

@@ -106,7 +106,8 @@ class PaDiM(FeatureModel):
 
     @property
     def _depth(self) -> int:
-        return min(self.settings.dims, self.width)
+        found: int = min(self.settings.dims, self.width)
+        return found
 
     def footprint(self, images: int) -> Footprint:
         """Return what means and matrices take, and the features that they are estimated from."""
@@ -152,7 +153,8 @@ class PaDiM(FeatureModel):
         mean, white = self.fitted("mean"), self.fitted("whitening")
         cells = self._cells(x, self.fitted("drawn")).flatten(1, 2).transpose(0, 1)  # P, B, D
         squared = torch.bmm(cells - mean[:, None], white.transpose(1, 2)).square().sum(2)
-        return squared.T.unflatten(1, (self._side, self._side))
+        found: Tensor = squared.T.unflatten(1, (self._side, self._side))
+        return found
 
     def _read(self, grid: Tensor) -> Tensor:
         cells = grid.flatten(1)

@@ -40,7 +40,8 @@ def principal_directions(centred: Tensor, count: int) -> Tensor:
     # Gram vectors lose orthogonality where the variance is small; QR restores it.
     basis = torch.linalg.qr(directions.flip(0).T).Q.T
     largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-    return (basis * largest.sign()).float()
+    found: Tensor = (basis * largest.sign()).float()
+    return found
 
 
 class PCA(DirectModel):

@@ -175,7 +175,8 @@ class SPADE(FeatureModel):
             finer = m.shape[2] > self._side
             m = F.adaptive_avg_pool2d(m, self._side) if finer else resized(m, self._side)
             parts.append(F.normalize(m, dim=1))
-        return torch.cat(parts, 1).permute(0, 2, 3, 1) / len(parts) ** 0.5
+        found: Tensor = torch.cat(parts, 1).permute(0, 2, 3, 1) / len(parts) ** 0.5
+        return found
 
     @property
     def _asked(self) -> list[str]:
@@ -189,7 +190,8 @@ class SPADE(FeatureModel):
             cells = self._cells(some).flatten(0, 2).double()
             total += cells.T @ cells
         vectors = torch.linalg.eigh(total).eigenvectors
-        return vectors[:, -self._depth :].float().contiguous()
+        found: Tensor = vectors[:, -self._depth :].float().contiguous()
+        return found
 
     def similar(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the normal images most similar to x, nearest first.

@@ -62,7 +62,8 @@ def over(pixels: NDArray[Any], anomaly_map: NDArray[Any], scale: ColourScale) ->
     """Return the map painted over the image, (H, W, 3)."""
     colours, opacity = heat(anomaly_map, scale)
     mixed = grey(pixels) * (1 - opacity[..., None]) + colours * opacity[..., None]
-    return mixed.round().astype(np.uint8)
+    found: NDArray[np.uint8] = mixed.round().astype(np.uint8)
+    return found
 
 
 def numbered(place: str) -> str:

@@ -129,4 +129,5 @@ def tall_grey(image: ScoredImage) -> NDArray[np.uint8]:
     grey = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
     if str(data.get("PhotometricInterpretation")) == "MONOCHROME1":
         grey = 1 - grey
-    return (255 * grey).round().astype(np.uint8)
+    found: NDArray[np.uint8] = (255 * grey).round().astype(np.uint8)
+    return found

@@ -159,4 +159,7 @@ def _box(region: Region, source: Any) -> np.ndarray[Any, Any]:
     left, right = region.left, min(region.right, float(source.Columns))
     top, bottom = region.top, min(region.bottom, float(source.Rows))
     corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-    return np.clip(np.array(corners, float), 0, [float(source.Columns), float(source.Rows)])
+    found: np.ndarray[Any, Any] = np.clip(
+        np.array(corners, float), 0, [float(source.Columns), float(source.Rows)]
+    )
+    return found

@@ -8,6 +8,7 @@ change the order of the scores, so one sort serves all draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from normalis.metrics.intervals import Draws
 __all__ = ["Curve", "precision_recall", "roc"]
 
 Floats = NDArray[np.float64]
+Groups = NDArray[Any] | None
 _GRID = np.linspace(0.0, 1.0, 101)
 
 
@@ -41,7 +43,11 @@ class Curve:
 
 
 def roc(
-    scores: Floats, is_anomalous: NDArray[np.bool_], *, groups: NDArray | None = None, n: int = 400
+    scores: Floats,
+    is_anomalous: NDArray[np.bool_],
+    *,
+    groups: NDArray[Any] | None = None,
+    n: int = 400,
 ) -> Curve:
     """Return sensitivity by false-positive rate, from (0, 0) to (1, 1).
 
@@ -62,7 +68,11 @@ def roc(
 
 
 def precision_recall(
-    scores: Floats, is_anomalous: NDArray[np.bool_], *, groups: NDArray | None = None, n: int = 400
+    scores: Floats,
+    is_anomalous: NDArray[np.bool_],
+    *,
+    groups: NDArray[Any] | None = None,
+    n: int = 400,
 ) -> Curve:
     """Return precision by recall; arguments as for `roc`."""
     tp, fp = _counts(scores, is_anomalous, np.ones((1, scores.size)))
@@ -106,7 +116,7 @@ def _recall_precision(tp: Floats, fp: Floats) -> tuple[Floats, Floats]:
 
 
 def _draws(
-    scores: Floats, is_anomalous: NDArray[np.bool_], groups: NDArray | None, n: int
+    scores: Floats, is_anomalous: NDArray[np.bool_], groups: Groups, n: int
 ) -> list[tuple[Floats, Floats]]:
     """Return weighted counts of bootstrap draws; none where no interval can be given."""
     try:

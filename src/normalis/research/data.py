@@ -54,7 +54,8 @@ class Arrays:
 
     def of(self, split: str) -> NDArray[Any]:
         """Return the pixels of one split."""
-        return self.pixels[self.split == split]
+        found: NDArray[Any] = self.pixels[self.split == split]
+        return found
 
     def loaded(self, keep: NDArray[np.bool_]) -> Loaded:
         """Return the images that ``keep`` (N,) marks as a fitted detector scores them."""

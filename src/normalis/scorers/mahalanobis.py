@@ -63,7 +63,8 @@ class Mahalanobis(Scorer):
         self.check(model)
         with evaluating(model):
             z = _encode(model)(x) - self.arrays["mean"].to(x.device)
-        return ((z @ self.arrays["precision"].to(x.device)) * z).mean(1)
+        found: Tensor = ((z @ self.arrays["precision"].to(x.device)) * z).mean(1)
+        return found
 
 
 def _encode(model: Any) -> Any:

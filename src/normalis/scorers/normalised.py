@@ -58,4 +58,5 @@ class Normalised(Scorer):
         with evaluating(model):
             # A constant image that the model rebuilds exactly leaves nothing to divide by.
             divisor = (mean + self.settings.floor * mean.mean()).clamp_min(1e-12)
-            return model.anomaly_map(x) / divisor
+            found: Tensor = model.anomaly_map(x) / divisor
+            return found

@@ -171,7 +171,8 @@ def _asked_precision() -> Precision:
     text = os.environ.get(PRECISION_VARIABLE, "auto") or "auto"
     for known in get_args(Precision):
         if text == known:
-            return known
+            found: Precision = known
+            return found
     raise SettingsError(
         f"{PRECISION_VARIABLE} must be one of {', '.join(get_args(Precision))}, got {text!r}"
     )
@@ -179,7 +180,8 @@ def _asked_precision() -> Precision:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        found: bool = torch.cuda.is_bf16_supported()
+        return found
     capabilities = torch.backends.cpu.get_cpu_capability()
     return "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
 
