@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from normalis import AnomalyDetector
+from normalis.datasets import open_dataset
 from normalis.errors import DataError, NotFittedError
 from normalis.fitted import FittedDetector, fitted_of
+from normalis.output.folder import score_to_folder
 from small_runs import anomalies, detector, phantoms, write_pngs
 
 #: Runs that version 0.1.0 wrote before the fitted detector was an object of its own.
@@ -94,3 +96,18 @@ def test_a_cross_fitted_detector_can_be_calibrated_elsewhere(tmp_path):
     again = FittedDetector.load(here.save(tmp_path / "run"))
     np.testing.assert_array_equal(again.p_value(new), here.p_value(new))
     np.testing.assert_array_equal(here.anomaly_score(new), fitted.anomaly_score(new))
+
+
+def test_each_step_says_in_the_log_how_far_it_is(caplog, tmp_path):
+    caplog.set_level("INFO", logger="normalis")
+    made = detector(epochs=2).fit(phantoms(30))
+    write_pngs(tmp_path / "in", phantoms(5))
+    data = open_dataset(tmp_path / "in")
+    score_to_folder(made, data.samples, tmp_path / "out", root=data.root)
+    said = {(record.name, record.getMessage()) for record in caplog.records}
+    assert {
+        ("normalis.loading", "24 normal images to train on, 6 held out"),
+        ("normalis.training", "epoch 2 of 2"),
+        ("normalis.calibration", "calibrating on 6 normal images"),
+        ("normalis.scoring", "5 of 5 files"),
+    } <= said

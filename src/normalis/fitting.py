@@ -8,6 +8,7 @@ nothing can be promised.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from normalis.training.checkpoints import train_resumably
 from normalis.training.loop import Progress, Training, TrainingSettings, fit, fit_parts
 
 __all__ = ["Calibrated", "Trained", "calibrate_on", "fit_scorers", "train_models"]
+
+_log = logging.getLogger("normalis.calibration")
 
 Fold = NDArray[np.int64] | None
 
@@ -182,6 +185,7 @@ def calibrate_on(
     normals, unseen = held or train, held is not None or fold is not None
     assert normals is not None  # the callers give one of the two
     models = tuple(fitted.models)
+    _log.info("calibrating on %d normal images", len(normals.rows))
     scores, raw = _score_unseen(fitted, normals, fold)
     panel: dict[str, Any] = {}
     if isinstance(models[0], CompositeModel):  # its scores are readings (V, n) until it can measure

@@ -151,7 +151,8 @@ def panel_p_values(
         held_out = np.broadcast_to(ours, (len(some), *ours.shape))
         g = _of_set(np.concatenate([held_out, some[:, :, None]], axis=2), readings)
         p[start : start + step] = ((g >= _just_below(g[:, -1:])) * weight).sum(1)
-    return np.minimum(p / round(weight.sum()), 1.0)
+    found: Floats = np.minimum(p / round(weight.sum()), 1.0)
+    return found
 
 
 def panel_patient_p_values(

@@ -126,7 +126,8 @@ def _foreground(x: NDArray[np.float32]) -> NDArray[np.bool_]:
     touching[0] = False
     around = touching[areas]
     has_background = around.mean(axis=(1, 2)) >= _LEAST_BACKGROUND
-    return ~(around & has_background[:, None, None])
+    found: NDArray[np.bool_] = ~(around & has_background[:, None, None])
+    return found
 
 
 def _rows(fine: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray[np.float32]:

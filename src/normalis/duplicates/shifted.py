@@ -87,7 +87,8 @@ def _transform(x: Pixels) -> NDArray[np.complexfloating]:
 
     x = np.asarray(x, np.float32)
     window = np.outer(np.hanning(x.shape[1]), np.hanning(x.shape[2])).astype(np.float32)
-    return rfft2((x - x.mean(axis=(1, 2), keepdims=True)) * window)
+    found: NDArray[np.complexfloating] = rfft2((x - x.mean(axis=(1, 2), keepdims=True)) * window)
+    return found
 
 
 def _candidates(

@@ -8,6 +8,7 @@ before.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_detector"]
 
+_log = logging.getLogger("normalis.evaluation")
+
 _THRESHOLDS = (0.95, 0.999)
 _MOST_DEMOGRAPHICS = ("age", "sex", "scanner", "manufacturer", "model")
 
@@ -63,6 +66,7 @@ def evaluate_detector(
     """
     tell = progress or (lambda stage, share: None)
     fitted, samples = fitted_of(detector), _labelled(data)
+    _log.info("evaluating on %d labelled test files of %s", len(samples), data.name)
     skipped: list[tuple[Path, str]] = []
     parts = _score(fitted, samples, skipped, tell, with_maps=data.has_masks)
     rows = [row for part in parts for row in part.rows]

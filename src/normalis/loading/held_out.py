@@ -8,6 +8,7 @@ and its p-values too small.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ __all__ = [
     "units_of",
     "with_units",
 ]
+
+_log = logging.getLogger("normalis.loading")
 
 #: What users hand over as images.
 Images = str | Path | Sequence[str | Path] | Dataset | NDArray[Any] | Tensor
@@ -119,6 +122,7 @@ def normal_images(
             return Normals(train=loaded, held=None, name=name, notes=notes)
         train, held = split(loaded, share, seed)
     watched, held = split(held, 0.5, seed) if watch else (None, held)
+    _log.info("%d normal images to train on, %d held out", len(train.rows), len(held.rows))
     return Normals(train=train, held=held, name=name, watched=watched, notes=notes)
 
 

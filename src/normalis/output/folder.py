@@ -24,6 +24,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -64,6 +65,8 @@ MANY = 1000
 MODEL = ".model"
 #: What computes scores; the first is the default.
 ENGINES = ("torch", "onnx", "ray")
+
+_log = logging.getLogger("normalis.scoring")
 
 _PROGRESS = "progress.csv"
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score")
@@ -162,6 +165,7 @@ def score_to_folder(
         for part in _scored(fitted, todo, writer, options, need_one=not done):
             writer.add(part)
             done += len({row.sample for row in part.rows})
+            _log.info("%s of %s files", f"{done:,}", f"{len(samples):,}")
             if progress:
                 progress(min(done, len(samples)), len(samples))
         summary = writer.finish(samples)

@@ -9,6 +9,7 @@ out alone, and a resumed training is the training that was interrupted.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
 import time
@@ -39,6 +40,8 @@ __all__ = [
     "settings_for",
     "train",
 ]
+
+_log = logging.getLogger("normalis.training")
 
 Precision = Literal["auto", "float32", "bfloat16"]
 #: Environment variable that says what the precision ``auto`` means, whatever the processor.
@@ -343,6 +346,7 @@ class Training:
                     self._train_one_epoch()
                 self.epoch += 1
                 self.seconds += time.perf_counter() - epoch_started
+                _log.info("epoch %d of %d", self.epoch, self.settings.epochs)
                 if callback:
                     means = _average([member.history[-1] for member in self.members])
                     elapsed = time.perf_counter() - started
