@@ -35,7 +35,6 @@ LAYERS = [
 #: Scorers read models, as their contract says; the others are to go.
 ALLOWED_SIDEWAYS = {
     ("scorers", "models"),
-    ("report", "research"),
 }
 
 

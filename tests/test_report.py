@@ -20,8 +20,8 @@ from normalis.errors import RunError
 from normalis.report import pictures, triage, write_report
 from normalis.report.curves import precision_recall, roc
 from normalis.report.marks import read_marks
-from normalis.report.results import rows_of
-from normalis.report.sources import detect, read_records, read_scores
+from normalis.report.sources import detect, read_scores
+from normalis.research.page import read_records, rows_of, write_results
 from normalis.storage import write_json
 
 
@@ -272,7 +272,9 @@ def test_names_of_experiments_are_escaped(tmp_path):
 
     for i, record in enumerate(records):
         Records(tmp_path / "r").append(str(i), record)
-    page = Page(write_report(tmp_path / "r", tmp_path / "page.html"))
+    with pytest.raises(RunError, match="normalis research page"):
+        write_report(tmp_path / "r", tmp_path / "page.html")
+    page = Page(write_results(tmp_path / "r", tmp_path / "page.html"))
     assert [tag for tag, _ in page.tags if tag in ("script", "i")] == ["script"]
 
 
@@ -389,7 +391,7 @@ def test_seeds_are_taken_together(tmp_path):
 
 
 def test_results_page(tmp_path):
-    page = Page(write_report(folders.results_folder(tmp_path / "r"), tmp_path / "page.html"))
+    page = Page(write_results(folders.results_folder(tmp_path / "r"), tmp_path / "page.html"))
     assert page.text.count("<figure") == 2
     assert page.text.count("<tr>") == 19
     assert "vae" in page.text
@@ -401,7 +403,7 @@ def test_results_page(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("", "holds none of them"), ("progress.csv", "normalis score"),
+    [("", "holds neither"), ("progress.csv", "normalis score"),
      ("checkpoint.safetensors", "normalis fit")],
 )  # fmt: skip
 def test_folder_that_is_nothing_or_unfinished(tmp_path, name, words):

@@ -9,6 +9,7 @@ import pytest
 
 import report_folders as folders
 from normalis.report import write_report
+from normalis.research.page import write_results
 from normalis.storage import write_json
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -343,7 +344,7 @@ def test_thousands_of_images_scroll_like_few(opened, many, report):
 
 
 def test_sweep_table_sorts_and_filters(opened, tmp_path):
-    page = opened(write_report(folders.results_folder(tmp_path / "r"), tmp_path / "page.html"))
+    page = opened(write_results(folders.results_folder(tmp_path / "r"), tmp_path / "page.html"))
 
     def column(number: int) -> list[str]:
         return page.locator(

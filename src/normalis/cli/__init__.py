@@ -766,9 +766,7 @@ def _defaults(command: Callable[..., None]) -> dict[str, Any]:
 
 @app.command()
 def report(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A run, an output of `score`, or of `sweep`.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A run, or an output of `score`.")],
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
 ) -> None:
     """Write one HTML page that opens from disk: figures, tables and, for scores, a triage view."""

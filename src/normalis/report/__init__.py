@@ -1,4 +1,4 @@
-"""A run, scored images, or the results of a sweep as one HTML page that opens from disk.
+"""A run, or scored images, as one HTML page that opens from disk.
 
 The page holds everything it needs: charts as SVG, pictures as data URIs, its style and its script.
 It loads nothing and sends nothing; a content-security policy in the page forbids it. Notes that a
@@ -9,7 +9,7 @@ reader takes stay in the reader's browser until they are exported.
     sources    folder -> tables and settings          curves     ROC and PR with bands
     sections   -> tiles, charts, tables               charts     matplotlib -> inline SVG
     triage     -> cases for the browser               pictures   strips -> data URIs
-    results    records -> rows and figures by d       templates  HTML, CSS and plain JavaScript
+    page       templates -> one file                  templates  HTML, CSS and plain JavaScript
 
 PyTorch is not needed, neither are the images: `normalis score` leaves what the page shows.
 
@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from normalis.errors import RunError
-from normalis.report.sources import Source, detect, read_records, read_run, read_scores
+from normalis.report.sources import Source, detect, read_run, read_scores
 from normalis.storage import write_atomically
 
-__all__ = ["write_report"]
+__all__ = ["write_page", "write_report"]
 
 _MARK = '<meta name="generator" content="normalis'
 
 
 def write_report(path: str | Path, out: str | Path) -> Path:
-    """Write the page of a run folder, an output folder of ``score`` or a sweep's results.
+    """Write the page of a run folder, or of an output folder of ``score``.
 
     Args:
         path: the folder; what it holds is recognised.
@@ -41,16 +41,22 @@ def write_report(path: str | Path, out: str | Path) -> Path:
         The file written.
 
     Raises:
-        RunError: if the folder is none of the three, damaged or unfinished, or if ``out`` is
+        RunError: if the folder is neither of the two, damaged or unfinished, or if ``out`` is
             something other than a page of ours or cannot be written.
     """
     folder, page = Path(path), Path(out)
     _check_out(page)
-    kind = detect(folder)
-    if kind == "results":
-        html = _results_page(folder)
-    else:
-        html = _source_page(read_scores(folder) if kind == "scores" else read_run(folder))
+    source = read_scores(folder) if detect(folder) == "scores" else read_run(folder)
+    return write_page(_source_page(source), page)
+
+
+def write_page(html: str, page: Path) -> Path:
+    """Write a page of ours.
+
+    Raises:
+        RunError: if the file is something other than a page of ours, or cannot be written.
+    """
+    _check_out(page)
     write_atomically(page, lambda p: p.write_text(html, encoding="utf-8"))
     return page
 
@@ -88,23 +94,3 @@ def _source_page(source: Source) -> str:
         "triage": None if source.cases is None or not len(source.cases) else triage_data(source),
     }
     return render("source.html.j2", context)
-
-
-def _results_page(folder: Path) -> str:
-    from normalis.report.page import render
-    from normalis.report.results import METRICS, latent_dim_charts, rows_of
-
-    records = read_records(folder)
-    rows = rows_of(records)
-    context: dict[str, Any] = {
-        "name": folder.resolve().name,
-        "rows": rows,
-        "records": len(records),
-        "metrics": {k: v for k, v in METRICS.items() if any(k in row.values for row in rows)},
-        "datasets": sorted({row.dataset for row in rows}),
-        "methods": sorted({row.method for row in rows}),
-        "charts": latent_dim_charts(rows),
-        "has_variants": any(row.variant for row in rows),
-        "has_scorers": any(row.scorer != "own" for row in rows),
-    }
-    return render("results.html.j2", context)

@@ -1,4 +1,4 @@
-"""What lies in a folder: a run, the output of ``score``, or the results of ``sweep``.
+"""What lies in a folder: a run, or the output of ``score``.
 
 Only tables and JSON are read here, never a model and never an image, so a page can be made on a
 machine without PyTorch and without the data.
@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from normalis.calibration.conformal import Calibration
 from normalis.errors import RunError, SettingsError
-from normalis.research.records import Records
 from normalis.storage import RunFolder
 
-__all__ = ["Cases", "Source", "detect", "read_records", "read_run", "read_scores"]
+__all__ = ["Cases", "Source", "detect", "read_run", "read_scores"]
 
-Kind = Literal["run", "scores", "results"]
+Kind = Literal["scores", "run"]
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score", "p_value", "flagged")
 
 
@@ -105,23 +104,25 @@ def detect(path: Path) -> Kind:
     """Return what a folder holds.
 
     Raises:
-        RunError: if it is none of the three, or unfinished.
+        RunError: if it is neither, or unfinished.
     """
     if (path / "scores.csv").is_file():
         return "scores"
     if RunFolder(path).finished:
         return "run"
-    if any((path / "records").glob("*.parquet")):
-        return "results"
+    if any((path / "records").glob("*.parquet")) or (path / "records.parquet").is_file():
+        raise RunError(
+            f"{path}: holds records of experiments, whose page `normalis research page {path} "
+            "--out PAGE` writes"
+        )
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
-        raise RunError(f"{path}: must be a folder written by fit, score or sweep, {state}")
+        raise RunError(f"{path}: must be a folder written by fit or score, {state}")
     for name, command in (("progress.csv", "score"), (RunFolder.CHECKPOINT, "fit")):
         if (path / name).is_file():
             raise RunError(f"{path}: is unfinished: run the same `normalis {command}` to go on")
     raise RunError(
-        f"{path}: must hold a run (model.json), the output of score (scores.csv) or results of "
-        "sweep (records/*.parquet), holds none of them"
+        f"{path}: must hold a run (model.json) or the output of score (scores.csv), holds neither"
     )
 
 
@@ -163,21 +164,6 @@ def read_scores(path: Path) -> Source:
         audit=_read_json(path / "audit.json"),
         evaluations=[_read_json(file) for file in sorted(path.glob("evaluation*.json"))],
     )
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return all experiment records of a results folder, JSON columns decoded."""
-    return [{k: _decoded(v) for k, v in row.items()} for row in Records(path).all()]
-
-
-def _decoded(value: Any) -> Any:
-    """Turn a column that holds a JSON object back into one."""
-    if isinstance(value, str) and value.startswith("{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -180,6 +180,17 @@ def _show(part: str, out: Path) -> None:
 
 
 @app.command()
+def page(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `sweep`.")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
+) -> None:
+    """Write one HTML page of all records of RESULTS that opens from disk."""
+    from normalis.research.page import write_results
+
+    console.print(f"page: {write_results(results, out)}   open it in a browser", soft_wrap=True)
+
+
+@app.command()
 def pack(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `sweep`.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the two files.")],

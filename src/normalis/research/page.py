@@ -1,4 +1,4 @@
-"""Records of a sweep -> one row per experiment, its seeds taken together, and a figure by d.
+"""Records of a sweep -> one page: a row per experiment, its seeds together, and a figure by d.
 
 Nothing is ranked as best: choosing a row by these figures would use the labels of the test images.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from normalis.report import charts
+from normalis.errors import RunError
+from normalis.report import charts, write_page
+from normalis.report.page import render
 from normalis.report.sections import Chart
+from normalis.research.records import Records
 
-__all__ = ["METRICS", "Row", "latent_dim_charts", "rows_of"]
+__all__ = ["METRICS", "Row", "latent_dim_charts", "read_records", "rows_of", "write_results"]
 
 #: metric -> title of its column; best Dice chooses its threshold with labels and says so
 METRICS = {
@@ -179,3 +183,50 @@ def _lines(rows: Sequence[Row], metric: str) -> dict[str, list[tuple[float, floa
         value, d = row.values[metric], float(row.latent_dim or "nan")
         lines.setdefault(row.title, []).append((d, value.mean, value.least, value.most))
     return lines
+
+
+def write_results(path: str | Path, out: str | Path) -> Path:
+    """Write the page of a sweep's results.
+
+    Args:
+        path: the results folder.
+        out: the HTML file. An older page of ours is replaced, any other file is not.
+
+    Raises:
+        RunError: if there are no records, or ``out`` cannot be written.
+    """
+    return write_page(_page(Path(path)), Path(out))
+
+
+def _page(folder: Path) -> str:
+    records = read_records(folder)
+    if not records:
+        raise RunError(f"{folder}: must hold records of experiments, holds none")
+    rows = rows_of(records)
+    context: dict[str, Any] = {
+        "name": folder.resolve().name,
+        "rows": rows,
+        "records": len(records),
+        "metrics": {k: v for k, v in METRICS.items() if any(k in row.values for row in rows)},
+        "datasets": sorted({row.dataset for row in rows}),
+        "methods": sorted({row.method for row in rows}),
+        "charts": latent_dim_charts(rows),
+        "has_variants": any(row.variant for row in rows),
+        "has_scorers": any(row.scorer != "own" for row in rows),
+    }
+    return render("results.html.j2", context)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return all experiment records of a results folder, JSON columns decoded."""
+    return [{k: _decoded(v) for k, v in row.items()} for row in Records(path).all()]
+
+
+def _decoded(value: Any) -> Any:
+    """Turn a column that holds a JSON object back into one."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
