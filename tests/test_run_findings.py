@@ -8,10 +8,11 @@ import pytest
 
 from normalis import AnomalyDetector
 from normalis.datasets import open_dataset
+from normalis.evaluation.of_detector import assess
 from normalis.fitted import FittedDetector
 from normalis.output import folder as outputs
 from normalis.output.folder import ScoreOptions, score_to_folder
-from small_runs import anomalies, detector, phantoms, read_table, write_pngs
+from small_runs import anomalies, detector, phantoms, read_table, write_mvtec, write_pngs
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +163,13 @@ def test_a_map_whose_highest_place_is_the_edge_says_so(fitted, tmp_path):
     rows = read_table(tmp_path / "out/scores.csv")
     assert [row["at_border"] for row in rows[:3]] == ["1"] * 3
     assert "1" not in [row["at_border"] for row in rows[3:]]
+
+
+def test_evaluate_says_where_the_level_of_maps_is_no_promise(tmp_path):
+    run = detector(image_size=32, method="pca", method_options=None).fit(phantoms(40))
+    data = open_dataset(write_mvtec(tmp_path / "data"))
+    few, _, _ = assess(run, data, fpr=0.05)
+    assert few.coloured["anomalous"].value == 1.0
+    assert any("too few to promise a level of maps at 5%" in note for note in few.notes)
+    enough, _, _ = assess(run, data, fpr=0.2)
+    assert not any("level of maps" in note for note in enough.notes)
