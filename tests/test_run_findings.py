@@ -166,7 +166,8 @@ def test_a_map_whose_highest_place_is_the_edge_says_so(fitted, tmp_path):
 
 
 def test_evaluate_says_where_the_level_of_maps_is_no_promise(tmp_path):
-    run = detector(image_size=32, method="pca", method_options=None).fit(phantoms(40))
+    given = {"image_size": 32, "method": "pca", "method_options": None, "calibration": "split"}
+    run = detector(**given).fit(phantoms(40))
     data = open_dataset(write_mvtec(tmp_path / "data"))
     few, _, _ = assess(run, data, fpr=0.05)
     assert few.coloured["anomalous"].value == 1.0

@@ -97,7 +97,8 @@ def evaluate_detector(
         **_shown(fitted, maps, fpr),
     )
     tell("metrics", 1.0)
-    return dataclasses.replace(result, notes=(*notes, *result.notes)), found, skipped
+    noted = dataclasses.replace(result, notes=(*notes, *result.notes))
+    return _with_notes(noted, fitted, fpr), found, skipped
 
 
 def _masks(rows: Sequence[Row], image_size: int, notes: list[str]) -> NDArray[np.bool_]:
@@ -232,6 +233,24 @@ def _deployed(
         return {}
     flagged = calibration.flags(calibration.p_values(joined_scores(parts)), fpr)
     return {"flagged": flagged, "rate": fpr}
+
+
+def _with_notes(result: Evaluation, fitted: FittedDetector, fpr: float) -> Evaluation:
+    """Say so where the level of maps is no promise."""
+    calibration = fitted.calibration
+    if not result.coloured or calibration is None:
+        return result
+    if calibration.n_models > 1:
+        why = "the models of cv+ have no common scale"
+    elif fpr < calibration.smallest_rate:
+        why = f"{calibration.n_units} held-out units are too few"
+    else:
+        return result
+    note = (
+        f"{why} to promise a level of maps at {fpr:.0%}: it is the one that about this share of "
+        "the held-out images exceed"
+    )
+    return dataclasses.replace(result, notes=(*result.notes, note))
 
 
 def _shown(fitted: FittedDetector, maps: NDArray[np.float32] | None, fpr: float) -> dict[str, Any]:
