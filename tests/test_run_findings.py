@@ -8,7 +8,7 @@ import pytest
 
 from normalis import AnomalyDetector
 from normalis.datasets import open_dataset
-from normalis.evaluation.of_detector import assess
+from normalis.evaluation.of_detector import evaluate_detector
 from normalis.fitted import FittedDetector
 from normalis.output import folder as outputs
 from normalis.output.folder import ScoreOptions, score_to_folder
@@ -169,8 +169,8 @@ def test_evaluate_says_where_the_level_of_maps_is_no_promise(tmp_path):
     given = {"image_size": 32, "method": "pca", "method_options": None, "calibration": "split"}
     run = detector(**given).fit(phantoms(40))
     data = open_dataset(write_mvtec(tmp_path / "data"))
-    few, _, _ = assess(run, data, fpr=0.05)
+    few, _, _ = evaluate_detector(run, data, fpr=0.05)
     assert few.coloured["anomalous"].value == 1.0
     assert any("too few to promise a level of maps at 5%" in note for note in few.notes)
-    enough, _, _ = assess(run, data, fpr=0.2)
+    enough, _, _ = evaluate_detector(run, data, fpr=0.2)
     assert not any("level of maps" in note for note in enough.notes)
