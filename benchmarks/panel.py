@@ -23,12 +23,20 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from normalis import AnomalyDetector
-from normalis.datasets import Dataset, open_dataset
+from normalis.datasets import Dataset, open_dataset, patients_from_pattern
 from normalis.duplicates import unit_rows
-from normalis.loading.arrays import ImageSettings, load, load_masks
+from normalis.fitted import FittedDetector
+from normalis.loading.arrays import ImageSettings, Loaded, load, load_masks
+from normalis.loading.held_out import units_of
 from normalis.scoring import joined_scores
 
 SETS = ("kermany_cxr", "brain_tumor", "lgg_flair", "fundus", "breast_us_patches")
+#: Where file names hold the patient; `normalis fit --patients` takes the same.
+PATIENTS = {
+    "kermany_cxr": r"((?:IM|NORMAL2-IM|person)-?\d+)",
+    "lgg_flair": r"(TCGA_[A-Z]{2}_[0-9A-Z]{4})",
+    "fundus": r"_(\d+)_",
+}
 TWIN = 0.95
 COLUMNS = (
     "data", "seed", "reading", "auroc", "ap", "pixel_ap", "rate", "flagged_normal",
@@ -52,8 +60,17 @@ def without_leak(data: Dataset) -> Dataset:
     return replace(data, samples=tuple(s for s in data.samples if id(s) in keep))
 
 
-def measure(data: Dataset, seed: int, **settings: Any) -> list[dict[str, Any]]:
-    """Fit on a data set's normal images, score its test; return one row per reading."""
+def measure(
+    data: Dataset, seed: int, readings: Path | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    """Fit on a data set's normal images, score its test; return one row per reading.
+
+    Args:
+        data: with patients where they are known.
+        seed: of everything random.
+        readings: folder to keep the readings of unseen images in.
+        settings: of the detector.
+    """
     detector = AnomalyDetector(random_state=seed, **settings)
     detector.fit(data)
     fitted, calibration = detector.fitted_, detector.calibration_
@@ -74,6 +91,17 @@ def measure(data: Dataset, seed: int, **settings: Any) -> list[dict[str, Any]]:
         "scored": len(rows),
         "threads": torch.get_num_threads(),
     }
+    if readings is not None:
+        own = units_of(rows_of(fitted, data)).member + calibration.n_units
+        readings.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            readings / f"{data.name} {seed}.npz",
+            readings=np.concatenate([calibration.held_readings, joined_scores(parts)], axis=1),
+            unit=np.concatenate([calibration.unit, own]),
+            anomalous=np.concatenate([np.zeros(calibration.n_images, bool), label]),
+            names=calibration.readings.names,
+            kinds=calibration.readings.kinds,
+        )
     p = calibration.p_values(joined_scores(parts))
     rate = max(0.05, calibration.smallest_rate)
     flagged = calibration.flags(p, rate)
@@ -100,6 +128,12 @@ def measure(data: Dataset, seed: int, **settings: Any) -> list[dict[str, Any]]:
     return found
 
 
+def rows_of(fitted: FittedDetector, data: Dataset) -> Loaded:
+    """Return the test images as the detector reads them, with their patients."""
+    given: dict[str, Any] = {"rule": fitted.rule, "fit_rule": False, "cache": True}
+    return load(data.split("test"), fitted.image_settings, **given)
+
+
 def _ranks(label: np.ndarray, score: np.ndarray) -> dict[str, float]:
     return {
         "auroc": _percent(roc_auc_score(label, score)),
@@ -111,6 +145,25 @@ def _percent(share: float) -> float:
     return round(100 * float(share), 2)
 
 
+def table(file: Path) -> str:
+    """Return the rows of a file as a table in Markdown: sets down, readings across."""
+    with file.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    readings = list(dict.fromkeys(row["reading"] for row in rows))
+    head = ["data", "seed", *readings, "pixel AP", "flagged: normal, anomalous", "fit, s"]
+    lines = [head, ["---"] * len(head)]
+    for data, seed in dict.fromkeys((row["data"], row["seed"]) for row in rows):
+        mine = {r["reading"]: r for r in rows if (r["data"], r["seed"]) == (data, seed)}
+        whole = mine["panel"]
+        flagged = (
+            f"{whole['flagged_normal']}, {whole['flagged_anomalous']} at "
+            f"{100 * float(whole['rate']):.3g} % ({whole['n_units']} units)"
+        )
+        values = [mine[name]["auroc"] if name in mine else "" for name in readings]
+        lines.append([data, seed, *values, whole["pixel_ap"], flagged, whole["fit_s"]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
     """Measure what the file does not hold yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -118,8 +171,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
+    parser.add_argument("--readings", type=Path, help="folder for readings of unseen images")
     parser.add_argument("--members", nargs="*", help="of the panel; the default ones if not given")
+    parser.add_argument("--table", action="store_true", help="print the file's rows and stop")
     given = parser.parse_args()
+    if given.table:
+        print(table(given.out))
+        return
     settings = {"members": given.members} if given.members else {}
     done: set[tuple[str, str]] = set()
     if given.out.exists():
@@ -127,12 +185,14 @@ def main() -> None:
             done = {(row["data"], row["seed"]) for row in csv.DictReader(stream)}
     for name in given.sets:
         data = open_dataset(given.data / name)
+        if name in PATIENTS:
+            data = patients_from_pattern(data, PATIENTS[name])
         if name == "brain_tumor":
             data = replace(without_leak(data), name="brain_tumor without its leak")
         for seed in given.seeds:
             if (data.name, str(seed)) in done:
                 continue
-            rows = measure(data, seed, method="panel", **settings)
+            rows = measure(data, seed, given.readings, method="panel", **settings)
             new = not given.out.exists()
             with given.out.open("a", newline="") as stream:
                 writer = csv.DictWriter(stream, COLUMNS, restval="")

@@ -1,5 +1,6 @@
 """The commands as a user types them."""
 
+import csv
 import json
 import re
 import subprocess
@@ -18,6 +19,8 @@ from normalis.cli import main
 from small_runs import anomalies, phantoms, read_table, write_mvtec, write_pngs
 
 SMALL = [
+    "--method",
+    "ae-u",
     "--image-size",
     "16",
     "--latent-dim",
@@ -71,7 +74,8 @@ def test_a_fit_says_where_one_image_decides_the_threshold(run, tmp_path):
     for count, said in ((130, True), (400, False)):
         drawn = np.random.default_rng(0).integers(0, 256, (count, 32, 32), np.uint8)
         np.save(tmp_path / f"{count}.npy", drawn)
-        options = ["--image-size", "32", "--epochs", "1", "--option", "hidden_dim=8"]
+        options = ["--method", "ae-u", "--image-size", "32", "--epochs", "1"]
+        options += ["--option", "hidden_dim=8"]
         out = ["--out", tmp_path / f"run{count}"]
         status, shown, err = run("fit", tmp_path / f"{count}.npy", *out, *options)
         assert status == 0, err
@@ -136,7 +140,8 @@ def test_errors_are_one_line_on_standard_error(run, tmp_path, monkeypatch, argum
     [
         (["--method", "vea"], "did you mean 'vae'"),
         (["--image-size", "30"], "image_size must be a multiple of 16"),
-        (["--scorer", "l9"], "scorer must be one of"),
+        (["--members", "ae-u", "--scorer", "l9"], "scorer must be one of"),
+        (["--scorer", "l2"], "a panel reads each member by the member's own scorer"),
         (["--recipe", "slow"], "recipe must be one of paper, fast, got 'slow'"),
         (["--calibration", "cv"], "calibration must be split, cv+ or none"),
         (["--device", "abacus"], "device must be auto, cpu or cuda"),
@@ -335,3 +340,32 @@ def test_pictures_in_the_readme_exist():
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (source / "README.md").read_text()):
         with Image.open(source / name) as picture:
             assert picture.width > 200
+
+
+def test_fit_makes_a_panel_unless_told_otherwise_and_score_says_who_saw(run, tmp_path):
+    drawn = np.random.default_rng(0).integers(0, 256, (60, 32, 32), np.uint8)
+    np.save(tmp_path / "x.npy", drawn)
+    given = ["--image-size", "32", "--epochs", "1", "--out"]
+    status, shown, err = run("fit", tmp_path / "x.npy", *given, tmp_path / "run")
+    assert status == 0, err
+    assert "panel of ae-u, feature-knn, feature-gaussian, spade" in shown
+    status, _, err = run("score", tmp_path / "run", tmp_path / "x.npy", "--out", tmp_path / "out")
+    assert status == 0, err
+    with (tmp_path / "out" / "scores.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["seen_by"] for row in rows} <= {"ae-u", "feature-knn", "feature-gaussian", "spade"}
+    assert all(0 < float(row["p_value"]) <= 1 for row in rows)
+
+
+def test_members_choose_the_panel_and_one_alone_is_that_method(run, tmp_path):
+    drawn = np.random.default_rng(0).integers(0, 256, (30, 32, 32), np.uint8)
+    np.save(tmp_path / "x.npy", drawn)
+    given = ["--image-size", "32", "--out"]
+    status, shown, err = run(
+        "fit", tmp_path / "x.npy", *given, tmp_path / "one", "--members", "pca"
+    )
+    assert status == 0, err
+    assert "panel of" not in shown
+    status, _, err = run("fit", tmp_path / "x.npy", *given, tmp_path / "no", "--members", "pca,sp")
+    assert status == 2
+    assert "method must be one of" in err

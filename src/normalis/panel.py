@@ -88,7 +88,7 @@ class Panel(CompositeModel):
     """Several methods with one map and one score."""
 
     Settings: ClassVar[type[ModelSettings]] = PanelSettings
-    has_latent = False
+    has_latent = True  # of its members that are networks
 
     def __init__(self, settings: PanelSettings) -> None:
         self.settings: PanelSettings = settings

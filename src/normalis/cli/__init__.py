@@ -257,7 +257,16 @@ def _print_audit(found: Any) -> None:
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
-    method: Annotated[str, typer.Option(help="Method; see `normalis methods`.")] = "ae-u",
+    method: Annotated[
+        str, typer.Option(help="Method; see `normalis methods`. panel: several, with one score.")
+    ] = "panel",
+    members: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the panel, by default ae-u,feature-knn,feature-gaussian,spade. One alone is "
+            "that method: --members ae-u needs no pretrained weights."
+        ),
+    ] = None,
     latent_dim: Annotated[
         str,
         typer.Option(help="Size of the bottleneck, the paper's d; auto: the method's own default."),
@@ -285,8 +294,12 @@ def fit(
         float | None, typer.Option(help="Of Adam; by default the recipe's own.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="paper (250 epochs), or fast (a third of them, a little worse).")
-    ] = "paper",
+        str,
+        typer.Option(
+            help="paper (250 epochs), fast (a third of them, a little worse), or auto: fast in a "
+            "panel, else paper."
+        ),
+    ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     standardize: Annotated[
         bool, typer.Option("--standardize", help="Remove each image's brightness and contrast.")
@@ -382,6 +395,7 @@ def fit(
         device=device,
         method_options=options,
         where=where or (),
+        members=members.split(",") if members else None,
     )
     _notice_latent(method, latent_dim)
     if footprint := detector.footprint(len(dataset.to_train_on())):
@@ -495,6 +509,10 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
         f"{info['data']['calibration_images']} scored unseen for calibration"
     )
+    if "members" in info:
+        console.print(f"panel of {', '.join(info['members'])}", soft_wrap=True)
+        for name, reason in info["left_out"].items():
+            console.print(f"note: {name} is left out: {escape(reason)}", soft_wrap=True)
     if detector.history_:
         used = detector.training_
         console.print(

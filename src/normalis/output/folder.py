@@ -2,7 +2,8 @@
 
 ::
 
-    scores.csv      path, slice, patient_id, anomaly_score, p_value, flagged, at_border; one row an
+    scores.csv      path, slice, patient_id, anomaly_score, p_value, flagged, at_border, of a panel
+                    seen_by (the member that it surprises most); one row an
                     image; at_border: the map's highest place lies in the outer 5 % of the image
     findings.csv    areas above what 1 in 20 normal images reach, with place, size and p-value; of
                     an image without any its highest place, above = 0 (`calibration.findings`)
@@ -294,7 +295,8 @@ class _Writer:
             key = _key(row.sample)
             end = ["end"] if last[key] == i else []
             seen = [repr(float(part.statistics[name][i])) for name in _STATISTICS]
-            each = [] if part.by_fold is None else part.by_fold[:, i].tolist()
+            several = part.by_fold if part.readings is None else part.readings
+            each = [] if several is None else several[:, i].tolist()
             folds = " ".join(map(repr, each))
             shown = _shown(part, i)
             lines.append([key, *_cells(row), repr(float(value)), *seen, folds, *shown, *end])
@@ -319,6 +321,7 @@ class _Writer:
         """Write pictures and the final tables; return what was done."""
         rows = self._rows(samples)
         p_values, flagged = self._judge(rows.scores)
+        seen_by = self._seen_by(rows.scores)
         drift = self._drift(rows)
 
         def line(i: int) -> dict[str, Any]:
@@ -330,6 +333,7 @@ class _Writer:
                 "p_value": "" if p_values is None else float(p_values[i]),
                 "flagged": "" if flagged is None else int(flagged[i]),
                 "at_border": int(rows.at_border[i]) if rows.at_border[i] else "",
+                **({"seen_by": seen_by[i]} if seen_by else {}),
             }
 
         ranked = np.argsort(-rows.anomaly_score, kind="stable")
@@ -348,7 +352,7 @@ class _Writer:
             )
             write_csv(self.folder / "findings.csv", FINDING_COLUMNS, found)
         table = (list(line(i).values()) for i in range(len(rows.sample)))
-        columns = (*_COLUMNS, "p_value", "flagged", "at_border")
+        columns = (*_COLUMNS, "p_value", "flagged", "at_border", *(["seen_by"] if seen_by else []))
         write_csv(self.folder / "scores.csv", columns, table)
         (self.folder / _PROGRESS).unlink()
         return ScoreSummary(
@@ -408,6 +412,13 @@ class _Writer:
             "anomalous; if fewer are, the images differ from those held out for calibration, and "
             "the false-positive rate does not hold"
         ]
+
+    def _seen_by(self, scores: NDArray[np.float64]) -> list[str]:
+        """Return the member of a panel that each image surprises most; empty without a panel."""
+        calibration = self.detector.calibration
+        if calibration is None or calibration.readings is None or not scores.size:
+            return []
+        return calibration.seen_by(scores)
 
     def _judge(
         self, scores: NDArray[np.float64]
@@ -545,6 +556,6 @@ class _Rows:
 
     @property
     def scores(self) -> NDArray[np.float64]:
-        """Return what a calibration reads: (N,), of a cross-fitted detector (F, N)."""
+        """Return what a calibration reads: (N,), of a cross-fitted detector or panel (F, N)."""
         folds = self.values[:, 1 + len(_STATISTICS) :]
         return folds.T if folds.shape[1] else self.values[:, 0]
