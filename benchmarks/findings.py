@@ -1,4 +1,6 @@
-"""What remains of the brain tumour tables once leaks are out: the tables of docs/findings.md.
+"""What remains of the brain tumour tables once leaks are out.
+
+Rewrites the tables of docs/explanation/findings.md.
 
     python benchmarks/findings.py DATA_FOLDER/brain_tumor
 
@@ -24,7 +26,7 @@ from normalis.research.records import Records
 from pages import fill
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGE = REPOSITORY / "docs" / "findings.md"
+PAGE = REPOSITORY / "docs" / "explanation" / "findings.md"
 
 
 def scored(record: dict) -> dict:
@@ -103,7 +105,7 @@ def main() -> None:
     repeated = {Path(key).name for key in found.repeated()}
     records = [r for r in Records(REPOSITORY / "results").all() if r["dataset"] == "brain_tumor"]
     text = tables(records, repeated)
-    fill(PAGE, {"brain_tumor": text})
+    fill(PAGE, {"brain_tumor": text}, longest=12)
 
 
 if __name__ == "__main__":

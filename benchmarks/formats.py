@@ -1,4 +1,6 @@
-"""How every file of a folder is read, or why it is refused: the tables of docs/formats.md.
+"""How every file of a folder is read, or why it is refused.
+
+Rewrites the tables of docs/reference/formats.md.
 
 python benchmarks/formats.py DATA_FOLDER
 """
@@ -12,7 +14,7 @@ from normalis.errors import UnreadableImageError
 from normalis.images import probe, read_frames
 from pages import fill
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "formats.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "formats.md"
 
 
 def describe(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Damage files in many ways and read them: no abort, no stray exception, no hang, no flood.
 
     python benchmarks/fuzz.py --out fuzz --count 20000          # in pieces; run again to go on
-    python benchmarks/fuzz.py --out fuzz --table docs/robustness.md
+    python benchmarks/fuzz.py --out fuzz --table docs/reference/robustness.md
 
 Seeds are small files of every format, made here. A mutant is a seed with flipped bits, changed
 bytes, a cut, a repeated or lost block, a number in it set to an extreme, or a piece of another

@@ -6,9 +6,9 @@
 Three parts, each a file of ``results/many_seeds``, trained by the recipe ``fast`` in float32:
 
 * ``members``: 24 AE-U with the options that `fit` sets, d = 16, on the images of the study
-  (docs/selection.md); AUROC of each by ``median``, and of k of them together, in groups that share
-  no member: the mean of their maps, of the logarithms of these or of their scores, and the error
-  of their mean reconstruction over the variance of the mixture.
+  (docs/reference/selection_study.md); AUROC of each by ``median``, and of k of them together, in
+  groups that share no member: the mean of their maps, of the logarithms of these or of their
+  scores, and the error of their mean reconstruction over the variance of the mixture.
 * ``nested``: the AE at every d, and one nested latent read at every d, of 1.7 times the steps.
 * ``rates``: what `fit --method rate-ae --option rate=16` trains, for six draws of the images held
   out times two seeds, without and with ``unbiased``; the rate of normal images that were
@@ -16,7 +16,7 @@ Three parts, each a file of ``results/many_seeds``, trained by the recipe ``fast
 
 On one H100 eight to fourteen processes side by side took 20 minutes (`members` also by the recipe
 ``paper`` there, for one set); on two cores it would be two days. What a file holds is not done
-again. Rewrites three tables of docs/selection.md.
+again. Rewrites three tables of docs/reference/selection_study.md.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from pages import fill
 from seeds import source
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "selection.md"
+PAGE = ROOT / "docs" / "reference" / "selection_study.md"
 #: data set -> (its part in the study, epochs of the recipe ``fast``, of the nested latent)
 SETS = {
     "kermany_cxr": (Subset(drop_train_twins=0.95, validation_share=0.2), 83, 141),

@@ -1,4 +1,6 @@
-"""Measure the claims of docs/theory.md on trained networks; rewrite its tables and its figure.
+"""Measure the claims of docs/explanation/theory.md on trained networks.
+
+Rewrites its tables and its figure.
 
     python benchmarks/network_theory.py [--results results] [--draw-only]
 

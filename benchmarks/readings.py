@@ -33,7 +33,7 @@ from normalis.storage import write_csv
 from pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "selection.md"
+PAGE = ROOT / "docs" / "reference" / "selection_study.md"
 OUT = ROOT / "results" / "readings.csv"
 LEAK_FREE = ", drop_train_twins = 0.95"
 SETS = {"kermany_cxr": "", "lgg_flair": "", "brain_tumor": LEAK_FREE}

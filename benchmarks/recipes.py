@@ -4,12 +4,12 @@
     normalis research sweep examples/default.toml --data ROOT --out results
     python benchmarks/recipes.py [--results results]
 
-Reads the records of these plans and rewrites their tables in docs/performance.md. For each data
-set and setting of the fast recipe: optimiser steps as a share of the paper recipe's, the mean error
-of the held-out normal images over that of the paper recipe (below 1 is better), by seed, and AUROC
-beside it. The setting is chosen by the first figure alone, over all data sets: the one whose worst
-ratio is least. A second table has what the chosen setting does to the default of `fit`, an AE-U
-with its usual options, in either reading.
+Reads the records of these plans and rewrites their tables in docs/reference/performance.md. For
+each data set and setting of the fast recipe: optimiser steps as a share of the paper recipe's, the
+mean error of the held-out normal images over that of the paper recipe (below 1 is better), by
+seed, and AUROC beside it. The setting is chosen by the first figure alone, over all data sets: the
+one whose worst ratio is least. A second table has what the chosen setting does to the default of
+`fit`, an AE-U with its usual options, in either reading.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pages import fill
 READINGS = ("native", "median")
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = ROOT / "examples" / "recipes.toml"
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "reference" / "performance.md"
 
 
 def held_out_error(record: Mapping[str, Any]) -> float:

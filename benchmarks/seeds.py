@@ -6,7 +6,8 @@ A user's `fit --recipe fast`, ae-u at d = 16, for two seeds of the network, on l
 draws of the images held out, and each setting that was tried; scored on all test images, and on
 those that count: of brain_tumor without a training twin, of lgg_flair from the middle of the head.
 Four minutes a fit on one core. A line of ``results/seeds.csv`` is a fit, and no line is measured
-twice; with ``--models`` fitted networks are kept there. Rewrites the table of docs/selection.md.
+twice; with ``--models`` fitted networks are kept there. Rewrites the table of
+docs/reference/selection_study.md.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from normalis.training.loop import settings_for
 from pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "selection.md"
+PAGE = ROOT / "docs" / "reference" / "selection_study.md"
 COLUMNS = (
     "dataset", "options", "draw", "seed", "auroc", "auroc_part", "native", "pixel_ap", "jumps",
 )  # fmt: skip

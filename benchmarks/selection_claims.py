@@ -3,9 +3,9 @@
     python benchmarks/selection_claims.py
 
 Reads the evidence of `selection_study` (AUROC in percent, test images of the study) and rewrites
-two tables of docs/selection.md. *Rates*: nats asked for, of training images or of held-out ones;
-held by the training images, by held-out ones (and how far the worst seed is off), by test normals
-and by anomalous images; AUROC scored without noise, with it, and by median.
+two tables of docs/reference/selection_study.md. *Rates*: nats asked for, of training images or of
+held-out ones; held by the training images, by held-out ones (and how far the worst seed is off),
+by test normals and by anomalous images; AUROC scored without noise, with it, and by median.
 *Nested*: AUROC of the nested latent at each width minus that of an autoencoder trained at that
 width, with the 95 % interval of a paired bootstrap of patients; beside it how far apart two
 autoencoders of that width are that differ in their seed alone.
@@ -21,7 +21,7 @@ from selection_evidence import read
 from selection_study import ROOT, aurocs, of_plans, reading_of
 from theory import number, table
 
-PAGE = ROOT / "docs" / "selection.md"
+PAGE = ROOT / "docs" / "reference" / "selection_study.md"
 EVIDENCE = ROOT / "results" / "evidence"
 DRAWS = 500
 #: method -> whose rate is meant

@@ -37,7 +37,7 @@ from selection_evidence import gather, read, variant
 from selection_pictures import draw_curves, draw_regret
 from theory import ROOT, number, table
 
-PAGE = ROOT / "docs" / "selection.md"
+PAGE = ROOT / "docs" / "reference" / "selection_study.md"
 IMAGES = ROOT / "docs" / "images"
 PLANS = ("selection_study.toml", "selection_study_phantoms.toml")
 

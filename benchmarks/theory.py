@@ -1,4 +1,6 @@
-"""Measure the claims of docs/theory.md on normal images; rewrite its tables and figures.
+"""Measure the claims of docs/explanation/theory.md on normal images.
+
+Rewrites its tables and figures.
 
     python benchmarks/theory.py [--only rate intrinsic latent lesion phantoms]
 
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from pages import publish
 from scipy.stats import rankdata
 
 from normalis.datasets.phantom import PhantomSettings, generate
@@ -45,7 +48,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, IMAGES = ROOT / "docs" / "theory.md", ROOT / "docs" / "images"
+PAGE, IMAGES = ROOT / "docs" / "explanation" / "theory.md", ROOT / "docs" / "images"
 SETS = ("brain_tumor", "kermany_cxr", "lgg_flair")
 GREY = np.geomspace(5, 60, 40)  # allowed error, root mean square, of 255 grey levels
 LEVELS = (12, 16, 24, 32)
@@ -88,7 +91,7 @@ def split(groups: np.ndarray, shares: tuple[float, ...], seed: int) -> list[np.n
 
 def write_table(name: str, lines: list[str]) -> None:
     text = PAGE.read_text(encoding="utf-8")
-    body = "\n".join(lines)
+    body = publish(PAGE, name, "\n".join(lines), longest=6).rstrip("\n")
     pattern = rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)"
     new, count = re.subn(pattern, lambda m: f"{m[1]}\n{body}\n\n{m[2]}", text, flags=re.DOTALL)
     if count != 1:

@@ -36,7 +36,7 @@ from normalis.models.vae import VAE, gaussian_kl
 from normalis.models.vgg19 import VGG19
 from normalis.training import loop as training
 
-METHODS_PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
+METHODS_PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "methods.md"
 SMALL = {"hidden_dim": 8, "latent_dim": 3}
 TRAINED = [n for n in models.MODELS if issubclass(models.model_class(n), Autoencoder)]
 ON_FEATURES = [n for n in models.MODELS if issubclass(models.model_class(n), FeatureModel)]

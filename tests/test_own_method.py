@@ -13,7 +13,7 @@ import torch
 from normalis import models
 from normalis.models.base import Autoencoder
 
-TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "own_method.md"
+TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "tutorials" / "own_method.md"
 BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -78,7 +78,7 @@ class AnomalyDetector(BaseEstimator):
         learning_rate: of Adam; None for the recipe's own, 1e-3 and a peak of 4e-3.
         recipe: ``auto`` is ``fast`` for the networks of a panel, else ``paper``; ``fast`` reaches
             the paper's error on held-out normal images in a third of
-            its steps, about a point worse where it differs (docs/performance.md).
+            its steps, about a point worse where it differs (docs/reference/performance.md).
         precision: ``auto``, ``float32`` or ``bfloat16``.
         standardize: whether each image's own brightness and contrast are removed.
         scorer: how the model's residual is read, a name from `normalis.scorers.SCORERS`; ``auto``

@@ -265,7 +265,8 @@ def _in_threads(scored: Callable[[Loaded], Scored], batches: Iterable[Loaded]) -
     """Score a batch per thread, in order, each thread computing alone.
 
     The threads of one operation wait for each other at its end. Beside decoders on the same cores
-    they mostly wait, which took six times the processor time (docs/performance.md, Scoring).
+    they mostly wait, which took six times the processor time (docs/reference/performance.md,
+    Scoring).
     """
     threads = torch.get_num_threads()
 

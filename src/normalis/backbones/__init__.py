@@ -1,7 +1,7 @@
 """A shelf of frozen feature networks: one file each, listed in `BACKBONES`, opened on use.
 
 Where a network's name is expected, the path of a file of one's own is accepted as well (ONNX or
-TorchScript with a JSON beside it, `normalis.backbones.file`, docs/own_backbone.md).
+TorchScript with a JSON beside it, `normalis.backbones.file`, docs/howto/own_backbone.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
                         "taps": [{"name": "a", "stride": 14, "channels": 384}, ...]}
 
 ``mean`` and ``std`` are those of red, green and blue in [0, 1] with which the network was trained;
-``name``, ``source`` and ``licence`` are kept for the reader. docs/own_backbone.md says how to
+``name``, ``source`` and ``licence`` are kept for the reader. docs/howto/own_backbone.md says how to
 write both. The SHA-256 that a run remembers covers both files.
 
 What a file may do is bounded: an ONNX graph is read from memory, so that it can name no other file,
@@ -67,7 +67,7 @@ class Description:
         if not file.is_file():
             raise SettingsError(
                 f"{file}: a network of your own needs this file beside it, with input_size, mean, "
-                "std and taps (docs/own_backbone.md)"
+                "std and taps (docs/howto/own_backbone.md)"
             )
         try:
             said = json.loads(file.read_text(encoding="utf-8"))

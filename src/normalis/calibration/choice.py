@@ -2,8 +2,8 @@
 
 A threshold at rate alpha of a split calibration on K units lies below the floor(alpha (K + 1))
 highest of them. If that is one or two, a single odd image among the held-out ones decides it, and
-may hide every anomaly. Measured on three data sets with 30 to 240 units (docs/calibration.md,
-`benchmarks/small_calibration.py`):
+may hide every anomaly. Measured on three data sets with 30 to 240 units
+(docs/explanation/calibration.md, `benchmarks/small_calibration.py`):
 
 * with six held-out units above the threshold a split calibration is as steady as one on all units;
   with one to three, one calibration set in five flags nearly nothing;

@@ -25,7 +25,8 @@ is full conformal prediction (Vovk, Gammerman and Shafer, *Algorithmic Learning 
 the count, as in `normalis.calibration.conformal`. It is exact where units have one image each, and
 for patients as a whole (`panel_patient_p_values`). For one image of a patient who has several, P
 holds all images of the held-out patients and one of the new one: what that leaves unequal is one
-image's influence on a median of n + 1, and docs/calibration.md shows that the rates hold.
+image's influence on a median of n + 1, and docs/explanation/calibration.md shows that the rates
+hold.
 
 The *score* of an image, which ranks images and does not depend on which others are scored with it,
 is g by the medians and spreads of the held-out images alone. It orders images as p does, except for

@@ -281,7 +281,7 @@ def fit(
         str | None,
         typer.Option(
             help="Feature network of a feature method: efficientnet-lite0, or a file of your own "
-            "(.onnx or TorchScript, docs/own_backbone.md)."
+            "(.onnx or TorchScript, docs/howto/own_backbone.md)."
         ),
     ] = None,
     channels: Annotated[int, typer.Option(help="1 (grey) or 3.")] = 1,

@@ -25,7 +25,7 @@ def wait_without_spinning() -> None:
     """Let threads that wait for each other sleep; call it before any numeric package is imported.
 
     Waiting threads of OpenMP and OpenBLAS spin by default. Beside another process on the same cores
-    they burn the time that the working ones need (docs/performance.md).
+    they burn the time that the working ones need (docs/reference/performance.md).
     """
     for name, value in _PATIENT.items():
         os.environ.setdefault(name, value)

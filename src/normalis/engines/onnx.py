@@ -13,7 +13,8 @@ agree to `TOLERANCE`, which is checked when one is built. A p-value can differ o
 whose score lies within that distance of a held-out one, and then by the step of one image,
 1 / (K + 1).
 
-Tracing takes seconds, a constant price that only large archives earn back (docs/performance.md).
+Tracing takes seconds, a constant price that only large archives earn back
+(docs/reference/performance.md).
 
 Reference: `onnxruntime <https://onnxruntime.ai/docs/api/python/api_summary.html>`_.
 """

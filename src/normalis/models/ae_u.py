@@ -29,7 +29,7 @@ where the background tells.
 ``members`` trains so many networks at once, from starts of their own, each with an optimiser of its
 own, and averages their maps and reconstructions. What one network gets wrong by the chance of its
 start, the others do not: with 3, seeds lie half as far apart, and a little more is found, at three
-times the cost (docs/selection.md has all of this).
+times the cost (docs/explanation/selection.md has all of this).
 
 Reference: Mao et al., "Abnormality detection in chest X-ray images using uncertainty prediction
 autoencoders", MICCAI 2020; the weight after Seitzer, Tavakoli, Antic and Martius, "On the pitfalls

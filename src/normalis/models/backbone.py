@@ -56,7 +56,7 @@ class _Output(nn.ConvTranspose2d):
     meet the input as 2 x 2: four plain convolutions, whose results are shuffled together. The sums
     are the same up to rounding. With few output channels PyTorch's own kernel for transposed
     convolutions takes a quarter of the network's time and this one a twelfth; its gradient is no
-    faster, and onnxruntime needs neither (docs/performance.md).
+    faster, and onnxruntime needs neither (docs/reference/performance.md).
     """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:

@@ -24,7 +24,7 @@ Reference: Rippel, Gelbart and Adams, "Learning ordered representations with nes
 
 Use: to see how scores change with the latent dimension without training a model for each. With
 balanced widths and twice the epochs each ranks about as a plain `ae` of that width does, except at
-d = 1 (docs/selection.md).
+d = 1 (docs/explanation/selection.md).
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ as the dial. Because the decoder feels noise of unit variance the scale of z is 
 I(X; Z + n) from above (`normalis.entropy.coding_rate`).
 
 Deviations and details: the paper names H(Z) and H(X_n), which are infinite or undefined without a
-precision (`docs/theory.md`); R stands for the first and is *given* for the second. A batch has
-fewer images than the latent has dimensions, so the covariance is a running average of the batches'
-own: R has the value of the average and the gradient of the current batch. The multiplier's step is
-in units of the error (which falls by orders of magnitude in training) and has no upper bound.
-The rate follows the multiplier by many steps, so it swings around R* by a tenth and more, and a
-training ends wherever the swing is. With ``damping`` the loss is weighted by
+precision (`docs/explanation/theory.md`); R stands for the first and is *given* for the second. A
+batch has fewer images than the latent has dimensions, so the covariance is a running average of
+the batches' own: R has the value of the average and the gradient of the current batch. The
+multiplier's step is in units of the error (which falls by orders of magnitude in training) and has
+no upper bound. The rate follows the multiplier by many steps, so it swings around R* by a tenth
+and more, and a training ends wherever the swing is. With ``damping`` the loss is weighted by
 max(0, lambda + damping e), which answers to the excess at once, and the swing dies out.
 Codes of new patients spread less than those that the network was trained on, so R of training
 images is not R of new ones: by up to a third where patients are few. With ``held_out`` the
@@ -37,8 +37,8 @@ and discriminative representations via the principle of maximal coding rate redu
 and Abbeel, "Responsive safety in reinforcement learning by PID Lagrangian methods", ICML 2020.
 
 Use: to ask how much a latent may hold instead of how wide it is, with `latent_dim` generous (128)
-and the rate as the dial, 16 nats to begin with (docs/selection.md); ``held_out=True`` where it is
-meant for new images.
+and the rate as the dial, 16 nats to begin with (docs/explanation/selection.md); ``held_out=True``
+where it is meant for new images.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class RateAE(Autoencoder):
     """Autoencoder whose latent holds at most a stated number of nats on normal images."""
 
     Settings: ClassVar[Any] = RateAESettings
-    #: Of what was tried, what holds the rate closer (docs/selection.md).
+    #: Of what was tried, what holds the rate closer (docs/explanation/selection.md).
     usual_options: ClassVar[Mapping[str, Any]] = {"damping": 0.1, "unbiased": True}
     covariance: Tensor
     multiplier: Tensor

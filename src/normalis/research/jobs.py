@@ -43,7 +43,8 @@ from normalis.training.loop import pick_device
 __all__ = ["Job", "estimate", "fitted", "jobs_of", "run_job", "stacks_of", "train_together"]
 
 _BATCH = 256
-# Seconds of a training step of 64 images of 64 x 64 with one thread (docs/performance.md).
+# Seconds of a training step of 64 images of 64 x 64 with one thread
+# (docs/reference/performance.md).
 _STEP_S = 0.083
 
 

@@ -82,8 +82,8 @@ def usual_reduction(scorer: str) -> str:
 def usual_scorer(method: type[AnomalyModel]) -> str:
     """Return the scorer that is used where none is named.
 
-    ``median`` where a method's score is the mean of its map (docs/selection.md says why), and
-    ``native`` where a method has a score of its own, such as a distance of latents.
+    ``median`` where a method's score is the mean of its map (docs/explanation/selection.md says
+    why), and ``native`` where a method has a score of its own, such as a distance of latents.
     """
     from normalis.models.base import AnomalyModel
 

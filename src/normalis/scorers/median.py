@@ -13,7 +13,7 @@ the window is a share of the image, and so is the work.
 
 Median filtering of residuals is common for brain MR: Baur et al., "Autoencoders for unsupervised
 anomaly segmentation in brain MR images: a comparative study", Medical Image Analysis 2021. What it
-does here: docs/selection.md.
+does here: docs/explanation/selection.md.
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ class TrainingSettings:
 
 
 #: recipe -> (epochs, learning rate). The paper's are of its supplement B; a third of its epochs at
-#: four times its rate as a peak reach its error on held-out normals (docs/performance.md).
+#: four times its rate as a peak reach its error on held-out normals
+#: (docs/reference/performance.md).
 RECIPES: dict[str, tuple[int, float]] = {"paper": (250, 1e-3), "fast": (83, 4e-3)}
 _WATCHED = 2000  # training images that a method looks at beside held-out ones
 _LEAST_STEPS = 1000  # of ``fast``: fewer images take more epochs, never more than the paper's
@@ -319,7 +320,7 @@ class Training:
         self.epoch = 0
         self.seconds = 0.0
         self.threads: int | None = None  # of a CPU; chosen by `run`, kept by a checkpoint
-        # Channels-last convolutions are a third faster on CPUs (docs/performance.md).
+        # Channels-last convolutions are a third faster on CPUs (docs/reference/performance.md).
         for model in models:
             model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parts: Sequence[Tensor | None] = [None] * len(models) if rows is None else rows

@@ -14,7 +14,7 @@ hence both gradients are exactly 0 and stay so: the padding is the mask. Each me
 it is stacked, so that its layers start from the fan-in of its own latent, not of the widest.
 
 On a GPU a stack turns many small kernels into few larger ones. On a CPU the arithmetic is the limit
-and nothing is gained (docs/performance.md).
+and nothing is gained (docs/reference/performance.md).
 
 Batch normalisation is always computed in float32: under autocast its input is bfloat16 and its
 statistics are not, and on a GPU that has no gradient below `torch.vmap`.

@@ -2,8 +2,8 @@
 
 The threads of one operation wait for each other at its end, and waiting threads spin. On cores that
 somebody else uses as well they mostly wait, and burn what the others need: a fit took fifty times
-as long (docs/performance.md). The paper's networks gain nothing from a second thread, so one is the
-rule, and more are taken only where a step becomes clearly faster by them.
+as long (docs/reference/performance.md). The paper's networks gain nothing from a second thread, so
+one is the rule, and more are taken only where a step becomes clearly faster by them.
 """
 
 from __future__ import annotations

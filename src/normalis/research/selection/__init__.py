@@ -14,7 +14,7 @@ It states what it assumes (the families, `normalis.research.synthetic`) and how 
 (the
 largest regret). The mean over families instead is decided by whichever kind has most families.
 What normal images cannot decide, and why every rule that ignores lesions has a lesion that defeats
-it, is in `docs/theory.md`; how each rule fared is in `docs/selection.md`.
+it, is in `docs/explanation/theory.md`; how each rule fared is in `docs/explanation/selection.md`.
 """
 
 from normalis.research.selection.capacity import select_capacity

@@ -6,8 +6,8 @@ AUROC(s, d) is the closed form of `normalis.entropy.water_filling` for a linear 
 and a Gaussian blob of diameter s; it is the rule ``lesion-scale-prior`` of
 `normalis.research.selection`.
 The rule is an assumption about lesions more than a finding about images. The study found it no
-better for networks and real lesions than always 16 (`docs/selection.md`), which is why it is no
-default.
+better for networks and real lesions than always 16 (`docs/explanation/selection.md`), which is why
+it is no default.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CAVEAT = (
     "no better than 16: in a study of three data sets the best latent dimension beat this rule's "
     "choice by 4 AUROC points on average and 12 at worst for autoencoders read by their error, and "
     "beat 16 by 1 and 7; read by median, as fit does unless told, 16 lost nothing and this rule up "
-    "to 6 (docs/selection.md)"
+    "to 6 (docs/explanation/selection.md)"
 )
 
 

@@ -1,9 +1,10 @@
 """Families of synthetic anomalies on normal images: one file each, listed in `SYNTHETIC`.
 
-A selector that looks at normal images alone cannot know the best capacity (`docs/theory.md`): it
-depends on the lesion. These families state what a lesion may be, so that a capacity can be chosen
-that is not far from the best for any of them. **The choice of families is the method**, so it was
-fixed by four arguments, before any capacity was chosen with them:
+A selector that looks at normal images alone cannot know the best capacity
+(`docs/explanation/theory.md`): it depends on the lesion. These families state what a lesion may
+be, so that a capacity can be chosen that is not far from the best for any of them. **The choice of
+families is the method**, so it was fixed by four arguments, before any capacity was chosen with
+them:
 
 1. *Span the scale.* In the closed form (`entropy.water_filling`) the lesion's size decides the best
    capacity: the extents are 1/16, 1/4 and 1/2 of the image's side and the whole image, each four
