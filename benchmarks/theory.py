@@ -18,7 +18,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from pages import publish
 from scipy.stats import rankdata
 
 from normalis.datasets.phantom import PhantomSettings, generate
@@ -43,6 +42,7 @@ from normalis.entropy import (
     spectrum,
     two_nn,
 )
+from pages import publish
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

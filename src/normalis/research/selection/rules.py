@@ -1,7 +1,8 @@
 """The rules, each a small pure function of the evidence; fixed before they were run, but one.
 
-Their definitions in words, and how many there are, stand in `docs/reference/selection_study.md`. Add
-none after looking at its results without saying so there: of many rules on few sets, one is lucky.
+Their definitions in words, and how many there are, stand in `docs/reference/selection_study.md`.
+Add none after looking at its results without saying so there: of many rules on few sets, one is
+lucky.
 """
 
 from __future__ import annotations
@@ -150,8 +151,8 @@ RULES: dict[str, Callable[[Evidence], Selection]] = {
     "intrinsic-dimension": _intrinsic_dimension,
     "ensemble-mean": _ensemble("mean"),
     "ensemble-max": _ensemble("max"),
-    # Added after the phantoms of docs/reference/selection_study.md had been looked at, before any real
-    # images.
+    # Added after the phantoms of docs/reference/selection_study.md had been looked at, before any
+    # real images.
     "minimax-above-chance": _minimax("minimax-above-chance", chance=0.5),
 }
 
