@@ -93,9 +93,9 @@ def _cells(table: str) -> list[list[str]]:
 
 
 def _write(file: Path, tables: Sequence[tuple[str, list[list[str]]]]) -> int:
-    """Write tables below each other, each with its title in a column of its own; return the
-    rows.""" columns
-    = list(dict.fromkeys(column for _, rows in tables for column in rows[0])) titled = any(title for title, _ in tables)
+    """Write tables below each other, each with its title in a column; return how many rows."""
+    columns = list(dict.fromkeys(column for _, rows in tables for column in rows[0]))
+    titled = any(title for title, _ in tables)
     file.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with file.open("w", newline="", encoding="utf-8") as out:
