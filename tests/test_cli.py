@@ -233,7 +233,10 @@ def test_the_table_of_scores_names_the_common_folder_once():
 
 
 def test_fit_is_resumable_and_finished_runs_are_kept(run, root, fitted):
-    status, _, err = run("fit", root, "--out", fitted, *SMALL)
+    before = (fitted / "model.json").read_bytes()
+    assert run("fit", root, "--out", fitted, *SMALL)[0] == 0, "the same again is answered"
+    assert (fitted / "model.json").read_bytes() == before
+    status, _, err = run("fit", root, "--out", fitted, *SMALL, "--seed", "1")
     assert status == 2
     assert is_one_error_line(err)
     assert "--overwrite" in err
@@ -369,3 +372,15 @@ def test_members_choose_the_panel_and_one_alone_is_that_method(run, tmp_path):
     status, _, err = run("fit", tmp_path / "x.npy", *given, tmp_path / "no", "--members", "pca,sp")
     assert status == 2
     assert "method must be one of" in err
+
+
+def test_scores_are_replaced_if_asked_and_named_by_the_scored_folder(run, root, fitted, tmp_path):
+    command = ["score", fitted, root / "test", "--out", tmp_path / "out", "--no-overlays"]
+    assert run(*command)[0] == 0
+    first = (tmp_path / "out/scores.csv").read_bytes()
+    status, _, err = run(*command, "--relative-paths")
+    assert (status, is_one_error_line(err)) == (2, True)
+    assert (tmp_path / "out/scores.csv").read_bytes() == first
+    assert run(*command, "--relative-paths", "--overwrite")[0] == 0
+    assert read_table(tmp_path / "out/scores.csv")[0]["path"] == "good/000.png"
+    assert sorted(p.name[0] for p in (tmp_path / "out").iterdir()).count(".") == 0

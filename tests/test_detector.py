@@ -554,6 +554,11 @@ def test_a_finished_run_is_replaced_only_if_asked(images, tmp_path):
     first = detector().fit(images, run=run)
     with pytest.raises(RunError, match=r"holds a finished run.*--overwrite"):
         detector(random_state=1).fit(images, run=run)
+    before = (run / "model.json").read_bytes()
+    assert same_weights(detector().fit(images, run=run), first)
+    assert (run / "model.json").read_bytes() == before, "the same again is answered"
+    with pytest.raises(RunError, match=r"holds a finished run.*--overwrite"):
+        detector().fit(images[::-1], run=run)
     with pytest.raises(RunError, match="holds a finished run"):
         first.save(run)
     assert same_weights(AnomalyDetector.load(run), first)

@@ -84,3 +84,19 @@ def test_a_missing_extra_is_named_with_its_install_line(tmp_path, monkeypatch):
     monkeypatch.setattr(errors.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"pip install 'normalis\[onnx\]'"):
         export_onnx(models.build("ae", **SMALL), tmp_path / "model.onnx")
+
+
+def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    model = models.build("ae", **SMALL)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        export_onnx(model, tmp_path / "file" / "model.onnx")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="No space left"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -10,15 +10,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from normalis.calibration.colours import ColourScale
 from normalis.datasets import open_dataset
 from normalis.errors import DataError, RunError
+from normalis.files import read_csv
 from normalis.output import folder as outputs
+from normalis.output import replacing
 from normalis.output.folder import ScoreOptions, score_to_folder
+from normalis.report import write_report
 from normalis.report.pictures import find_pictures
-from normalis.report.sources import read_scores
+from normalis.report.sources import detect, read_scores
 from normalis.scoring import Detail
 from normalis.storage import exclusive
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
@@ -262,7 +266,8 @@ def test_arrays_of_one_file_do_not_share_names(fitted, tmp_path):
     for name, row in zip(names, rows, strict=True):
         mean = np.load(tmp_path / f"out/maps/{name}.npy").mean()
         assert mean == pytest.approx(float(row["anomaly_score"]), rel=0.1)
-    found = find_pictures(tmp_path / "out", read_scores(tmp_path / "out").cases, range(4))
+    kept = read_scores(tmp_path / "out")
+    found = find_pictures(kept.folder, kept.cases, range(4), kept.details["pictures"])
     assert [found[i].name for i in range(4)] == [f"{name}.png" for name in names]
 
 
@@ -410,7 +415,7 @@ def test_a_line_that_was_cut_off_is_scored_again(fitted, source, tmp_path, cut):
     out, whole = tmp_path / "out", tmp_path / "whole"
     score(fitted, source, whole, overlays=False)
     interrupted(fitted, source, out, overlays=False)
-    progress = out / "progress.csv"
+    progress = out / "progress.jsonl"
     progress.write_bytes(progress.read_bytes()[:-cut])
     score(fitted, source, out, overlays=False)
     assert files(out) == files(whole)
@@ -429,8 +434,8 @@ def test_a_volume_cut_off_between_slices_is_scored_whole(deep, tmp_path, rng):
         write_nifti(tmp_path / f"in/{name}.nii", rng.integers(0, 999, (9, 9, 4)).astype(np.int16))
     out = tmp_path / "out"
     interrupted(deep, tmp_path / "in", out, after=1, overlays=False)
-    lines = (out / "progress.csv").read_bytes().splitlines(keepends=True)
-    (out / "progress.csv").write_bytes(b"".join(lines[:-2]))
+    lines = (out / "progress.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "progress.jsonl").write_bytes(b"".join(lines[:-2]))
     score(deep, tmp_path / "in", out, overlays=False)
     rows = [(Path(r["path"]).name, r["slice"]) for r in read_table(out / "scores.csv")]
     assert rows == [(f"{name}.nii", str(i)) for name in "ab" for i in range(4)]
@@ -462,18 +467,20 @@ def test_only_unreadable_files_left_after_an_interruption(fitted, tmp_path):
 @pytest.mark.usefixtures("by_three")
 def test_an_interrupted_scoring_is_of_one_model_and_one_list(fitted, deep, source, tmp_path):
     interrupted(fitted, source, tmp_path / "out")
-    before = (tmp_path / "out/progress.csv").read_bytes()
+    before = (tmp_path / "out/progress.jsonl").read_bytes()
     for other, images in ((deep, source), (fitted, source / "a")):
         with pytest.raises(RunError, match="interrupted scoring of other images or another model"):
             score(other, images, tmp_path / "out")
-    assert (tmp_path / "out/progress.csv").read_bytes() == before
+    assert (tmp_path / "out/progress.jsonl").read_bytes() == before
 
 
 def test_finished_and_foreign_folders_are_left_alone(fitted, source, scored, tmp_path):
     out, _ = scored
     before = (out / "scores.csv").read_bytes()
-    with pytest.raises(RunError, match="holds scores already, which are never overwritten"):
-        score(fitted, source, out)
+    with pytest.raises(RunError, match="holds scores already, of other images"):
+        score(fitted, source / "a", out)
+    with pytest.raises(RunError, match="holds scores already, of other images"):
+        score(fitted, source, out, fpr=0.5)
     assert (out / "scores.csv").read_bytes() == before
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match=r"must be a new or empty folder, holds thesis.tex"):
@@ -514,7 +521,7 @@ def test_a_disk_that_fills_up_loses_nothing(fitted, source, tmp_path, monkeypatc
         patched.setattr(os, "fsync", filling)
         with pytest.raises(RunError, match="No space left on device"):
             score(fitted, source, out)
-    kept = (out / "progress.csv").read_text().count(".png")
+    kept = (out / "progress.jsonl").read_text().count(".png")
     assert kept == 6
     heard = []
     score(fitted, source, out, progress=lambda done, total: heard.append(done))
@@ -531,7 +538,7 @@ def test_rows_that_cannot_be_noted_stop_with_a_sentence(fitted, source, tmp_path
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(RunError, match=r"progress.csv.*No space left .*again"):
+        with pytest.raises(RunError, match=r"progress.jsonl.*No space left .*again"):
             score(fitted, source, out, maps=False)
     score(fitted, source, out, maps=False)
     paths = [row["path"] for row in read_table(out / "scores.csv")]
@@ -572,3 +579,192 @@ def test_the_strip_shows_image_reconstruction_and_the_level_of_the_map():
     inside = level[side // 4 + 8 : side // 2 - 8, side // 4 + 8 : side // 2 - 8]
     assert (inside == 255).all()
     assert (level[side // 2 + 8 :] == 0).all()
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_no_two_images_share_a_map_or_a_picture(fitted, tmp_path):
+    (first, *_) = write_pngs(tmp_path / "in", phantoms(1))
+    names = ["IM1", "IM1.png", "b_0003", "b", "d", "d.png/x.png", "e.PNG", "E.png", "x.npy.png"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(first, tmp_path / "in" / name)
+    first.unlink()
+    out = tmp_path / "out"
+    score(fitted, tmp_path / "in", out)
+    for kind in ("maps", "overlays", "thumbnails"):
+        assert len(files(out / kind)) == len(names)
+    kept = read_scores(out)
+    found = find_pictures(out, kept.cases, range(len(names)), kept.details["pictures"])
+    assert len(set(found.values())) == len(names)
+
+
+def test_long_names_are_shortened_and_scored(fitted, tmp_path):
+    (first, *_) = write_pngs(tmp_path / "in", phantoms(1))
+    for name in ("a" * 251 + ".png", "a" * 250 + "b.png", "ß" * 125 + ".png"):
+        shutil.copy(first, tmp_path / "in" / name)
+    deep = tmp_path / "in" / Path(*["d" * 200] * 14)
+    deep.mkdir(parents=True)
+    shutil.copy(first, deep / "x.png")
+    out = tmp_path / "out"
+    assert score(fitted, tmp_path / "in", out).images == 5
+    assert len(files(out / "maps")) == len(files(out / "thumbnails")) == 5
+    again = score(fitted, tmp_path / "in", out)
+    assert again.images == 5
+
+
+def test_names_of_any_bytes_go_through_every_output(fitted, tmp_path):
+    (first, *_) = write_pngs(tmp_path / "in", phantoms(1))
+    names = [os.fsdecode(b"M\xfcller.png"), "a\rb.png", "a\nb.png", "\x1b[2J.png", "=1+1.png",
+             "'q.png", "a\tb.png", "\u2028.png"]  # fmt: skip
+    for name in names:
+        shutil.copy(first, tmp_path / "in" / name)
+    (tmp_path / "in" / os.fsdecode(b"bad\xff\r.png")).write_bytes(b"\x89PNG\r\n\x1a\n")
+    out = tmp_path / "out"
+    summary = score(fitted, tmp_path / "in", out, relative_paths=True)
+    assert (summary.images, summary.skipped) == (9, 1)
+    paths = {row["path"] for row in read_csv(out / "scores.csv")}
+    assert paths == {*names, "000.png"}
+    assert read_csv(out / "skipped.csv")[0]["path"] == os.fsdecode(b"bad\xff\r.png")
+    assert len(files(out / "maps")) == len(files(out / "thumbnails")) == 9
+    write_report(out, tmp_path / "page.html")
+    assert "M\\\\xfcller" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_relative_paths_tell_nobody_where_the_images_lie(fitted, source, tmp_path):
+    out = tmp_path / "out"
+    score(fitted, source, out, relative_paths=True)
+    assert read_table(out / "scores.csv")[0]["path"] == "a/000.png"
+    for file in out.rglob("*"):
+        if file.suffix in (".csv", ".json"):
+            assert str(source) not in file.read_text()
+    write_report(out, tmp_path / "page.html")
+    assert str(source) not in (tmp_path / "page.html").read_text()
+    kept = read_scores(out)
+    assert len(find_pictures(out, kept.cases, range(12), kept.details["pictures"])) == 12
+
+
+# --- what a scoring is of -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("by_three")
+def test_files_that_changed_since_they_were_scored_are_scored_again(fitted, tmp_path):
+    images = write_pngs(tmp_path / "in", phantoms(9))
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    interrupted(fitted, tmp_path / "in", out, after=6)
+    Image.fromarray(anomalies(1)[0]).save(images[0])
+    heard = []
+    score(fitted, tmp_path / "in", out, progress=lambda done, total: heard.append(done))
+    score(fitted, tmp_path / "in", whole)
+    assert heard[0] > 6 - 1
+    for file in files(whole / "maps"):  # in other batches, which round differently
+        np.testing.assert_allclose(
+            np.load(out / "maps" / file), np.load(whole / "maps" / file), rtol=1e-4
+        )
+    found = [read_table(folder / "scores.csv") for folder in (out, whole)]
+    assert [r["path"] for r in found[0]] == [r["path"] for r in found[1]]
+    scores = [[float(r["anomaly_score"]) for r in rows] for rows in found]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("by_three")
+def test_maps_that_vanished_are_made_again(fitted, source, tmp_path):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    score(fitted, source, whole)
+    interrupted(fitted, source, out)
+    gone = sorted((out / "maps").rglob("*.npy"))[:3]
+    for file in gone:
+        file.unlink()
+    score(fitted, source, out)
+    assert files(out) == files(whole)
+    assert all(
+        (out / f).read_bytes() == (whole / f).read_bytes() for f in files(whole) if "json" not in f
+    )
+
+
+@pytest.mark.usefixtures("by_three")
+def test_another_model_of_the_same_settings_and_data_is_another_model(fitted, source, tmp_path):
+    interrupted(fitted, source, tmp_path / "out")
+    other = detector(epochs=10, learning_rate=0.01, reduction="mean").fit(phantoms(40))
+    with torch.no_grad():
+        next(iter(other.model_.parameters())).add_(1e-6)
+    with pytest.raises(RunError, match="another model"):
+        score(other, source, tmp_path / "out")
+
+
+def test_the_same_command_again_answers_from_what_is_there(fitted, source, tmp_path):
+    out = tmp_path / "out"
+    first = score(fitted, source, out)
+    before = {f: (out / f).stat().st_mtime_ns for f in files(out)}
+    again = score(fitted, source, out)
+    assert {f: (out / f).stat().st_mtime_ns for f in files(out)} == before
+    assert (again.images, again.skipped, again.flagged) == (12, 0, first.flagged)
+    assert [r["path"] for r in again.top] == [r["path"] for r in first.top]
+    assert again.top[0]["anomaly_score"] == first.top[0]["anomaly_score"]
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "score.json", "skipped.csv"])
+def test_a_finished_scoring_that_is_damaged_is_not_answered_from(fitted, source, tmp_path, name):
+    out = tmp_path / "out"
+    score(fitted, source, out, overlays=False, maps=False)
+    (out / name).write_bytes(b"\0\xff{")
+    with pytest.raises(RunError, match="out"):
+        score(fitted, source, out, overlays=False, maps=False)
+
+
+# --- replacing ------------------------------------------------------------------------------------
+
+
+def test_scores_are_replaced_only_once_the_new_are_complete(fitted, source, tmp_path, monkeypatch):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    score(fitted, source / "a", out)
+    (out / "notes.txt").write_text("mine")
+    old = {f: (out / f).read_bytes() for f in files(out)}
+    with monkeypatch.context() as patched:
+        patched.setattr(outputs, "render", stop)
+        with pytest.raises(Stop):
+            score(fitted, source, out, overwrite=True)
+    assert {f: (out / f).read_bytes() for f in old} == old
+    score(fitted, source, out, overwrite=True)
+    score(fitted, source, whole)
+    assert files(out) == sorted([*files(whole), "notes.txt"])
+    assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
+    score(fitted, source, out, overwrite=True, maps=False, overlays=False)
+    assert files(out) == ["notes.txt", "score.json", "scores.csv", "skipped.csv"]
+
+
+def test_an_interrupted_scoring_of_something_else_is_dropped_if_asked(fitted, source, tmp_path):
+    interrupted(fitted, source, tmp_path / "out", after=3)
+    score(fitted, source / "a", tmp_path / "out", overwrite=True, overlays=False)
+    assert len(files(tmp_path / "out/maps")) == 8
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_at_every_step_of_replacing_both_scorings_are_whole(step, tmp_path, monkeypatch):
+    for folder, text in ((tmp_path, "old"), (tmp_path / ".new", "new")):
+        for name in ("scores.csv", "score.json", "maps/x.npy"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    original, left = Path.replace, [step]
+
+    def replace(self, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace)
+        try:
+            replacing.put_in_place(tmp_path)
+        except KeyboardInterrupt:
+            assert replacing.is_being_replaced(tmp_path)
+            with pytest.raises(RunError, match="is being replaced"):
+                detect(tmp_path)
+            texts = sorted(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
+            assert texts == ["new"] * 3 + ["old"] * 3
+    replacing.put_in_place(tmp_path)
+    assert files(tmp_path) == ["maps/x.npy", "score.json", "scores.csv"]
+    assert {(tmp_path / f).read_text() for f in files(tmp_path)} == {"new"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["maps", "score.json", "scores.csv"]

@@ -403,7 +403,7 @@ def test_results_page(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("", "holds neither"), ("progress.csv", "normalis score"),
+    [("", "holds neither"), ("progress.jsonl", "normalis score"),
      ("checkpoint.safetensors", "normalis fit")],
 )  # fmt: skip
 def test_folder_that_is_nothing_or_unfinished(tmp_path, name, words):

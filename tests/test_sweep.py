@@ -541,3 +541,24 @@ def test_options_may_be_a_factor():
     }
     assert [cell["options"]["rate"] for cell in expand(table)] == [4.0, 8.0] * 2
     assert expand({"datasets": ["a"]})[0]["options"] == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"include": 3}, "include must be tables"),
+        ({"include": [3]}, "include must be tables"),
+        ({"subset": 3}, "subset must be a table"),
+        ({"images": "x"}, "images must be a table"),
+        ({"seeds": [10**20]}, "seeds must be whole numbers from 0 to"),
+        ({"seeds": [-1]}, "seeds must be whole numbers from 0 to"),
+        ({"seeds": ["a"]}, "seeds must be whole numbers from 0 to"),
+        ({"options": 3}, "cannot be understood"),
+        ({"methods": [3]}, "plan cannot be understood|method must be"),
+        ({"latent_dims": ["x"]}, "cannot be understood|must be a whole number"),
+        ({"epochs": "x"}, "cannot be understood|epochs must be"),
+    ],
+)
+def test_plans_of_another_kind_are_said(root, out, changes, message):
+    with pytest.raises(SettingsError, match=message):
+        planned(root, out, **changes)

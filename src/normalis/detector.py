@@ -342,7 +342,8 @@ class AnomalyDetector(BaseEstimator):
             patient_ids: (N,) for arrays, so that whole patients are held out.
             run: folder to write the run into as it goes; an interrupted run found there is
                 resumed, with the result that it would have had.
-            overwrite: whether a finished run in that folder may be replaced.
+            overwrite: whether a finished run in that folder may be replaced. Otherwise the same
+                fit of the same images is answered from what is there, and any other refused.
             progress: called after each epoch.
 
         Raises:
@@ -355,13 +356,25 @@ class AnomalyDetector(BaseEstimator):
             self.fitted_ = self._fit(first, x, patient_ids, None, progress)
             return self
         folder = RunFolder(run)
-        folder.check_writable(overwrite=overwrite)
+        folder.check_writable(overwrite=overwrite or self._may_have_written(folder))
         with folder.locked():
-            folder.check_writable(overwrite=overwrite)
-            fitted = self._fit(first, x, patient_ids, folder, progress)
-            fitted.write(folder)
+            folder.check_writable(overwrite=overwrite or self._may_have_written(folder))
+            there = None if overwrite or not folder.finished else folder
+            fitted = self._fit(first, x, patient_ids, folder, progress, there)
+            if there is None:
+                fitted.write(folder)
         self.fitted_ = fitted
         return self
+
+    def _may_have_written(self, folder: RunFolder) -> bool:
+        """Return whether a finished run has the settings that were asked for; fast."""
+        if not folder.finished:
+            return False
+        stored = folder.read_settings().get("params", {})
+        asked = self.get_params(deep=False) | {"method": models.method_name(self.method)}
+        open_ = ("device", "method_options", "scorer_options", "reduction", "scorer", "where")
+        fixed = {k: v for k, v in asked.items() if k not in open_ and v not in (None, "auto")}
+        return all(stored.get(k) == _plain(v) for k, v in fixed.items())
 
     def _fit(
         self,
@@ -370,6 +383,7 @@ class AnomalyDetector(BaseEstimator):
         patient_ids: Sequence[str | None] | None,
         folder: RunFolder | None,
         progress: Callable[[Progress], None] | None,
+        there: RunFolder | None = None,
     ) -> FittedDetector:
         started = time.perf_counter()
         watches = isinstance(first, Autoencoder) and first.needs_held_out
@@ -381,6 +395,8 @@ class AnomalyDetector(BaseEstimator):
         }
         training = self._training_settings(len(train.rows))
         params, fold = self._plain_params(training), self._folds_of(train)
+        if there is not None:
+            return _answered_from(there, params, info["data"], self.device)
         built = [first, *(self._build() for _ in range(self._n_models - 1))]
         if footprint := built[0].footprint(len(train.rows)):
             info["footprint"] = asdict(footprint)
@@ -427,6 +443,7 @@ class AnomalyDetector(BaseEstimator):
         return {
             "name": normals.name,
             "fingerprint": fingerprint(train.pixels),
+            "calibration_fingerprint": fingerprint(held.pixels) if held else "",
             "train_images": len(train.rows),
             "calibration_images": len(calibrating.rows) if calibrating else 0,
             "skipped": len(train.skipped) + (len(held.skipped) if held else 0),
@@ -650,6 +667,21 @@ class AnomalyDetector(BaseEstimator):
 def _settings_of(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return plain values as the constructor takes them."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in params.items()}
+
+
+def _answered_from(
+    folder: RunFolder, params: Mapping[str, Any], data: Mapping[str, Any], device: str
+) -> FittedDetector:
+    """Return the finished run of a folder, if it is of these settings and images.
+
+    Raises:
+        RunError: if it is of others.
+    """
+    body = folder.read_settings()
+    stored = _resumed_by(body["params"], content_hash(body["info"]["data"]))
+    if stored != _resumed_by(params, content_hash(dict(data))):
+        folder.check_writable(overwrite=False)
+    return FittedDetector.load(folder.path, device=device, trust=True)
 
 
 def _resumed_by(params: Mapping[str, Any], data: str) -> str:

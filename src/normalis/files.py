@@ -30,6 +30,7 @@ __all__ = [
     "ANY_NAME",
     "NAME_BYTES",
     "ClaimedError",
+    "as_utf8",
     "exclusive",
     "is_temporary",
     "plain",
@@ -82,6 +83,7 @@ def _bytes_of(error: UnicodeError) -> tuple[bytes | str, int]:
 codecs.register_error(ANY_NAME, _bytes_of)
 
 #: Control characters, marks that turn the direction of a text around, and lone surrogates.
+_LONE = re.compile("[\ud800-\udfff]")
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -95,6 +97,11 @@ def visible(text: str) -> str:
         'a\\x1b[2J\\r\\xfc'
     """
     return _UNSEEN.sub(_spelt, text)
+
+
+def as_utf8(text: str) -> str:
+    """Return a text without what no UTF-8 holds, for files that know no other bytes."""
+    return text if text.isascii() else _LONE.sub(_spelt, text)
 
 
 def _spelt(found: re.Match[str]) -> str:
@@ -303,8 +310,12 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     write_atomically(path, write)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path, *, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Return the rows of a table that `write_csv` wrote, texts as they were.
+
+    Args:
+        path: the table.
+        columns: which it must have.
 
     Raises:
         OSError: if the file cannot be read.
@@ -317,6 +328,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
             raise ValueError(str(error)) from error
     rows = [row for row in rows if row]
     head = rows[0] if rows else []
+    if missing := [name for name in columns if name not in head]:
+        raise ValueError(f"there is no column {missing[0]!r}")
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(head):
             raise ValueError(f"row {number} has {len(row)} cells for {len(head)} columns")

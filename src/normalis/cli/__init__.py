@@ -592,6 +592,17 @@ def score(
     normal_class: NormalClass = None,
     ignore_tables: IgnoreTables = False,
     backbone: Network = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace scores in OUT once the new are complete.")
+    ] = False,
+    relative_paths: Annotated[
+        bool,
+        typer.Option(
+            "--relative-paths",
+            help="Name files relative to IMAGES in tables and pages, not as given: for what is "
+            "shared.",
+        ),
+    ] = False,
 ) -> None:
     """Score IMAGES: a table, anomaly maps and pictures in OUT."""
     use_threads(threads)
@@ -621,6 +632,8 @@ def score(
         all_overlays=all_overlays,
         fpr=fpr,
         engine=engine,
+        overwrite=overwrite,
+        relative_paths=relative_paths,
         cluster=Cluster(address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job),
     )
     with progress("score") as bar:

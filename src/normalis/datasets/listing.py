@@ -144,7 +144,7 @@ def is_output(folder: str | Path) -> bool:
         return True
     return any(
         file in names and _is_of_scores(Path(folder, file))
-        for file in ("scores.csv", "progress.csv")
+        for file in ("scores.csv", "progress.jsonl", "progress.csv")
     )
 
 

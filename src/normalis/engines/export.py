@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from normalis import __version__
 from normalis.errors import RunError, SettingsError, require
+from normalis.files import write_atomically
 from normalis.fitted import fitted_of
 from normalis.models import method_name
 from normalis.models.base import AnomalyModel, Autoencoder
@@ -75,7 +75,7 @@ def export_onnx(
     Raises:
         MissingExtraError: without the extra ``onnx``.
         SettingsError: if the method has no network.
-        RunError: if the file exists.
+        RunError: if the file exists, or cannot be written.
     """
     for package in ("onnx", "onnxscript"):
         require(package, extra="onnx", why="an export to ONNX")
@@ -155,9 +155,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _write(program: Any, path: Path) -> None:
-    """Write under another name first, so that a file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        whole = Path(folder) / "model.onnx"
-        program.save(whole, external_data=False)
-        whole.replace(path)
+    """Write so that a file is there whole or not at all.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            program.save(temporary, external_data=False)
+        except OSError:
+            raise
+        except Exception as error:  # of a full disk the exporter says it in its own ways
+            raise OSError(f"the exporter stopped: {error}") from error
+
+    write_atomically(path, write)

@@ -15,14 +15,14 @@
 
 Maps and pictures keep the tree and the whole names of the files (`normalis.output.image_files`).
 
-Rows are appended to ``progress.csv`` once their maps are on disk; ``scores.csv`` appears when all
-are done. A killed scoring therefore goes on where it stopped, and a finished one is never
-overwritten.
+Images are noted in ``progress.jsonl`` once their maps are on disk (`normalis.output.journal`);
+``scores.csv`` appears when all are done. A killed scoring therefore goes on where it stopped. A
+finished one is left alone, unless it is to be replaced (`normalis.output.replacing`); the same
+command again answers from what is there.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -30,9 +30,8 @@ import os
 import shutil
 import sys
 from array import array
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,9 +44,12 @@ from normalis.calibration.colours import ColourScale
 from normalis.calibration.findings import Finding
 from normalis.engines.cluster import Cluster
 from normalis.errors import RunError, SettingsError
+from normalis.files import ANY_NAME, is_temporary, read_csv, remove_temporaries, visible
 from normalis.fitted import fitted_of
 from normalis.output.image_files import ImageFiles, do_all, slice_label
+from normalis.output.journal import END, Journal, stamp
 from normalis.output.overlays import grey, render
+from normalis.output.replacing import NEW, put_in_place, remove_own
 from normalis.storage import content_hash, exclusive, write_atomically, write_csv, write_json
 
 if TYPE_CHECKING:
@@ -69,11 +71,8 @@ ENGINES = ("torch", "onnx", "ray")
 
 _log = logging.getLogger("normalis.scoring")
 
-_PROGRESS = "progress.csv"
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score")
 _FINDINGS = tuple(f.name for f in fields(Finding))
-_MAPS = ("at_border", "findings", "height", "width")  # of progress.csv
-_BY_FOLD = "by_fold"  # of progress.csv: the scores that a p-value of CV+ is made from
 _STATISTICS = ("mean intensity", "contrast")
 #: Of findings.csv; the shape is of the image that places are in.
 FINDING_COLUMNS = (*_COLUMNS[:3], *_FINDINGS, "image_height", "image_width")
@@ -93,6 +92,10 @@ class ScoreOptions:
         engine: what computes the scores: ``torch``, ``onnx`` (on CPUs) or ``ray`` (PyTorch on a
             cluster, `normalis.engines.ray_scoring`).
         cluster: of the engine ``ray``.
+        overwrite: whether a finished scoring in the folder may be replaced, once the new one is
+            complete, and an interrupted one of something else be dropped.
+        relative_paths: whether tables name files relative to the scored folder, which tells
+            nobody where the images lie; else as they were given, which other tables join by.
     """
 
     maps: bool = True
@@ -101,6 +104,8 @@ class ScoreOptions:
     fpr: float = 0.05
     engine: str = "torch"
     cluster: Cluster = field(default_factory=Cluster)
+    overwrite: bool = False
+    relative_paths: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -160,19 +165,37 @@ def score_to_folder(
 
         fitted = on_engine(fitted, options.engine)
     with exclusive(folder / ".lock", what=f"{folder}: the output"):
-        writer = _Writer(fitted, folder, root, options)
-        todo = writer.resume(samples)
-        done = len(samples) - len(todo)
-        for part in _scored(fitted, todo, writer, options, need_one=not done):
-            writer.add(part)
-            done += len({row.sample for row in part.rows})
-            _log.info("%s of %s files", f"{done:,}", f"{len(samples):,}")
-            if progress:
-                progress(min(done, len(samples)), len(samples))
-        summary = writer.finish(samples)
-    shutil.rmtree(folder / MODEL, ignore_errors=True)
-    (folder / ".lock").unlink(missing_ok=True)
-    return summary
+        return _score(_Writer(fitted, folder, root, options), samples, progress)
+
+
+def _score(
+    writer: _Writer, samples: Sequence[Sample], progress: Callable[[int, int], None] | None
+) -> ScoreSummary:
+    folder, options = writer.folder, writer.options
+    replaced = put_in_place(folder)
+    if (folder / "scores.csv").exists():
+        is_over = replaced or writer.journal.file.exists() or not options.overwrite
+        if is_over and writer.is_of(samples):
+            return writer.finished()
+        if not options.overwrite:
+            raise RunError(
+                f"{folder}: holds scores already, of other images, another model or other "
+                "settings; choose another --out, or add --overwrite"
+            )
+        writer = _Writer(writer.detector, folder / NEW, writer.root, options)
+        writer.folder.mkdir(exist_ok=True)
+    todo = writer.resume(samples)
+    done = len(samples) - len(todo)
+    for part in _scored(writer.detector, todo, writer, options, need_one=not done):
+        writer.add(part)
+        done += len({row.sample for row in part.rows})
+        _log.info("%s of %s files", f"{done:,}", f"{len(samples):,}")
+        if progress:
+            progress(min(done, len(samples)), len(samples))
+    summary = writer.finish(samples)
+    shutil.rmtree(writer.folder / MODEL, ignore_errors=True)
+    put_in_place(folder)
+    return replace(summary, folder=folder)
 
 
 def _scored(
@@ -210,36 +233,62 @@ class _Writer:
     ) -> None:
         self.detector, self.folder, self.root, self.options = detector, folder, root, options
         self.files = ImageFiles(folder, root)
+        self.journal = Journal(folder)
         self.skipped: list[tuple[Path, str]] = []
 
     # --- resuming ---
 
     def resume(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Refuse a finished or foreign folder; return the samples still to be scored."""
-        if (self.folder / "scores.csv").exists():
+        """Refuse a foreign folder; return the samples still to be scored."""
+        self.files = self.files.keeping_apart(sample.path for sample in samples)
+        identity = self._identity(samples)
+        if self.journal.begun and self.journal.identity != identity and not self.options.overwrite:
             raise RunError(
-                f"{self.folder}: holds scores already, which are never overwritten; choose "
+                f"{self.folder}: holds an interrupted scoring of other images or another "
+                "model; choose another --out"
+            )
+        if self.journal.identity == identity:
+            remove_temporaries(self.folder)
+            done = self.journal.keep(partial(self._is_done, {_key(s): s for s in samples}))
+            return [s for s in samples if _key(s) not in done]
+        if not self.journal.file.exists():
+            self._refuse_foreign()
+        remove_own(self.folder)
+        remove_temporaries(self.folder)
+        self.journal.begin(identity)
+        return list(samples)
+
+    def _refuse_foreign(self) -> None:
+        known = (".lock", MODEL, NEW, "progress.csv")
+        names = sorted(p.name for p in self.folder.iterdir() if not is_temporary(p.name))
+        foreign = [name for name in names if name not in known]
+        if "progress.csv" in names:
+            raise RunError(
+                f"{self.folder}: holds a scoring that an older version began; go on with that "
+                "version, or choose another --out"
+            )
+        if foreign:
+            raise RunError(
+                f"{self.folder}: must be a new or empty folder, holds {foreign[0]}; choose "
                 "another --out"
             )
-        file = self.folder / _PROGRESS
-        foreign = [p.name for p in self.folder.iterdir() if p.name not in (".lock", _PROGRESS)]
-        if not file.exists():
-            if foreign:
-                raise RunError(
-                    f"{self.folder}: must be a new or empty folder, holds {foreign[0]}; choose "
-                    "another --out"
-                )
-            head = (*_COLUMNS, *_STATISTICS, _BY_FOLD, *_MAPS, self._identity(samples))
-            write_csv(file, head, [])
-            return list(samples)
-        done = self._complete(samples)
-        return [s for s in samples if _key(s) not in done]
+
+    def _is_done(self, known: dict[str, Sample], noted: str, lines: list[list[str]]) -> bool:
+        """Return whether what was noted of a file holds: it is the same, and its maps are there."""
+        sample = known.get(lines[0][0])
+        if sample is None:
+            return False
+        now = stamp(sample.path)
+        if now and now != noted:
+            return False
+        places = (slice_label(sample, line[1] or None) for line in lines)
+        return not self.options.maps or all(self.files.has_map(sample.path, p) for p in places)
 
     def _identity(self, samples: Sequence[Sample]) -> str:
         """Return what a resumed scoring must have in common with the one interrupted."""
-        files = hashlib.sha256()
+        files = hashlib.sha256(os.path.abspath(self.root).encode("utf-8", ANY_NAME))  # noqa: PTH100
         for sample in samples:
-            files.update(f"{_key(sample)}\n".encode(errors="surrogateescape"))
+            files.update(f"{_key(sample)}\n{sample.patient_id}\n".encode("utf-8", ANY_NAME))
         return content_hash(
             {
                 "detector": self.detector.identity,
@@ -249,39 +298,61 @@ class _Writer:
             }
         )
 
-    def _complete(self, samples: Sequence[Sample]) -> set[str]:
-        """Return the files that an interrupted scoring was done with; leave only their rows."""
-        with closing(self._noted()) as rows:
-            header = next(rows)
-            if header[-1] != self._identity(samples):
-                raise RunError(
-                    f"{self.folder}: holds an interrupted scoring of other images or another "
-                    "model; choose another --out"
-                )
-            complete, last = set(), "end"
-            for row in rows:
-                last = row[-1]
-                if last == "end":
-                    complete.add(row[0])
-        if last != "end" or self._is_cut():
-            with closing(self._noted()) as rows:
-                next(rows)
-                kept = (row for row in rows if row[0] in complete)
-                write_csv(self.folder / _PROGRESS, header, kept)
-        return complete
+    # --- one that is finished ---
 
-    def _is_cut(self) -> bool:
-        """Return whether the last line of progress.csv was cut off."""
-        with (self.folder / _PROGRESS).open("rb") as stream:
-            stream.seek(-1, os.SEEK_END)
-            return stream.read() != b"\n"
+    def _whole(self, samples: Sequence[Sample]) -> str:
+        """Return what a finished scoring was of: models, settings, and the files' contents.
 
-    def _noted(self) -> Generator[list[str], None, None]:
-        """Yield the head and the rows of progress.csv, without a line that was cut off."""
-        with (self.folder / _PROGRESS).open(
-            newline="", encoding="utf-8", errors="replace"
-        ) as stream:
-            yield from csv.reader(line for line in stream if line.endswith("\n"))
+        Of what is noted the contents are those that were scored, of the rest those there now.
+        """
+        total, noted = 0, set()
+        for key, seen in self.journal.stamps():
+            noted.add(key)
+            total += _number(key, seen)
+        total += sum(_number(_key(s), stamp(s.path)) for s in samples if _key(s) not in noted)
+        options = self.options
+        asked = [options.fpr, options.overlays, options.all_overlays, options.relative_paths]
+        labels = hashlib.sha256(repr([(s.is_anomalous, s.kind) for s in samples]).encode())
+        return content_hash(
+            [self._identity(samples), asked, str(total % 2**256), labels.hexdigest()]
+        )
+
+    def is_of(self, samples: Sequence[Sample]) -> bool:
+        """Return whether the finished scoring here is the one that is asked for."""
+        try:
+            kept = json.loads((self.folder / "score.json").read_text(encoding="utf-8"))
+            there: bool = kept["identity"] == self._whole(samples)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return False
+        return there
+
+    def finished(self) -> ScoreSummary:
+        """Remove what a killed process left; return what is there."""
+        shutil.rmtree(self.folder / MODEL, ignore_errors=True)
+        self.journal.remove()
+        remove_temporaries(self.folder)
+        try:
+            table = read_csv(self.folder / "scores.csv", columns=_COLUMNS)
+            skipped = len(read_csv(self.folder / "skipped.csv", columns=("path", "reason")))
+            drift = json.loads((self.folder / "score.json").read_text(encoding="utf-8"))["drift"]
+            rows = [
+                row
+                | {"anomaly_score": float(row["anomaly_score"])}
+                | {"p_value": float(row["p_value"]) if row["p_value"] else ""}
+                for row in table
+            ]
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{self.folder}: is damaged ({error}); choose another --out") from error
+        flags = [row["flagged"] for row in table]
+        rows.sort(key=lambda row: float(row["anomaly_score"]), reverse=True)
+        return ScoreSummary(
+            images=len(table),
+            skipped=skipped,
+            flagged=sum(map(int, flags)) if all(flags) else None,
+            top=rows[:10],
+            drift=drift,
+            folder=self.folder,
+        )
 
     # --- a part ---
 
@@ -293,27 +364,16 @@ class _Writer:
         lines = []
         for i, (row, value) in enumerate(zip(part.rows, part.anomaly_score, strict=True)):
             key = _key(row.sample)
-            end = ["end"] if last[key] == i else []
+            end = [END] if last[key] == i else []
             seen = [repr(float(part.statistics[name][i])) for name in _STATISTICS]
             several = part.by_fold if part.readings is None else part.readings
             each = [] if several is None else several[:, i].tolist()
             folds = " ".join(map(repr, each))
             shown = _shown(part, i)
-            lines.append([key, *_cells(row), repr(float(value)), *seen, folds, *shown, *end])
-        self._note(lines)
-
-    def _note(self, lines: Sequence[Sequence[str]]) -> None:
-        file = self.folder / _PROGRESS
-        try:
-            with file.open("a", newline="", encoding="utf-8") as stream:
-                csv.writer(stream).writerows(lines)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise RunError(
-                f"{file}: cannot be written ({error.strerror or error}); what was scored is kept. "
-                "Free space and run the same command again"
-            ) from error
+            lines.append(
+                (row.path, [key, *_cells(row), repr(float(value)), *seen, folds, *shown, *end])
+            )
+        self.journal.note(lines)
 
     # --- the end ---
 
@@ -326,7 +386,7 @@ class _Writer:
 
         def line(i: int) -> dict[str, Any]:
             return {
-                "path": str(samples[rows.sample[i]].path),
+                "path": self._said(samples[rows.sample[i]].path),
                 "slice": slice_label(samples[rows.sample[i]], rows.slice_index[i]),
                 "patient_id": rows.patient[i],
                 "anomaly_score": float(rows.anomaly_score[i]),
@@ -337,13 +397,20 @@ class _Writer:
             }
 
         ranked = np.argsort(-rows.anomaly_score, kind="stable")
+        pictures: dict[int, str] = {}
         if self.options.overlays:
             chosen = np.sort(ranked if self.options.all_overlays else ranked[:MANY])
+            pictures = {
+                int(i): self.files.below(samples[rows.sample[i]].path, line(i)["slice"], ".png")
+                for i in chosen
+            }
             self._draw([line(i) for i in chosen], [samples[rows.sample[i]] for i in chosen])
-        self._write_details([samples[i] for i in rows.sample], drift)
+        more = {"identity": self._whole(samples), "pictures": pictures}
+        self._write_details([samples[i] for i in rows.sample], drift, more)
         order = {sample.path: i for i, sample in enumerate(samples)}
         skipped = sorted(self.skipped, key=lambda item: order[item[0]])
-        write_csv(self.folder / "skipped.csv", ("path", "reason"), skipped)
+        unread = ((self._said(path), reason) for path, reason in skipped)
+        write_csv(self.folder / "skipped.csv", ("path", "reason"), unread)
         if self.options.maps:
             found = (
                 [*list(line(i).values())[:3], *one]
@@ -354,7 +421,7 @@ class _Writer:
         table = (list(line(i).values()) for i in range(len(rows.sample)))
         columns = (*_COLUMNS, "p_value", "flagged", "at_border", *(["seen_by"] if seen_by else []))
         write_csv(self.folder / "scores.csv", columns, table)
-        (self.folder / _PROGRESS).unlink()
+        self.journal.remove()
         return ScoreSummary(
             images=len(rows.sample),
             skipped=len(self.skipped),
@@ -373,17 +440,15 @@ class _Writer:
         border: list[str] = []
         findings: list[str] = []
         shapes: list[tuple[str, str]] = []
-        with closing(self._noted()) as noted:
-            next(noted)
-            for row in noted:
-                key, slice_index, patient, *values, by_fold = row[:7]
-                where.append(order[key])
-                border.append(sys.intern(row[7]))
-                findings.append(row[8])
-                shapes.append((sys.intern(row[9]), sys.intern(row[10])))
-                slices.append(sys.intern(slice_index))
-                patients.append(sys.intern(patient))
-                numbers.extend(map(float, (*values, *by_fold.split())))
+        for row in self.journal.rows():
+            key, slice_index, patient, *values, by_fold = row[:7]
+            where.append(order[key])
+            border.append(sys.intern(row[7]))
+            findings.append(row[8])
+            shapes.append((sys.intern(row[9]), sys.intern(row[10])))
+            slices.append(sys.intern(slice_index))
+            patients.append(sys.intern(patient))
+            numbers.extend(map(float, (*values, *by_fold.split())))
         ranks = np.argsort(where, kind="stable")
         return _Rows(
             sample=np.asarray(where, np.int64)[ranks],
@@ -434,7 +499,14 @@ class _Writer:
             return p_values, None
         return p_values, calibration.flags(p_values, self.options.fpr)
 
-    def _write_details(self, samples: Sequence[Sample], drift: list[str]) -> None:
+    def _said(self, path: Path) -> str:
+        """Return a file as the tables name it."""
+        inside = self.files.inside(path) if self.options.relative_paths else None
+        return str(path) if inside is None else inside.as_posix()
+
+    def _write_details(
+        self, samples: Sequence[Sample], drift: list[str], more: dict[str, Any]
+    ) -> None:
         detector = self.detector
         calibration = detector.calibration
         write_json(
@@ -449,6 +521,7 @@ class _Writer:
                 "fpr": self.options.fpr,
                 "engine": self.options.engine,
                 "drift": drift,
+                **more,
                 "is_anomalous": [s.is_anomalous for s in samples],
                 "kind": [s.kind for s in samples],
             },
@@ -461,7 +534,7 @@ class _Writer:
         def drawings() -> Iterator[Callable[[], None]]:
             for seen in self.detector.detail(list(dict.fromkeys(samples))):
                 place = slice_label(seen.row.sample, seen.row.slice_index)
-                row = rows.get((str(seen.row.path), place))
+                row = rows.get((self._said(seen.row.path), place))
                 if row is not None:
                     yield partial(self._picture, seen, row)
 
@@ -477,13 +550,23 @@ class _Writer:
             calibrated,
             scale=scale,
             reconstruction=seen.reconstruction,
-            title=f"{where.path.name}{place}   score {row['anomaly_score']:.4g}{p_value}",
+            title=f"{visible(where.path.name)}{place}   score {row['anomaly_score']:.4g}{p_value}",
         )
         path = self.files.name("overlays", where, ".png")
-        write_atomically(path, lambda p: picture.save(p, format="PNG", compress_level=1))
+        _save(path, picture)
         strip = thumbnail(seen, calibrated, scale)
         path = self.files.name("thumbnails", where, ".png")
-        write_atomically(path, lambda p: strip.save(p, format="PNG", compress_level=1))
+        _save(path, strip)
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    write_atomically(path, lambda p: picture.save(p, format="PNG", compress_level=1), tidy=False)
+
+
+def _number(key: str, seen: str) -> int:
+    """Return a number of a file and its stamp; a sum of them is the same in any order."""
+    text = f"{key}\n{seen}".encode("utf-8", ANY_NAME)
+    return int.from_bytes(hashlib.sha256(text).digest(), "big")
 
 
 def thumbnail(seen: Detail, calibrated: NDArray[np.float32], scale: ColourScale) -> Image.Image:
@@ -511,7 +594,7 @@ def _key(sample: Sample) -> str:
 def _shown(part: Scored, i: int) -> list[str]:
     """Return what is noted of an image's map: at_border, findings, height and width."""
     if part.at_border is None:
-        return [""] * len(_MAPS)
+        return [""] * 4
     found = [[getattr(one, name) for name in _FINDINGS] for one in part.findings[i]]
     height, width = part.rows[i].original_shape
     return [str(int(part.at_border[i])), json.dumps(found), str(height), str(width)]

@@ -57,7 +57,8 @@ class Journal:
 
     def begin(self, identity: str) -> None:
         """Start with no lines."""
-        write_atomically(self.file, lambda p: p.write_bytes(_line([identity])))
+        head = _line([identity, "path", "slice", "patient_id", "anomaly_score"])
+        write_atomically(self.file, lambda p: p.write_bytes(head))
 
     def note(self, rows: Sequence[tuple[Path, Sequence[str]]]) -> None:
         """Add lines.
@@ -91,6 +92,12 @@ class Journal:
         """Yield the cells of each image, as they were noted."""
         for line in _after_first(self._lines()):
             yield line[1:]
+
+    def stamps(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and the stamp of each file or array entry that is done."""
+        for first, *cells in _after_first(self._lines()):
+            if cells[-1] == END:
+                yield cells[0], first
 
     def keep(self, wanted: Callable[[str, list[list[str]]], bool]) -> set[str]:
         """Leave only what is complete and wanted; return the names of it.

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from normalis.errors import RunError
+from normalis.files import as_utf8
 from normalis.report.sources import Source, detect, read_run, read_scores
 from normalis.storage import write_atomically
 
@@ -46,8 +47,17 @@ def write_report(path: str | Path, out: str | Path) -> Path:
     """
     folder, page = Path(path), Path(out)
     _check_out(page)
-    source = read_scores(folder) if detect(folder) == "scores" else read_run(folder)
-    return write_page(_source_page(source), page)
+    try:
+        source = read_scores(folder) if detect(folder) == "scores" else read_run(folder)
+        html = _source_page(source)
+    except RunError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder}: holds what normalis does not write ({type(error).__name__}: {error}); "
+            "restore its JSON files and tables, or remove those that were added"
+        ) from error
+    return write_page(html, page)
 
 
 def write_page(html: str, page: Path) -> Path:
@@ -57,7 +67,7 @@ def write_page(html: str, page: Path) -> Path:
         RunError: if the file is something other than a page of ours, or cannot be written.
     """
     _check_out(page)
-    write_atomically(page, lambda p: p.write_text(html, encoding="utf-8"))
+    write_atomically(page, lambda p: p.write_text(as_utf8(html), encoding="utf-8"))
     return page
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 from normalis.errors import RunError
+from normalis.files import read_csv
 from normalis.report.sources import Cases
 
 __all__ = ["read_marks"]
@@ -31,10 +31,9 @@ def read_marks(folder: Path, cases: Cases) -> list[list[list[float | None]]]:
     found: dict[tuple[str, str], list[list[float | None]]] = {}
     if file.is_file():
         try:
-            with file.open(newline="", encoding="utf-8") as opened:
-                for row in csv.DictReader(opened):
-                    found.setdefault((row["path"], row["slice"]), []).append(_mark(row))
-        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+            for row in read_csv(file):
+                found.setdefault((row["path"], row["slice"]), []).append(_mark(row))
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{file}: cannot be read ({error!r}); restore or remove it") from error
     keys = zip(cases.path, cases.place, strict=True)
     return [found.get(key, [])[:_MOST] for key in keys]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,19 +45,28 @@ class Picture:
     rebuilt: bool
 
 
-def find_pictures(folder: Path, cases: Cases, wanted: Sequence[int]) -> dict[int, Path]:
+def find_pictures(
+    folder: Path,
+    cases: Cases,
+    wanted: Sequence[int],
+    named: Mapping[str, Any] | None = None,
+) -> dict[int, Path]:
     """Return the strip of each wanted case, where there is one.
 
-    The strips keep the tree of the scored folder, whose root the table does not name: the longest
-    tail of the path that names a strip is taken.
+    ``score.json`` names them. Without it the longest tail of the path that names a strip is taken,
+    for the strips keep the tree of the scored folder.
 
     Args:
         folder: output folder of ``score``.
         cases: the scored images.
         wanted: positions in ``cases``.
+        named: position as text -> name, as ``score.json`` has it.
     """
     root = folder / "thumbnails"
     there = {p.relative_to(root).as_posix() for p in root.rglob("*.png")} if root.is_dir() else {}
+    if named is not None:
+        told = {i: str(named.get(str(i))) for i in wanted}
+        return {i: root / name for i, name in told.items() if name in there}
     found = {}
     for i in wanted:
         number = numbered(cases.place[i])

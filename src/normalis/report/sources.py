@@ -6,7 +6,6 @@ machine without PyTorch and without the data.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 
 from normalis.calibration.conformal import Calibration
 from normalis.errors import RunError, SettingsError
+from normalis.files import read_csv
+from normalis.output.replacing import is_being_replaced
 from normalis.storage import RunFolder
 
 __all__ = ["Cases", "Source", "detect", "read_run", "read_scores"]
@@ -106,6 +107,8 @@ def detect(path: Path) -> Kind:
     Raises:
         RunError: if it is neither, or unfinished.
     """
+    if is_being_replaced(path):
+        raise RunError(f"{path}: is being replaced: run the same `normalis score` to go on")
     if (path / "scores.csv").is_file():
         return "scores"
     if RunFolder(path).finished:
@@ -118,7 +121,7 @@ def detect(path: Path) -> Kind:
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
         raise RunError(f"{path}: must be a folder written by fit or score, {state}")
-    for name, command in (("progress.csv", "score"), (RunFolder.CHECKPOINT, "fit")):
+    for name, command in (("progress.jsonl", "score"), (RunFolder.CHECKPOINT, "fit")):
         if (path / name).is_file():
             raise RunError(f"{path}: is unfinished: run the same `normalis {command}` to go on")
     raise RunError(
@@ -133,7 +136,7 @@ def read_run(path: Path) -> Source:
         RunError: if it is damaged.
     """
     folder = RunFolder(path)
-    details = folder.read_settings()
+    details = _checked(folder.file(folder.SETTINGS), folder.read_settings())
     return Source(
         folder=path,
         kind="run",
@@ -172,10 +175,32 @@ def _read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         body = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{file}: cannot be read as JSON ({error}); restore or remove it") from error
     if not isinstance(body, dict):
         raise RunError(f"{file}: must hold a JSON object, holds {type(body).__name__}; remove it")
+    return _checked(file, body)
+
+
+#: What parts of our JSON files are, and what a list holds.
+_TABLES = ("info", "params", "colour_scale", "calibration", "pictures", "groups", "group_sizes")
+_LISTS: dict[str, Any] = {
+    "history": dict, "findings": dict, "tables": dict, "subsets": dict, "lesions": dict,
+    "drift": str, "notes": str, "decision_scores": (int, float), "is_anomalous": (bool, type(None)),
+    "kind": (str, type(None)),
+}  # fmt: skip
+
+
+def _checked(file: Path, body: dict[str, Any]) -> dict[str, Any]:
+    """Refuse parts that are not what we write, by name."""
+    for name, value in body.items():
+        wrong = name in _TABLES and not isinstance(value, dict)
+        if name in _LISTS:
+            kind = _LISTS[name]
+            wrong = not isinstance(value, list) or not all(isinstance(v, kind) for v in value)
+        if wrong and value is not None:
+            shown = str(value)[:60]
+            raise RunError(f"{file}: {name} is not what normalis writes, {shown}; restore the file")
     return body
 
 
@@ -192,9 +217,8 @@ def _calibration(file: Path, details: Mapping[str, Any]) -> Calibration | None:
 
 def _read_table(file: Path) -> list[dict[str, str]]:
     try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            return list(csv.DictReader(opened))
-    except (OSError, ValueError, csv.Error) as error:
+        return read_csv(file)
+    except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read as CSV ({error}); restore it") from error
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
 from normalis.errors import SettingsError
+from normalis.files import ANY_NAME, as_utf8
 from normalis.output.overlays import heat
 from normalis.report.marks import read_marks
 from normalis.report.pictures import EMBEDDED, find_pictures, read_picture
@@ -45,10 +46,10 @@ def triage_data(source: Source) -> dict[str, Any]:
     shown = [pictures.get(i) for i in range(len(cases))]
     return {
         "id": _identity(cases),
-        "root": root,
-        "path": names,
+        "root": as_utf8(root),
+        "path": list(map(as_utf8, names)),
         "place": cases.place,
-        "patient": cases.patient_id,
+        "patient": list(map(as_utf8, cases.patient_id)),
         "score": _finite(cases.anomaly_score),
         "p": _finite(cases.p_value),
         "label": [None if label is None else int(label) for label in cases.is_anomalous],
@@ -110,7 +111,8 @@ def _split_root(paths: list[str]) -> tuple[str, list[str]]:
 
 def _pictures(source: Source, cases: Cases) -> dict[int, Any]:
     wanted = [int(i) for i in cases.order]
-    found = find_pictures(source.folder, cases, wanted)
+    named = source.details.get("pictures")
+    found = find_pictures(source.folder, cases, wanted, named)
     files = list(found.items())[:EMBEDDED]
     read = ((i, read_picture(file)) for i, file in files)
     return {i: picture for i, picture in read if picture is not None}
@@ -118,7 +120,8 @@ def _pictures(source: Source, cases: Cases) -> dict[int, Any]:
 
 def _identity(cases: Cases) -> str:
     """Return what tells this scoring's notes from another's in the browser's storage."""
-    body = "\n".join(cases.path + cases.place).encode() + cases.anomaly_score.tobytes()
+    names = "\n".join(cases.path + cases.place).encode("utf-8", ANY_NAME)
+    body = names + cases.anomaly_score.tobytes()
     return hashlib.sha256(body).hexdigest()[:16]
 
 

@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import SettingsError
+from normalis.errors import NormalisError, SettingsError
 from normalis.models import model_class
 from normalis.scorers import usual_reduction
 from normalis.storage import content_hash, write_json
@@ -257,7 +257,7 @@ def read_plan(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     try:
         body = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(
             f"{file}: must be a TOML file with a [sweep] table ({error})"
         ) from error
@@ -285,7 +285,10 @@ def expand(table: Mapping[str, Any], *, where: str = "plan") -> list[dict[str, A
     known = [*_FACTORS, *_SINGLE]
     _check_keys(table, known, where)
     blocks = [{k: v for k, v in table.items() if k != "include"}]
-    for block in table.get("include", []):
+    more = table.get("include", [])
+    if not (isinstance(more, list) and all(isinstance(block, dict) for block in more)):
+        raise SettingsError(f"{where}: include must be tables, [[sweep.include]], got {more!r}")
+    for block in more:
         _check_keys(block, [k for k in known if k != "include"], f"{where}, include")
         blocks.append({**blocks[0], **block})
     cells = [cell for block in blocks for cell in _product({**_DEFAULTS, **block}, where)]
@@ -298,6 +301,14 @@ def _product(block: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     for name in _FACTORS:
         if not isinstance(block[name], list):
             raise SettingsError(f"{where}: {name} must be a list, got {block[name]!r}")
+    for name in ("subset", "images", "scorer_options"):
+        if not isinstance(block.get(name, {}), dict):
+            raise SettingsError(f"{where}: {name} must be a table, got {block[name]!r}")
+    for seed in block["seeds"]:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise SettingsError(
+                f"{where}: seeds must be whole numbers from 0 to 4294967295, got {seed!r}"
+            )
     options = block.get("options", {})
     factors = {field: block[name] for name, field in _FACTORS.items()}
     factors |= {"options": options if isinstance(options, list) else [options]}
@@ -317,8 +328,18 @@ def plan(table: Mapping[str, Any], fingerprints: Fingerprints) -> list[Experimen
         table: the ``[sweep]`` table.
         fingerprints: reads the data; see `normalis.research.sweep.Store`.
     """
-    found = {e.identity: e for e in (_experiment(cell, fingerprints) for cell in expand(table))}
+    found = {e.identity: e for e in (_understood(cell, fingerprints) for cell in expand(table))}
     return list(found.values())
+
+
+def _understood(cell: dict[str, Any], fingerprints: Fingerprints) -> Experiment:
+    try:
+        return _experiment(cell, fingerprints)
+    except NormalisError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+        shown = ", ".join(f"{name} {value!r}" for name, value in cell.items())
+        raise SettingsError(f"a plan cannot be understood ({error}): {shown}") from error
 
 
 def _experiment(cell: dict[str, Any], fingerprints: Fingerprints) -> Experiment:
