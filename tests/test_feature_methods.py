@@ -17,11 +17,13 @@ from normalis import models
 from normalis.errors import DataError, SettingsError
 from normalis.models import features
 from normalis.models.base import AnomalyModel
+from normalis.models.feature_ae import cell_similarity
 from normalis.models.feature_gaussian import whitening
 from normalis.models.feature_knn import nearest
 from normalis.models.padim import shrunk_covariance
 from normalis.models.spade import compare
 from normalis.scorers import build as build_scorer
+from normalis.training import loop as training
 
 
 def numbered(n):
@@ -239,10 +241,13 @@ def test_padim_bears_cells_that_never_vary(monkeypatch):
 # ---------------------------------------------------------------- what all share
 
 
-@pytest.mark.parametrize("method", ["feature-knn", "feature-gaussian", "spade", "padim"])
+@pytest.mark.parametrize(
+    "method", ["feature-knn", "feature-gaussian", "spade", "padim", "feature-ae"]
+)
 def test_the_footprint_is_what_the_run_takes(method, monkeypatch):
     maps = all_taps(30)
-    model = with_features(models.build(method, bank=20), monkeypatch, **maps)
+    options = {"steps": 2} if method == "feature-ae" else {}
+    model = with_features(models.build(method, bank=20, **options), monkeypatch, **maps)
     said = model.footprint(30)
     held = sum(v.numel() * v.element_size() for v in model.fit(numbered(30)).state().values())
     assert held == pytest.approx(said.run, rel=0.15)
@@ -293,7 +298,89 @@ def test_settings_are_checked(method, options, message):
         models.build(method, **options)
 
 
-@pytest.mark.parametrize("method", ["feature-knn", "feature-gaussian", "spade", "padim"])
+@pytest.mark.parametrize(
+    "method", ["feature-knn", "feature-gaussian", "spade", "padim", "feature-ae"]
+)
 def test_too_few_images_are_refused(method):
     with pytest.raises(DataError, match=f"{method} needs at least"):
         models.build(method, image_size=32).fit(torch.zeros(1, 1, 32, 32))
+
+
+# ---------------------------------------------------------------- feature-ae
+
+
+def test_cells_are_like_themselves():
+    f = drawn(2, 3, 16, 16)
+    f[:, 0] = 0.3  # a channel without variance
+    torch.testing.assert_close(cell_similarity(f, f), torch.ones_like(f), rtol=1e-4, atol=1e-4)
+    assert (cell_similarity(f, -f)[:, 1:] < 0.1).float().mean() > 0.9
+
+
+@pytest.mark.slow
+def test_feature_ae_finds_the_cells_that_break_the_rule(monkeypatch):
+    """Two halves that are always alike; in one image a square of cells has them apart."""
+    one = F.interpolate(drawn(41, 1, 4, 4), size=8, mode="bilinear")
+    b = one.repeat(1, 40, 1, 1) + 0.05 * drawn(41, 40, 8, 8, seed=4)
+    b[40, 20:, 0:3, 0:3] *= -1
+    options = {"image_size": 64, "steps": 200, "learning_rate": 3e-3}
+    model = models.build("feature-ae", taps="b", **options)
+    with_features(model, monkeypatch, b=b).fit(numbered(41)[:30])
+    cells = model._cells(numbered(41)[30:])
+    assert cells[10, 0:3, 0:3].mean() > 1.8 * cells[:10, 0:3, 0:3].mean()
+
+
+def test_feature_ae_of_a_perfect_network_sees_nothing(monkeypatch):
+    b = drawn(9, 40, 16, 16)
+    model = models.build("feature-ae", taps="b", steps=1)
+    with_features(model, monkeypatch, b=b).fit(numbered(9))
+    monkeypatch.setattr(model, "network", lambda f: f)
+    assert model.anomaly_map(numbered(9)).abs().max() < 1e-3
+
+
+# ---------------------------------------------------------------- restore
+
+
+def restoring(**options):
+    return models.build("restore", image_size=32, width=4, **options)
+
+
+def test_restore_corrupts_the_foreground_alone_and_by_severity():
+    model = restoring(clean_share=0.0)
+    x = -torch.ones(8, 1, 32, 32)
+    x[:, :, 8:24, 8:24] = 0.6 * torch.rand(8, 1, 16, 16) - 0.2
+    draws = model.draw(x, torch.Generator().manual_seed(0))
+    changed = model.corrupt(x, **draws) - x
+    outside = torch.ones(32, 32, dtype=torch.bool)
+    outside[8:24, 8:24] = False
+    assert (changed[:, :, outside] == 0).all()
+    assert (changed.abs().amax((1, 2, 3)) > 0).sum() >= 6
+    none = model.corrupt(x, **{**draws, "severity": torch.zeros(8)})
+    assert torch.equal(none, x)
+    double = model.corrupt(x, **{**draws, "severity": 2 * draws["severity"]}) - x
+    torch.testing.assert_close(double, 2 * changed, rtol=1e-4, atol=1e-6)
+
+
+def test_restore_leaves_a_share_clean():
+    model = restoring(clean_share=0.4)
+    x = torch.rand(400, 1, 32, 32)
+    draws = model.draw(x, torch.Generator().manual_seed(0))
+    clean = (model.corrupt(x, **draws) == x).flatten(1).all(1).float().mean()
+    assert clean.item() == pytest.approx(0.4, abs=0.08)
+
+
+@pytest.mark.slow
+def test_restore_removes_a_disc_that_it_never_saw():
+    """Disc-free gradients are normal; a bright disc changes where it lies and hardly elsewhere."""
+    line = torch.linspace(-0.8, 0.4, 32)
+    tilt = torch.rand(96, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    pixels = ((tilt * line.view(1, 1, 1, -1) + (1 - tilt) * line.view(1, 1, -1, 1)) + 1) / 2
+    model = restoring(clean_share=0.2)
+    settings = training.TrainingSettings(epochs=25, batch_size=16, precision="float32")
+    training.fit(model, pixels[:80], settings=settings, device="cpu")
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    disc = (y - 12) ** 2 + (x - 18) ** 2 < 20
+    sick = 2 * pixels[80:] - 1
+    sick = torch.where(disc, (sick + 0.5).clamp(max=1), sick)
+    with torch.no_grad():
+        anomaly_map = model.anomaly_map(sick)
+    assert anomaly_map[:, disc].mean() > 3 * anomaly_map[:, ~disc].mean()

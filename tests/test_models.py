@@ -70,7 +70,12 @@ def build(perceptual_options):
     """Build any method at a small size."""
 
     def make(method, *, channels=1, seed=0, **options):
-        extra = {"dae": {"width": 4}, "ae-perceptual": perceptual_options[channels]}
+        extra = {
+            "dae": {"width": 4},
+            "restore": {"width": 4},
+            "feature-ae": {"steps": 20},
+            "ae-perceptual": perceptual_options[channels],
+        }
         options = {**SMALL, **extra.get(method, {}), **options}
         return models.build(method, channels=channels, seed=seed, **options)
 
@@ -152,7 +157,7 @@ def test_reconstruction_has_the_images_shape(method, build):
 def test_codes_have_latent_dim_numbers(method, build):
     model = fitted(build(method, image_size=32))
     if not model.has_latent:
-        assert method in ("dae", "mean-image", "intensity", "knn", *ON_FEATURES)
+        assert method in ("dae", "restore", "mean-image", "intensity", "knn", *ON_FEATURES)
         return
     x = model_input(2)
     z = model.encode(x)
