@@ -112,7 +112,8 @@ class Restore(DAE):
         alike = (-((x - (low + place * (high - low))) / _ALIKE).square()).exp()
         biased = _LARGEST_SHIFT * torch.where(sign < 0.5, -1.0, 1.0) * alike
         change = torch.where(kind < 0.5, foreign, biased)
-        return x + severity.view(-1, 1, 1, 1) * shape * change
+        corrupted: Tensor = x + severity.view(-1, 1, 1, 1) * shape * change
+        return corrupted
 
     def losses(self, x: Tensor, **draws: Tensor) -> dict[str, Tensor]:
         """Return the mean squared error against the image without corruption."""
