@@ -242,3 +242,11 @@ def test_what_a_panel_cannot_do_is_refused_before_any_image_is_read(settings, ma
 def test_the_panel_is_a_method_by_name():
     assert models.model_names()[0] == "panel"
     assert models.method_name(Panel) == "panel"
+
+
+def test_a_panel_of_two_networks_keeps_one_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("normalis.training.checkpoints.EVERY_S", -1.0)
+    detector = AnomalyDetector(method="panel", members=["ae-u", "ae"], image_size=32, epochs=3)
+    detector.fit(blobs(30, size=32), run=tmp_path / "run")
+    assert detector.info_["members"] == ["ae-u", "ae"]
+    assert not detector.info_["left_out"]

@@ -140,8 +140,12 @@ def _train_parts(
     identity: str,
     progress: Callable[[Progress], None] | None,
 ) -> Trained:
-    """Fit the parts of a model one by one; a network that was interrupted goes on."""
+    """Fit the parts of a model one by one; a network that was interrupted goes on.
+
+    A folder holds one checkpoint, which is the first network's.
+    """
     found: list[Trained] = []
+    resumed = next((k for k, part in model.parts().items() if isinstance(part, Autoencoder)), "")
 
     def fit_one(part: AnomalyModel, seen: Tensor, name: str) -> None:
         trained = train_models(
@@ -150,7 +154,7 @@ def _train_parts(
             settings=settings,
             device=device,
             seed=seed,
-            folder=folder,
+            folder=folder if name == resumed else None,
             identity=f"{identity} {name}",
             progress=progress,
         )
