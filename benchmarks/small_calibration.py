@@ -14,7 +14,8 @@ The cheap methods compute on 32 x 32 pixels, so that they can be refitted thousa
 ``pca`` is the mean of the largest 2 % of squared residuals outside 16 components, ``knn`` the mean
 squared distance from the nearest training image. ``ae-u`` is what `fit` does with the recipe fast.
 
-Every repeat is one block of lines of ``docs/data/small_calibration.csv`` and is not done again.
+Every repeat is one block of lines of ``results/small_calibration.csv`` and is not done again; the
+table of them is docs/data/small_calibration.md.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from normalis.calibration.conformal import calibrate
 from normalis.duplicates import likeness_groups
 from normalis.metrics import auroc
 
-RECORDS = Path(__file__).resolve().parents[1] / "docs" / "data" / "small_calibration.csv"
+RECORDS = Path(__file__).resolve().parents[1] / "results" / "small_calibration.csv"
 SETS = ("kermany_cxr", "lgg_flair", "brain_tumor")
 UNITS = (30, 60, 120, 240)
 RATES = (0.05, 0.1)

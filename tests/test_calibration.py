@@ -295,3 +295,41 @@ def test_damaged_storage():
     del stored["unit"]
     with pytest.raises(SettingsError, match="damaged"):
         Calibration.from_dict(stored)
+
+
+def test_patients_of_cv_plus_hold_their_rate():
+    """A patient is compared with the patients of each model's fold, by the largest score."""
+    rng = np.random.default_rng(5)
+    units, each, folds, repeats, flagged = 20, 3, 4, 400, 0
+    for _ in range(repeats):
+        level = rng.normal(size=(units + 1, 1)) + rng.normal(size=(units + 1, each))
+        model = rng.normal(size=(folds, 1, 1))  # of a scale of its own
+        seen = level[None] + model
+        unit = np.repeat(np.arange(units), each)
+        fold = np.arange(units) % folds
+        own = seen[fold, np.arange(units)].ravel()
+        known = calibrate(own, patients=unit, kind="cv+", fold=fold[unit])
+        _, p = known.patient_p_values(seen[:, units], ["new"] * each)
+        flagged += p[0] <= 0.1
+    assert flagged / repeats <= 0.2 + 3 * np.sqrt(0.16 / repeats)  # proven: twice the rate
+    assert flagged / repeats >= 0.03
+    assert known.images_per_unit().tolist() == [each] * units
+
+
+def test_patients_of_a_split_follow_the_beta_binomial_law():
+    from scipy.stats import betabinom, kstest
+
+    rng = np.random.default_rng(6)
+    units, new, rate, counts = 39, 60, 0.1, []
+    for _ in range(300):
+        sizes = rng.integers(1, 6, units + new)
+        member = np.repeat(np.arange(units + new), sizes)
+        scores = rng.normal(size=units + new)[member] + rng.normal(size=member.size)
+        known = calibrate(scores[member < units], patients=member[member < units])
+        _, p = known.patient_p_values(scores[member >= units], member[member >= units])
+        counts.append(int(known.flags(p, rate).sum()))
+    law = betabinom(new, int(rate * (units + 1)), units + 1 - int(rate * (units + 1)))
+    inside = np.mean([law.ppf(0.025) <= c <= law.ppf(0.975) for c in counts])
+    assert inside >= 0.93
+    smooth = [law.cdf(c - 1) + rng.random() * law.pmf(c) for c in counts]
+    assert kstest(smooth, "uniform").pvalue > 1e-3

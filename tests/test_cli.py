@@ -32,7 +32,18 @@ SMALL = [
     "--device",
     "cpu",
 ]
-COMMANDS = ["check", "demo", "evaluate", "export", "fit", "methods", "report", "research", "score"]
+COMMANDS = [
+    "calibrate",
+    "check",
+    "demo",
+    "evaluate",
+    "export",
+    "fit",
+    "methods",
+    "report",
+    "research",
+    "score",
+]
 
 
 @pytest.fixture
@@ -70,18 +81,25 @@ def is_one_error_line(err):
     return len(lines) == 1 and "Traceback" not in err
 
 
-def test_a_fit_says_where_one_image_decides_the_threshold(run, tmp_path):
-    for count, said in ((130, True), (400, False)):
-        drawn = np.random.default_rng(0).integers(0, 256, (count, 32, 32), np.uint8)
-        np.save(tmp_path / f"{count}.npy", drawn)
-        options = ["--method", "ae-u", "--image-size", "32", "--epochs", "1"]
-        options += ["--option", "hidden_dim=8"]
-        out = ["--out", tmp_path / f"run{count}"]
-        status, shown, err = run("fit", tmp_path / f"{count}.npy", *out, *options)
-        assert status == 0, err
-        hint = "at 0.05 an image is flagged if it scores above the highest of 26 held-out images"
-        assert (hint in shown) == said
-        assert ("--calibration cv+ makes use of all" in shown) == said
+@pytest.mark.parametrize(
+    ("count", "options", "said", "not_said"),
+    [
+        (130, ["--calibration", "split"],
+         "flagged if it scores above the highest of 26 images held out", "are too few to hold out"),
+        (130, [], "calibrated on 130 images (cv+), which certify false-positive rates from 1/131 = "
+         "0.76 %: 130 are too few to hold out the 119", "flagged if it scores above"),
+        (400, [], "calibrated on 119 images (split), which certify false-positive rates from 1/120 "
+         "= 0.83 %: 119 of 400 are held out", "flagged if it scores above"),
+    ],
+)  # fmt: skip
+def test_a_fit_says_what_calibrates_and_what_is_weak(run, tmp_path, count, options, said, not_said):
+    drawn = np.random.default_rng(0).integers(0, 256, (count, 32, 32), np.uint8)
+    np.save(tmp_path / "x.npy", drawn)
+    out = ["--out", tmp_path / "run", "--method", "pca", "--image-size", "32"]
+    status, shown, err = run("fit", tmp_path / "x.npy", *out, *options)
+    assert status == 0, err
+    assert said in shown
+    assert not_said not in shown
 
 
 # --- help and errors --------------------------------------------------------------------------
@@ -143,7 +161,7 @@ def test_errors_are_one_line_on_standard_error(run, tmp_path, monkeypatch, argum
         (["--members", "ae-u", "--scorer", "l9"], "scorer must be one of"),
         (["--scorer", "l2"], "a panel reads each member by the member's own scorer"),
         (["--recipe", "slow"], "recipe must be one of paper, fast, got 'slow'"),
-        (["--calibration", "cv"], "calibration must be split, cv+ or none"),
+        (["--calibration", "cv"], "calibration must be auto, split, cv+ or none"),
         (["--device", "abacus"], "device must be auto, cpu or cuda"),
         (["--option", "depth=3"], "unknown setting 'depth'"),
         (["--option", "depth"], "--option must be NAME=VALUE"),

@@ -7,8 +7,9 @@ from normalis import AnomalyDetector
 from normalis.calibration.conformal import calibrate
 from normalis.datasets import open_dataset
 from normalis.engines.export import export_onnx
-from normalis.errors import DataError, NotFittedError, SettingsError
+from normalis.errors import CalibrationWarning, DataError, NotFittedError, SettingsError
 from normalis.evaluation.of_detector import evaluate_detector
+from normalis.fitted import FittedDetector
 from normalis.loading.arrays import ImageSettings, from_array
 from normalis.loading.held_out import folds
 from normalis.output.folder import ScoreOptions, score_to_folder
@@ -173,3 +174,41 @@ def test_flags_are_those_above_the_threshold():
     scores = np.linspace(-1, 20, 85)
     flags = known.flags(known.p_values(scores), 0.1)
     np.testing.assert_array_equal(flags, scores > known.threshold(0.1))
+
+
+def test_few_images_are_cross_fitted_by_default_and_python_is_told(tmp_path):
+    small = {"method": "pca", "image_size": 16, "device": "cpu", "latent_dim": 2}
+    with pytest.warns(CalibrationWarning, match=r"30 images? .*\(cv\+\), which certify .* 1/31"):
+        fitted = AnomalyDetector(**small).fit(_noise(30), run=tmp_path / "run")
+    kept = FittedDetector.load(tmp_path / "run")
+    assert fitted.calibration_.kind == "cv+"
+    assert (kept.params["calibration"], kept.params["folds"]) == ("cv+", 5)
+    new = _noise(4, seed=1)
+    np.testing.assert_array_equal(kept.p_value(new), fitted.p_value(new))
+    assert fitted.get_params()["calibration"] == "auto"
+    again = fitted.fitted_.with_scorer("normalised", _noise(30))
+    assert again.calibration.n_models == 5
+
+
+def test_many_images_are_split_by_default_and_nothing_is_said(recwarn):
+    small = {"method": "pca", "image_size": 16, "device": "cpu", "latent_dim": 2}
+    fitted = AnomalyDetector(**small).fit(_noise(400))
+    assert (fitted.calibration_.kind, fitted.calibration_.n_units) == ("split", 119)
+    again = fitted.fitted_.with_scorer("l1", _noise(400))
+    np.testing.assert_array_equal(again.calibration.unit, fitted.calibration_.unit)
+    assert not [w for w in recwarn if issubclass(w.category, CalibrationWarning)]
+
+
+def test_a_validation_split_calibrates_whatever_its_size(tmp_path):
+    fitted = detector(method="pca", calibration="auto").fit(write_mvtec(tmp_path, valid=6))
+    assert (fitted.calibration_.kind, fitted.calibration_.n_images) == ("split", 6)
+
+
+def test_a_detector_without_patients_warns_of_ids_that_name_nobody():
+    ids = ["ANONYMOUS", None, *(f"P{i}" for i in range(28))]
+    with pytest.warns(CalibrationWarning, match="2 of 30 files have a patient id that names nob"):
+        detector(method="pca").fit(_noise(30), patient_ids=ids)
+
+
+def _noise(count, *, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 16, 16), dtype=np.uint8)

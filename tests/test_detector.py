@@ -220,7 +220,7 @@ def test_the_global_random_state_is_left_alone(images):
         ({"method": "vea"}, "did you mean 'vae'"),
         ({"scorer": "l9"}, "scorer must be one of"),
         ({"reduction": "maxx"}, "reduction must be"),
-        ({"calibration": "cv"}, "calibration must be split, cv\\+ or none, got 'cv'"),
+        ({"calibration": "cv"}, "calibration must be auto, split, cv\\+ or none, got 'cv'"),
         ({"calibration_share": 1}, "calibration_share must be in"),
         ({"fpr": 2}, r"fpr must be in \(0, 1\), got 2"),
         ({"random_state": -1}, "random_state must be a whole number from 0 to 4294967295, got -1"),
@@ -366,7 +366,7 @@ def test_too_few_or_too_equal_images_say_what_to_do():
         detector().fit(one)
     with pytest.raises(DataError, match="at least 2 normal images, got 1"):
         detector(calibration="none").fit(one)
-    with pytest.raises(DataError, match="at least 3 images, got 1"):
+    with pytest.raises(DataError, match="at least 3 groups of near duplicates, got 1"):
         detector().fit(np.zeros((20, 8, 8), np.uint8))
     with pytest.raises(DataError, match="must vary in intensity"):
         detector().fit(np.full((20, 8, 8), 7, np.int32))

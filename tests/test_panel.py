@@ -202,7 +202,7 @@ def test_one_member_is_that_method():
 
 
 def test_two_copies_of_a_method_rank_as_it_does():
-    given = {"method": "panel", "image_size": 64}
+    given = {"method": "panel", "image_size": 64, "calibration": "split"}
     x, new = blobs(40), blobs(10, seed=7)
     one = AnomalyDetector(**given, members=["feature-knn"]).fit(x)
     two = AnomalyDetector(**given, members=["feature-knn", "feature-knn"]).fit(x)

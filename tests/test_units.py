@@ -12,10 +12,11 @@ from PIL import Image
 
 from normalis import AnomalyDetector
 from normalis.datasets import open_dataset
+from normalis.datasets.levels import plural
 from normalis.errors import DataError
 from normalis.loading.arrays import ImageSettings, from_array
 from normalis.loading.held_out import folds, normal_images, split, units_of
-from normalis.loading.units import connected, find_units, known_patients, plural, unit_name
+from normalis.loading.units import connected, find_units, known_patients, unit_name
 from small_runs import detector, phantoms, write_pngs
 from test_images_dicom import make as make_dicom
 from test_images_dicom import write as write_dicom

@@ -11,6 +11,7 @@ scores are more anomalous** and ``predict`` returns 1 for anomalous, 0 for norma
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -23,22 +24,25 @@ import torch
 from numpy.typing import NDArray
 
 from normalis import models, scorers
+from normalis.calibration.choice import Choice, choose
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
 from normalis.calibration.findings import Finding
-from normalis.errors import RunError, SettingsError
+from normalis.errors import CalibrationWarning, RunError, SettingsError
 from normalis.fitted import FittedDetector, fitted_of
 from normalis.fitting import calibrate_on, train_models
 from normalis.images import IntensityRule
-from normalis.loading.arrays import ImageSettings, Loaded
+from normalis.loading.arrays import ImageSettings
 from normalis.loading.held_out import (
     Images,
     Normals,
     fingerprint,
     folds,
+    image_marks,
     normal_images,
     take,
     units_of,
+    with_units,
 )
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Footprint
 from normalis.models.inputs import to_model_input
@@ -87,13 +91,13 @@ class AnomalyDetector(BaseEstimator):
         reduction: how a map becomes one number: ``mean`` (the paper's), ``max``, ``top:0.01``,
             ``quantile:0.95``; None for the scorer's own, which is ``top:0.02`` for ``median`` and
             ``mean`` for the others.
-        calibration: ``split`` holds out normal images, by patient where patients are known and by
-            group of near duplicates elsewhere, so that p-values and thresholds are exact; ``cv+``,
-            for few images, trains one model per fold on the others and holds nothing back, at the
-            price of a guarantee of twice the rate (`normalis.calibration.conformal`); ``none``
-            trains on
-            everything, as the paper does.
-        calibration_share: share of the patients or groups held out by ``split``.
+        calibration: ``split`` holds out normal images, whole patients, files and groups of copies
+            (`normalis.loading.units`), so that p-values and thresholds are exact; ``cv+``, for few
+            images, trains one model per fold on the others and holds nothing back, at the price of
+            a guarantee of twice the rate (`normalis.calibration.conformal`); ``auto`` takes the
+            one that suits the number of units and ``fpr`` (`normalis.calibration.choice`); ``none``
+            trains on everything, as the paper does.
+        calibration_share: share of the units held out by ``split``.
         folds: of ``cv+``.
         fpr: share of normal patients that ``predict`` may flag.
         plane, slice_range: which slices of a volume are images.
@@ -139,7 +143,7 @@ class AnomalyDetector(BaseEstimator):
         standardize: bool = False,
         scorer: str = "auto",
         reduction: str | None = None,
-        calibration: str = "split",
+        calibration: str = "auto",
         calibration_share: float = 0.2,
         folds: int = 5,
         fpr: float = 0.05,
@@ -276,8 +280,10 @@ class AnomalyDetector(BaseEstimator):
             raise SettingsError(
                 f"latent_dim must be a whole number or auto, got {self.latent_dim!r}"
             )
-        if self.calibration not in ("split", "cv+", "none"):
-            raise SettingsError(f"calibration must be split, cv+ or none, got {self.calibration!r}")
+        if self.calibration not in ("auto", "split", "cv+", "none"):
+            raise SettingsError(
+                f"calibration must be auto, split, cv+ or none, got {self.calibration!r}"
+            )
         if self._is_panel:
             self._check_panel()
         if not (isinstance(self.folds, Integral) and self.folds >= 2):
@@ -347,13 +353,18 @@ class AnomalyDetector(BaseEstimator):
             progress: called after each epoch.
 
         Raises:
-            DataError: if there is no readable normal image.
+            DataError: if there is no readable normal image, or if the validation split shares
+                patients, files or copies with the training images.
             SettingsError: if a setting is out of its range.
             RunError: if the run folder cannot be used.
+
+        Warns:
+            CalibrationWarning: of unknown patients, and if few units calibrate.
         """
         first = self._checked()
         if run is None:
             self.fitted_ = self._fit(first, x, patient_ids, None, progress)
+            _warn(self.fitted_)
             return self
         folder = RunFolder(run)
         folder.check_writable(overwrite=overwrite or self._may_have_written(folder))
@@ -364,6 +375,7 @@ class AnomalyDetector(BaseEstimator):
             if there is None:
                 fitted.write(folder)
         self.fitted_ = fitted
+        _warn(fitted)
         return self
 
     def _may_have_written(self, folder: RunFolder) -> bool:
@@ -373,6 +385,7 @@ class AnomalyDetector(BaseEstimator):
         stored = folder.read_settings().get("params", {})
         asked = self.get_params(deep=False) | {"method": models.method_name(self.method)}
         open_ = ("device", "method_options", "scorer_options", "reduction", "scorer", "where")
+        open_ += ("calibration_share", "folds")  # which auto chooses
         fixed = {k: v for k, v in asked.items() if k not in open_ and v not in (None, "auto")}
         return all(stored.get(k) == _plain(v) for k, v in fixed.items())
 
@@ -387,17 +400,20 @@ class AnomalyDetector(BaseEstimator):
     ) -> FittedDetector:
         started = time.perf_counter()
         watches = isinstance(first, Autoencoder) and first.needs_held_out
-        normals = self._normal_images(x, patient_ids, watches)
+        normals, choice = self._normal_images(x, patient_ids, watches)
         train, held, device = normals.train, normals.held, pick_device(self.device)
         info: dict[str, Any] = {
-            "data": self._described(normals),
+            "data": _described(normals, choice),
+            "calibration": self._said(normals, choice),
             "load_s": time.perf_counter() - started,
         }
         training = self._training_settings(len(train.rows))
-        params, fold = self._plain_params(training), self._folds_of(train)
+        params = self._plain_params(training) | self._used(choice)
+        fold = folds(train, choice.folds, self.random_state) if choice and choice.folds else None
         if there is not None:
             return _answered_from(there, params, info["data"], self.device)
-        built = [first, *(self._build() for _ in range(self._n_models - 1))]
+        count = choice.folds or 1 if choice else 1
+        built = [first, *(self._build() for _ in range(count - 1))]
         if footprint := built[0].footprint(len(train.rows)):
             info["footprint"] = asdict(footprint)
         trained = train_models(
@@ -421,6 +437,7 @@ class AnomalyDetector(BaseEstimator):
             rule=train.rule,
             history=trained.history,
             skipped=[*train.skipped, *(held.skipped if held else [])],
+            trained_on=image_marks(train.pixels),
         )
         fixed = calibrate_on(fitted, train, held, fold=fold, seed=self.random_state)
         if measured := self._measured(normals, built):
@@ -436,31 +453,55 @@ class AnomalyDetector(BaseEstimator):
             info |= {"members": list(built[0].parts()), "left_out": built[0].left_out}
         return replace(fitted, **vars(fixed), info=info)
 
-    def _described(self, normals: Normals) -> dict[str, Any]:
-        """Return what is written down of the data."""
-        train, held = normals.train, normals.held
-        calibrating = train if self.calibration == "cv+" else held
-        return {
-            "name": normals.name,
-            "fingerprint": fingerprint(train.pixels),
-            "calibration_fingerprint": fingerprint(held.pixels) if held else "",
-            "train_images": len(train.rows),
-            "calibration_images": len(calibrating.rows) if calibrating else 0,
-            "skipped": len(train.skipped) + (len(held.skipped) if held else 0),
-        }
-
     def _normal_images(
-        self, x: Images, patient_ids: Sequence[str | None] | None, watch: bool
-    ) -> Normals:
-        held_out = self.calibration == "split"
-        return normal_images(
+        self, x: Images, patient_ids: Sequence[str | None] | None, watches: bool
+    ) -> tuple[Normals, Choice | None]:
+        """Return the images, and how they calibrate; None if they do not."""
+        chosen: list[Choice] = []
+
+        def decide(n_units: int) -> float | None:
+            chosen.append(self._choose(n_units, cross_fit=not (watches or self._is_panel)))
+            return chosen[0].share
+
+        normals = normal_images(
             x,
             self.image_settings,
             patient_ids=patient_ids,
-            hold_out=self.calibration_share if held_out else None,
-            watch=held_out and watch,
+            hold_out=decide if self.calibration in ("auto", "split") else None,
+            watch=watches,
             seed=self.random_state,
         )
+        if self.calibration == "none":
+            return normals, None
+        if self.calibration == "cv+":
+            train = with_units(normals.train)
+            units = units_of(train)
+            plus = Choice(kind="cv+", n_units=units.n, folds=self.folds)
+            return replace(normals, train=train, notes=units.notes), plus
+        held = normals.held.units.n if normals.held and normals.held.units else 0
+        given = Choice(kind="split", n_units=held, held=held, reason="of the validation split")
+        return normals, chosen[0] if chosen else given
+
+    def _choose(self, n_units: int, *, cross_fit: bool) -> Choice:
+        if self.calibration == "auto":
+            return choose(n_units, self.fpr, folds=self.folds, cross_fit=cross_fit)
+        held = self.calibration_share * n_units
+        return Choice(kind="split", n_units=n_units, held=max(1, round(held)))
+
+    def _used(self, choice: Choice | None) -> dict[str, Any]:
+        """Return the calibration as it was chosen, in place of ``auto``."""
+        if choice is None or self.calibration != "auto":
+            return {}
+        if choice.folds:
+            return {"calibration": choice.kind, "folds": choice.folds}
+        share = choice.share
+        part = {"calibration_share": share} if share and share < 1 else {}
+        return {"calibration": choice.kind, **part}
+
+    def _said(self, normals: Normals, choice: Choice | None) -> dict[str, Any]:
+        """Return what is written down of the calibration, beside its scores."""
+        reason = choice.reason if choice and self.calibration == "auto" else ""
+        return {"asked": self.calibration, "reason": reason, "notes": list(normals.notes)}
 
     def _measured(self, normals: Normals, models: Sequence[AnomalyModel]) -> dict[str, float]:
         """Return what the method says of held-out images, if there are any."""
@@ -473,15 +514,6 @@ class AnomalyDetector(BaseEstimator):
         some = take(normals.held, np.arange(len(normals.held.rows)) % every == 0)
         x = to_model_input(torch.from_numpy(some.pixels), standardize=self.standardize)
         return model.measure(x, units_of(some).member.tolist())
-
-    @property
-    def _n_models(self) -> int:
-        return self.folds if self.calibration == "cv+" else 1
-
-    def _folds_of(self, train: Loaded) -> NDArray[np.int64] | None:
-        if self.calibration != "cv+":
-            return None
-        return folds(train, self.folds, self.random_state)
 
     def _plain_params(self, training: TrainingSettings) -> dict[str, Any]:
         params = self.get_params(deep=False)
@@ -694,6 +726,34 @@ def _rules(where: Sequence[str]) -> tuple[str, ...]:
     if isinstance(where, str):
         raise SettingsError(f"where must be a list of rules, got the text {where!r}")
     return tuple(where)
+
+
+def _described(normals: Normals, choice: Choice | None) -> dict[str, Any]:
+    """Return what is written down of the data."""
+    train, held = normals.train, normals.held
+    calibrating = train if choice and choice.folds else held
+    return {
+        "name": normals.name,
+        "fingerprint": fingerprint(train.pixels),
+        "calibration_fingerprint": fingerprint(held.pixels) if held else "",
+        "train_images": len(train.rows),
+        "calibration_images": len(calibrating.rows) if calibrating else 0,
+        "skipped": len(train.skipped) + (len(held.skipped) if held else 0),
+    }
+
+
+def _warn(fitted: FittedDetector) -> None:
+    """Say in Python what the command line prints: what is weak about the p-values."""
+    said = fitted.info["calibration"]
+    notes = [*said["notes"]]
+    if fitted.calibration is not None:
+        weak = fitted.calibration.advice(fitted.params["fpr"])
+        if weak or (fitted.calibration.kind == "cv+" and said["asked"] == "auto"):
+            why = f": {said['reason']}" if said["reason"] else ""
+            notes.append(f"{fitted.calibration.certifies()}{why}")
+        notes += weak
+    for note in notes:
+        warnings.warn(note, CalibrationWarning, stacklevel=3)
 
 
 def _pair(name: str, values: Sequence[float]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ trained models. ::
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -31,8 +32,17 @@ from normalis.backbones import offer
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
 from normalis.calibration.findings import Finding, find_areas, highest_at_border, with_p_values
+from normalis.calibration.grouped import Grouped, calibrate_groups
 from normalis.calibration.maps import MapScale
-from normalis.errors import BackboneError, DataError, NotFittedError, RunError, UntrustedError
+from normalis.errors import (
+    BackboneError,
+    CalibrationWarning,
+    DataError,
+    NotFittedError,
+    RunError,
+    SettingsError,
+    UntrustedError,
+)
 from normalis.fitting import calibrate_on
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, Row, from_array, stream
@@ -41,9 +51,12 @@ from normalis.loading.held_out import (
     as_dataset,
     fingerprint,
     folds,
+    image_marks,
     is_array,
     normal_images,
     samples_to_score,
+    units_of,
+    with_units,
 )
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.scorers.base import Scorer
@@ -81,6 +94,8 @@ class FittedDetector:
         history: losses by epoch.
         info: data, versions, durations.
         skipped: (path, reason) of normal images that could not be read.
+        trained_on: a mark of each image that was trained on, so that none of them calibrates.
+        grouped: calibrations within groups, None where there is one for all.
     """
 
     params: Mapping[str, Any]
@@ -96,6 +111,8 @@ class FittedDetector:
     history: Sequence[Mapping[str, float]] = ()
     info: Mapping[str, Any] = field(default_factory=dict)
     skipped: Sequence[tuple[Path, str]] = ()
+    trained_on: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    grouped: Grouped | None = None
 
     # --- what it is ---
 
@@ -309,8 +326,16 @@ class FittedDetector:
         Raises:
             NotFittedError: if there is no calibration.
         """
-        calibration = self.require_calibration()
-        return calibration.p_values(joined_scores(self.scored(x, maps=False)))
+        calibration, parts = self.require_calibration(), self.scored(x, maps=False)
+        scores = joined_scores(parts)
+        if self.grouped is None:
+            return calibration.p_values(scores)
+        return self.grouped.p_values(scores, self._groups(parts))
+
+    def _groups(self, parts: Sequence[Scored]) -> list[Any]:
+        """Return the group of each image; None where its header does not say."""
+        by = self.grouped.by if self.grouped else ""
+        return [row.header.get(by) for part in parts for row in part.rows]
 
     def predict(self, x: Images, *, fpr: float | None = None) -> NDArray[np.int64]:
         """Return 1 for images that are flagged, 0 for others.
@@ -325,12 +350,21 @@ class FittedDetector:
         """
         calibration, rate = self.require_calibration(), self.params["fpr"] if fpr is None else fpr
         calibration.check_rate(rate)
-        return calibration.flags(self.p_value(x), rate).astype(np.int64)
+        if self.grouped is None:
+            return calibration.flags(self.p_value(x), rate).astype(np.int64)
+        parts = self.scored(x, maps=False)
+        groups = self._groups(parts)
+        p_values = self.grouped.p_values(joined_scores(parts), groups)
+        return self.grouped.flags(p_values, groups, rate).astype(np.int64)
 
     # --- the same models, read or calibrated otherwise ---
 
     def calibrate(
-        self, normals: Images, *, patient_ids: Sequence[str | None] | None = None
+        self,
+        normals: Images,
+        *,
+        patient_ids: Sequence[str | None] | None = None,
+        by: str | None = None,
     ) -> Self:
         """Return the same models calibrated on other normal images, without training.
 
@@ -340,22 +374,59 @@ class FittedDetector:
         Args:
             normals: as for `AnomalyDetector.fit`; images that the models were not trained on.
             patient_ids: (N,) for arrays.
+            by: column of the manifest, or header field, that names groups such as ``scanner``:
+                each group then has p-values of its own (`normalis.calibration.grouped`).
 
         Raises:
-            DataError: if there is no readable image, or they are those of the fit.
+            DataError: if there is no readable image, or some of them were trained on.
+            SettingsError: if no image has a value of ``by``.
+
+        Warns:
+            CalibrationWarning: of unknown patients, and if few units calibrate, or few of a group.
         """
         found = normal_images(
             normals, self.image_settings, patient_ids=patient_ids, rule=self.rule, fit_rule=False
         )
-        mark = fingerprint(found.train.pixels)
+        held, mark = with_units(found.train), fingerprint(found.train.pixels)
+        self._refuse_seen(held, found.name, mark)
+        fixed = calibrate_on(self, None, held)
+        note = {"name": found.name, "fingerprint": mark, "images": len(held.rows)}
+        notes = [*units_of(held).notes]
+        said = {"asked": "split", "reason": "", "notes": notes}
+        info = {**self.info, "calibrated_on": note, "calibration": said}
+        grouped = None
+        if by is not None and fixed.calibration and fixed.calibration.readings is not None:
+            raise SettingsError(
+                "a panel fuses its members' ranks among all held-out images, so that it has no "
+                "p-values within groups; calibrate one of its members by group"
+            )
+        if by is not None:
+            units = units_of(held)
+            values = [row.header.get(by) for row in held.rows]
+            grouped = calibrate_groups(
+                fixed.normal_scores, values, by=by, patients=units.member, level=units.level
+            )
+            notes += grouped.too_few(self.params["fpr"])
+        again = replace(self, **vars(fixed), info=info, grouped=grouped)
+        for text in (*notes, *again.require_calibration().advice(self.params["fpr"])):
+            warnings.warn(text, CalibrationWarning, stacklevel=2)
+        return again
+
+    def _refuse_seen(self, held: Loaded, name: str, mark: str) -> None:
+        """Refuse images that were trained on: their scores are too low to calibrate."""
         if mark == self.info.get("data", {}).get("fingerprint"):
             raise DataError(
-                f"{found.name}: the detector was trained on these images; calibrate it on normal "
+                f"{name}: the detector was trained on these images; calibrate it on normal "
                 "images that it has not seen"
             )
-        calibrated = replace(self, **vars(calibrate_on(self, None, found.train)))
-        note = {"name": found.name, "fingerprint": mark, "images": len(found.train.rows)}
-        return replace(calibrated, info={**self.info, "calibrated_on": note})
+        seen = np.flatnonzero(np.isin(image_marks(held.pixels), self.trained_on))
+        if seen.size:
+            first = [str(held.rows[i].path) for i in seen[:3]]
+            raise DataError(
+                f"{name}: the detector was trained on {seen.size} of these {len(held.rows)} images "
+                f"({', '.join(dict.fromkeys(first))}); calibrate it on normal images that it has "
+                "not seen"
+            )
 
     def with_scorer(
         self,
@@ -423,7 +494,9 @@ class FittedDetector:
     def write(self, folder: RunFolder) -> None:
         """Write into a run folder whose lock the caller holds."""
         folder.write(
-            self._arrays() | self._map_arrays() | {"decision_scores": self.normal_scores},
+            self._arrays()
+            | self._map_arrays()
+            | {"decision_scores": self.normal_scores, "trained_on": self.trained_on},
             {
                 "params": self.params,
                 "image_settings": asdict(self.image_settings),
@@ -432,6 +505,7 @@ class FittedDetector:
                 "colour_scale": self.colour_scale.to_dict(),
                 "map_scale": self.map_scale.to_dict() if self.map_scale else None,
                 "calibration": self.calibration.to_dict() if self.calibration else None,
+                "grouped": self.grouped.to_dict() if self.grouped else None,
                 "history": self.history,
                 "info": self.info,
             },
@@ -498,6 +572,7 @@ class FittedDetector:
     ) -> Self:
         params = {**body["params"], "device": device}
         kept, calibration = body["image_settings"], body["calibration"]
+        grouped = body.get("grouped")
         return cls(
             params=params,
             models=_models_of(body, arrays, place),
@@ -511,6 +586,8 @@ class FittedDetector:
             normal_scores=arrays["decision_scores"],
             history=body["history"],
             info=body["info"],
+            trained_on=arrays.get("trained_on", np.empty(0, np.uint64)),
+            grouped=Grouped.from_dict(grouped) if grouped else None,
         )
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from normalis.audit.confounds import SHIFT_D, SHIFT_DISTANCE
 from normalis.audit.margins import KINDS
 from normalis.calibration.choice import USUAL_RATE, choose
-from normalis.loading.units import plural, some
+from normalis.datasets.levels import plural
+from normalis.loading.units import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,7 +191,7 @@ def _units(audit: Audit) -> Iterator[Finding]:
     text = f"The normal training images are {plural(count, audit.units.level)}"
     if audit.units.level in ("image", "file", "group"):
         text += "; patients are unknown, so each file counts as a patient of its own"
-    choice = choose(count, USUAL_RATE)
+    choice = choose(count, USUAL_RATE, cross_fit=False)  # the usual method is a panel
     how = f"{held} of the validation split" if held else choice.reason
     units = held or choice.n_calibration
     kind = "split" if held else choice.kind

@@ -63,6 +63,7 @@ from normalis.calibration.panel import (
     panel_patient_p_values,
     surprise,
 )
+from normalis.datasets.levels import Level, plural
 from normalis.errors import MetricError, SettingsError
 
 __all__ = [
@@ -75,7 +76,6 @@ __all__ = [
 ]
 
 Kind = Literal["split", "cv+", "none"]
-Level = Literal["image", "patient", "study", "group", "file"]
 Floats = NDArray[np.float64]
 
 EPS = 1e-9  # alpha (K + 1) is often an integer that floating point misses by 1e-15
@@ -167,27 +167,41 @@ class Calibration:
     ) -> tuple[NDArray[Any], Floats]:
         """Return new patients, sorted, and the p-value of each one's largest score.
 
+        With ``cv+`` a patient's largest score by each model is compared with the patients of that
+        model's fold; the guarantee is then that of `guaranteed_rate`.
+
         Args:
-            scores: (M,) anomaly scores; of a panel its readings (V, M).
+            scores: (M,) anomaly scores; of a panel its readings (V, M); for ``cv+``
+                (n_models, M), by each fold's model.
             patients: (M,) name of each image's patient; an image with None is a patient of its
                 own, named ``image NUMBER``.
 
         Raises:
-            SettingsError: unless the calibration is a split one.
+            SettingsError: if nothing was held out.
             MetricError: for a wrong shape or a score that is not finite.
         """
-        self._need_split("p-values of patients")
-        new = self._check(scores)[0]
+        self._need_scores()
+        new = self._check(scores)
         names, member = np.unique(_names(patients), return_inverse=True)
-        if member.shape != new.shape:
+        if member.shape != new.shape[1:]:
             raise MetricError(
-                f"each score needs one patient, got {new.size} scores and {member.size} patients"
+                f"each score needs one patient, got {new.shape[1]} scores and {member.size} "
+                "patients"
             )
         if self.readings is not None and self.held_readings is not None:
             given = scores, member, self.held_readings, self.unit
             return names, panel_patient_p_values(*given, self.readings)
-        theirs, ours = _largest(new, member), self._patient_scores()
-        return names, (1.0 + _tail(ours, np.ones(ours.size), theirs)) / (ours.size + 1)
+        ours, fold = self._patient_scores(), np.zeros(self.n_units, dtype=np.int64)
+        fold[self.unit] = self.fold
+        above = np.zeros(names.size)
+        for k in range(self.n_models):
+            mine = ours[fold == k]
+            above += _tail(mine, np.ones(mine.size), _largest(new[k], member))
+        return names, (1.0 + above) / (ours.size + 1)
+
+    def images_per_unit(self) -> NDArray[np.int64]:
+        """Return (K,) the number of held-out images of each unit."""
+        return np.bincount(self.unit)
 
     def flags(self, p_values: ArrayLike, rate: float) -> NDArray[np.bool_]:
         """Return which images are flagged at a false-positive rate: those with ``p <= rate``.
@@ -296,7 +310,7 @@ class Calibration:
         if rate < self.smallest_rate - EPS:
             n, smallest = self.n_units, self.smallest_rate
             raise SettingsError(
-                f"{n} {self.level}{'s' * (n != 1)} cannot certify a false-positive rate below "
+                f"{plural(n, self.level)} cannot certify a false-positive rate below "
                 f"1/{n + 1} = {100 * smallest:.2g} %, got {100 * rate:.3g} %; "
                 "ask for a larger rate or hold out more normal images"
             )
@@ -319,10 +333,35 @@ class Calibration:
         proven = self.guaranteed_rate(rate)
         what = "images of new normal patients" if self.level == "patient" else "new normal images"
         few = f"calibrated on {self.n_images} held-out normal images"
-        few += f" in {self.n_units} {self.level}s" * (self.level != "image")
+        few += f" in {plural(self.n_units, self.level)}" * (self.level != "image")
         aim = f"flags about {100 * rate:.3g} % of {what}"
         proof = f"at most {100 * proven:.3g} % on average over calibration sets"
         return f"{aim} ({proof}; {few}, {self.kind})."
+
+    def advice(self, rate: float) -> tuple[str, ...]:
+        """Say what is weak about flagging at a rate, one sentence each; empty if nothing is."""
+        try:
+            self.check_rate(rate)
+        except SettingsError as error:
+            return (str(error),)
+        above = int(rate * (self.n_units + 1) + EPS)  # held-out scores that a flag must exceed
+        if above > 2:
+            return ()
+        which = "the highest" if above < 2 else "the second highest"
+        others = "--calibration cv+ makes use of all" if self.kind == "split" else "give more"
+        return (
+            f"at {rate:g} an image is flagged if it scores above {which} of "
+            f"{plural(self.n_units, self.level)} held out, so that an odd one among them can hide "
+            f"every anomaly; {others}, or ask for a larger rate",
+        )
+
+    def certifies(self) -> str:
+        """Say how many units calibrate and which rates they certify."""
+        n = self.n_units
+        return (
+            f"calibrated on {plural(n, self.level)} ({self.kind}), which certify "
+            f"false-positive rates from 1/{n + 1} = {100 * self.smallest_rate:.2g} %"
+        )
 
     # ------------------------------------------------------------------ drift
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from normalis.cli.calibrate import app as calibrate
+from normalis.cli.calibrate import say_calibration
 from normalis.cli.console import Progress as Bar
 from normalis.cli.console import (
     cell,
@@ -30,12 +33,11 @@ from normalis.cli.export import app as export
 from normalis.cli.pacs import app as pacs
 from normalis.cli.stopping import Stopped, print_anything, stoppable
 from normalis.cli.values import typed_values, use_threads, wait_without_spinning
-from normalis.errors import NormalisError, SettingsError
+from normalis.errors import CalibrationWarning, NormalisError, SettingsError
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from normalis.calibration.conformal import Calibration
     from normalis.datasets import Dataset
     from normalis.studies.kinds import Kind
     from normalis.training.loop import Progress
@@ -53,6 +55,7 @@ app = typer.Typer(
 )
 app.add_typer(export)
 app.add_typer(pacs)
+app.add_typer(calibrate)
 
 #: Commands that moved below `normalis research`.
 MOVED = ("prepare", "sweep", "reproduce", "results", "compare", "fingerprint")
@@ -321,9 +324,10 @@ def fit(
         str,
         typer.Option(
             help="split holds out normals for p-values; cv+ trains one model per fold and holds "
-            "out none (few images); none trains on all, without p-values."
+            "out none (few images); auto chooses by their number; none trains on all, without "
+            "p-values."
         ),
-    ] = "split",
+    ] = "auto",
     folds: Annotated[int, typer.Option(help="Of --calibration cv+.")] = 5,
     plane: Annotated[str, typer.Option(help="axial, coronal or sagittal (volumes).")] = "axial",
     slices: Annotated[
@@ -400,7 +404,8 @@ def fit(
     _notice_latent(method, latent_dim)
     if footprint := detector.footprint(len(dataset.to_train_on())):
         errors.print(f"  memory: {footprint}")
-    with progress(f"fit {method}") as bar:
+    with progress(f"fit {method}") as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # said below
         detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar))
     _report_skipped(detector.skipped_, out / "skipped.csv")
     _summarise_fit(detector, out)
@@ -522,35 +527,12 @@ def _summarise_fit(detector: Any, out: Path) -> None:
     if measured := info.get("measured"):
         said = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
         console.print(f"measured on held-out normal images: {said}", soft_wrap=True)
-    if detector.calibration_ is not None:
-        try:
-            detector.calibration_.check_rate(detector.fpr)
-            promise = detector.calibration_.statement(detector.fpr)
-            console.print(f"p <= {detector.fpr:g} {promise}", soft_wrap=True)
-        except NormalisError as error:
-            console.print(f"note: {error}", soft_wrap=True)
-        if hint := _too_few_to_decide(detector.calibration_, detector.fpr):
-            console.print(f"note: {hint}", soft_wrap=True)
+    say_calibration(detector.fitted_)
     console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)
 
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" + "s" * (number != 1)
-
-
-def _too_few_to_decide(calibration: Calibration, rate: float) -> str:
-    """Say if one or two odd held-out images decide a threshold; empty if they do not."""
-    units = calibration.n_units
-    above = int(rate * (units + 1) + 1e-9)  # held-out scores that a flagged image must exceed
-    if calibration.kind != "split" or above > 2:
-        return ""
-    which = "the highest" if above < 2 else "the second highest"
-    what = {"image": "images", "patient": "patients", "group": "groups of near copies"}
-    return (
-        f"at {rate:g} an image is flagged if it scores above {which} of {units} held-out "
-        f"{what[calibration.level]}, so that an odd one among them can hide every anomaly; "
-        "--calibration cv+ makes use of all"
-    )
 
 
 @app.command()

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normalis.datasets import Dataset, Sample, open_dataset
+from normalis.datasets.levels import plural
+from normalis.duplicates import pixel_digests
 from normalis.errors import DataError
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, load, to_unit
-from normalis.loading.units import Units, find_units, plural, shared_with, some
+from normalis.loading.units import Units, find_units, shared_with, some
 from normalis.studies.select import chosen_by
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "as_dataset",
     "fingerprint",
     "folds",
+    "image_marks",
     "is_array",
     "normal_images",
     "samples_to_score",
@@ -196,6 +199,12 @@ def fingerprint(pixels: NDArray[Any]) -> str:
     """Return a hash of images as the model sees them."""
     head = f"{pixels.dtype} {pixels.shape} ".encode()
     return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
+
+
+def image_marks(pixels: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return a mark (N,) of each image as the model sees it: equal images, equal marks."""
+    found = [digest[:8] for digest in pixel_digests(np.ascontiguousarray(pixels))]
+    return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
 
 
 def _with_patients(loaded: Loaded, patient_ids: Sequence[str | None] | None) -> Loaded:

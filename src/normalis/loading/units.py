@@ -10,7 +10,7 @@ stay together. Two images are of one unit if
 * they have the same **pixels**, or are near duplicates (`normalis.duplicates`) of which at least
   one is of an unknown patient: chest X-rays of different people look alike. A file of several
   images is a copy of another one if half of its images are, since single slices of different
-  people look alike too. Blank images are everyone's and join nothing.
+  people look alike too. Blank slices are everyone's and join nothing.
 
 Units are the connected parts: a copy joins the patients of both files. A file of which none of this
 is known is a unit of its own. The same units are used where images are held out, divided into
@@ -23,11 +23,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis.datasets.levels import Level, plural
 from normalis.duplicates import THRESHOLDS, codes, duplicate_groups, pixel_digests
 from normalis.errors import DataError
 
@@ -35,29 +36,17 @@ if TYPE_CHECKING:
     from normalis.loading.arrays import Row
 
 __all__ = [
-    "Level",
     "Units",
     "connected",
     "file_of",
     "find_units",
     "known_patients",
-    "plural",
     "shared_with",
     "some",
     "unit_name",
 ]
 
-Level = Literal["image", "patient", "study", "group", "file"]
 Numbers = NDArray[np.int64]
-
-#: What one unit and several are called.
-NAMES: dict[str, tuple[str, str]] = {
-    "image": ("image", "images"),
-    "patient": ("patient", "patients"),
-    "study": ("study", "studies"),
-    "group": ("group of near duplicates", "groups of near duplicates"),
-    "file": ("file", "files"),
-}
 
 _SAYS_NOTHING = re.compile(
     r"(anon(ym|ymous|ymized|ymised)?|de-?identified|removed|redacted|nan|none|null|nil|n/?a|"
@@ -96,12 +85,6 @@ class Units:
 
     def __str__(self) -> str:
         return plural(self.n, self.level)
-
-
-def plural(count: int, level: str) -> str:
-    """Return a number of units with their name."""
-    one, several = NAMES[level]
-    return f"{count} {one if count == 1 else several}"
 
 
 def some(names: Sequence[str]) -> str:
@@ -170,7 +153,7 @@ def find_units(
     namings: list[Sequence[Any]] = [files, patients, *_uids(rows, patients)]
     alone = connected(*namings)
     if pixels is not None:
-        namings += [_equal(pixels), _copies(pixels, files, patients, alike)]
+        namings += [_equal(pixels, files), _copies(pixels, files, patients, alike)]
     member = connected(*namings)
     level = _level(patients, files, alone, member)
     names = np.array([str(p) for p in patients])
@@ -243,7 +226,7 @@ def shared_with(
     near = np.full(len(rows), -1)
     near[textured] = duplicate_groups(x[textured], threshold=THRESHOLDS[-1], patients=who)
     copies: dict[str, str] = {}
-    for group in (_equal(x), [None if n < 0 else n for n in near.tolist()]):
+    for group in (_equal(x, files), [None if n < 0 else n for n in near.tolist()]):
         pairs = zip(group[:split], files, strict=False)
         known = {name: file for name, file in pairs if name is not None}
         for name, file, patient in zip(group[split:], files[split:], patients[split:], strict=True):
@@ -305,11 +288,12 @@ def _consistent(uids: Sequence[Any], patients: Sequence[str | None]) -> list[str
     return [None if t is None or len(named.get(t, ())) > 1 else t for t in texts]
 
 
-def _equal(pixels: NDArray[Any]) -> list[bytes | None]:
-    """Return a digest of each image's pixels, None for a blank one."""
+def _equal(pixels: NDArray[Any], files: Sequence[str]) -> list[bytes | None]:
+    """Return a digest of each image's pixels, None for a blank slice of a file that shows more."""
     blank = _blank(pixels)
-    found = zip(pixel_digests(pixels), blank, strict=True)
-    return [None if empty else digest for digest, empty in found]
+    shown = {file for file, empty in zip(files, blank, strict=True) if not empty}
+    found = zip(pixel_digests(pixels), files, blank, strict=True)
+    return [None if empty and file in shown else digest for digest, file, empty in found]
 
 
 def _blank(pixels: NDArray[Any]) -> NDArray[np.bool_]:

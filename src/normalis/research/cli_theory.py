@@ -42,9 +42,9 @@ def fingerprint(
     """Say what the normal training images of DATA hold: rate, spectrum, intrinsic dimension."""
     from normalis import entropy
     from normalis.datasets import open_dataset, patients_from_pattern
+    from normalis.datasets.levels import plural
     from normalis.loading import held_out
     from normalis.loading.arrays import ImageSettings, to_unit
-    from normalis.loading.units import plural
 
     dataset = open_dataset(data)
     if patients:

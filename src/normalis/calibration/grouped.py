@@ -1,0 +1,186 @@
+"""p-values within groups: each scanner, site or sex is compared with its own normal images.
+
+A split calibration promises its rate for new normal patients of the mix that calibrates, on average
+over groups: it may flag 20 % of the normal patients of one scanner and none of the others. Within a
+group the same formula promises the rate for that group alone, if its units and the new one are
+exchangeable (Mondrian conformal prediction: Vovk, Gammerman and Shafer, *Algorithmic Learning in a
+Random World*, 2005, 4.5; Angelopoulos and Bates, arXiv:2107.07511, 4.1). The price is that each
+group rests on its own units: with K_g of them no p-value is below 1 / (K_g + 1).
+
+Nothing is pooled in silence. A new image of a group that calibrates with too few units for a rate
+is not flagged at it and `Grouped.too_few` says so; of a group that nothing calibrates its p-value
+is NaN.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from normalis.calibration.conformal import Calibration, calibrate
+from normalis.datasets.levels import Level, plural
+from normalis.errors import MetricError, SettingsError
+
+__all__ = ["UNKNOWN", "Grouped", "calibrate_groups"]
+
+#: Group of images whose value nobody gave.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Grouped:
+    """One calibration for each group. Make it with `calibrate_groups`.
+
+    Attributes:
+        by: column that names the group: ``scanner``, ``sex``, ...
+        groups: group -> its calibration.
+    """
+
+    by: str
+    groups: Mapping[str, Calibration]
+
+    def p_values(self, scores: ArrayLike, group: Sequence[Any]) -> NDArray[np.float64]:
+        """Return the p-value of each new image within its group; NaN where that has no units.
+
+        Args:
+            scores: (M,) anomaly scores.
+            group: (M,) value of ``by`` of each image; None where unknown.
+
+        Raises:
+            MetricError: for a wrong shape or a score that is not finite.
+        """
+        values = np.asarray(scores, dtype=np.float64)
+        names = np.array([_name(value) for value in group])
+        if values.ndim != 1 or values.shape != names.shape:
+            raise MetricError(
+                f"each score needs one {self.by}, got scores of shape {values.shape} and "
+                f"{names.size} values"
+            )
+        found = np.full(values.size, np.nan)
+        for name in np.unique(names):
+            known, mine = self.groups.get(str(name)), names == name
+            if known is not None:
+                found[mine] = known.p_values(values[mine])
+        return found
+
+    def flags(self, p_values: ArrayLike, group: Sequence[Any], rate: float) -> NDArray[np.bool_]:
+        """Return which images are flagged; none of a group that cannot certify the rate."""
+        p = np.asarray(p_values, dtype=np.float64)
+        able = np.array([self._certifies(_name(value), rate) for value in group])
+        return np.asarray((p <= rate + 1e-9) & able)
+
+    def too_few(self, rate: float, group: Sequence[Any] = ()) -> tuple[str, ...]:
+        """Say which groups cannot certify a rate, one sentence each.
+
+        Args:
+            rate: false-positive rate alpha.
+            group: (M,) values of new images, for groups that nothing calibrates.
+        """
+        said = [
+            f"{self.by} {name}: {plural(known.n_units, known.level)} certify no false-positive "
+            f"rate below 1/{known.n_units + 1} = {100 * known.smallest_rate:.2g} %, so that none "
+            f"of its images is flagged at {100 * rate:.3g} %"
+            for name, known in self.groups.items()
+            if not self._certifies(name, rate)
+        ]
+        strange = Counter(_name(v) for v in group if _name(v) not in self.groups)
+        said += [
+            f"{self.by} {name}: no normal image of it calibrates, so that its {count} images have "
+            "no p-value"
+            for name, count in strange.items()
+        ]
+        return tuple(said)
+
+    def statement(self, rate: float) -> str:
+        """Say in one sentence what flagging at a rate promises, and for which groups."""
+        able = [
+            f"{name} ({plural(known.n_units, known.level)})"
+            for name, known in self.groups.items()
+            if self._certifies(name, rate)
+        ]
+        if not able:
+            return f"no {self.by} has enough normal images to certify {100 * rate:.3g} %"
+        return (
+            f"flags at most {100 * rate:.3g} % of new normal images of each {self.by} on average "
+            f"over calibration sets: {', '.join(able)}"
+        )
+
+    def _certifies(self, name: str, rate: float) -> bool:
+        known = self.groups.get(name)
+        return known is not None and rate >= known.smallest_rate - 1e-9
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON keeps exactly."""
+        return {"by": self.by, "groups": {n: known.to_dict() for n, known in self.groups.items()}}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Grouped:
+        """Restore what `to_dict` returned.
+
+        Raises:
+            SettingsError: if a part is missing or damaged.
+        """
+        try:
+            by, groups = str(stored["by"]), dict(stored["groups"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingsError(f"a stored calibration is damaged: {error!r}; fit again") from error
+        return cls(by=by, groups={n: Calibration.from_dict(part) for n, part in groups.items()})
+
+
+def calibrate_groups(
+    scores: ArrayLike,
+    group: Sequence[Any],
+    *,
+    by: str,
+    patients: Sequence[Any] | NDArray[Any] | None = None,
+    level: Level = "image",
+) -> Grouped:
+    """Make one calibration for each group, of images that the model was not fitted on.
+
+    A patient with images in two groups is a unit of both: within a group it is one of many.
+
+    Args:
+        scores: (n,) anomaly scores.
+        group: (n,) value of ``by`` of each image; those of None are a group of their own,
+            ``unknown``.
+        by: what the groups are.
+        patients: (n,) unit of each image; None if all are independent.
+        level: what a unit is.
+
+    Raises:
+        MetricError: if the lengths differ or a score is not finite.
+        SettingsError: if no image has a value.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    names = np.array([_name(value) for value in group])
+    units = np.arange(values.size) if patients is None else np.asarray(patients)
+    if not values.shape == names.shape == units.shape:
+        raise MetricError(
+            f"each score needs one {by} and one unit, got {values.size} scores, {names.size} "
+            f"values and {units.size} units"
+        )
+    if set(names.tolist()) <= {UNKNOWN}:
+        raise SettingsError(
+            f"no normal image says its {by}; name a column of the manifest or a header field that "
+            "they have"
+        )
+    found = {}
+    for name in np.unique(names).tolist():
+        mine = names == name
+        one = calibrate(values[mine], patients=units[mine])
+        found[name] = Calibration(
+            kind="split", scores=one.scores, unit=one.unit, fold=one.fold, level=level
+        )
+    return Grouped(by=by, groups=found)
+
+
+def _name(value: Any) -> str:
+    """Return a group's name; None, NaN and blanks are unknown."""
+    if value is None or value != value:
+        return UNKNOWN
+    return str(value).strip() or UNKNOWN

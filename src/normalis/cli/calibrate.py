@@ -1,0 +1,65 @@
+"""The command that gives a fitted model the p-values of another place: calibrate."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normalis.cli.console import console, errors, escape
+from normalis.errors import CalibrationWarning
+
+if TYPE_CHECKING:
+    from normalis.fitted import FittedDetector
+
+__all__ = ["app", "say_calibration"]
+
+app = typer.Typer()
+
+
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")],
+    normals: Annotated[
+        Path, typer.Argument(metavar="NORMALS", help="Normal images that RUN was not trained on.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    patients: Annotated[
+        str | None,
+        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Import a method that RUN names, which runs its code.")
+    ] = False,
+) -> None:
+    """Calibrate RUN on NORMALS without training: the same model, with your own p-values."""
+    from normalis.datasets import open_dataset, patients_from_pattern
+    from normalis.fitted import FittedDetector
+
+    data = open_dataset(normals)
+    if patients:
+        data = patients_from_pattern(data, patients)
+    fitted = FittedDetector.load(run, trust=trust)
+    with errors.status("scoring normal images"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # said below
+        here = fitted.calibrate(data)
+    here.save(out, overwrite=overwrite)
+    say_calibration(here)
+    console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)
+
+
+def say_calibration(fitted: FittedDetector) -> None:
+    """Say how many units calibrate, what that certifies, and what is weak about it."""
+    said: dict[str, Any] = fitted.info["calibration"]
+    calibration, rate = fitted.calibration, fitted.params["fpr"]
+    if calibration is not None:
+        why = f": {said['reason']}" if said["reason"] else ""
+        console.print(f"{calibration.certifies()}{why}", soft_wrap=True)
+        if rate >= calibration.smallest_rate:
+            console.print(f"p <= {rate:g} {calibration.statement(rate)}", soft_wrap=True)
+    notes = [*said["notes"], *(calibration.advice(rate) if calibration else ())]
+    for note in notes:
+        console.print(f"note: {escape(note)}", soft_wrap=True)

@@ -1,0 +1,73 @@
+"""p-values within groups: exact for each, said where too few, never pooled in silence."""
+
+import numpy as np
+import pytest
+
+from normalis.calibration.conformal import calibrate, realised_rate_interval
+from normalis.calibration.grouped import UNKNOWN, Grouped, calibrate_groups
+from normalis.errors import MetricError, SettingsError
+
+
+def two_scanners(rng, count):
+    """Scores of two scanners, one of which scores higher whoever is scanned."""
+    scanner = np.where(rng.random(count) < 0.3, "B", "A")
+    return rng.normal(size=count) + 1.5 * (scanner == "B"), scanner
+
+
+def test_each_group_holds_its_rate_where_the_whole_does_not():
+    rng = np.random.default_rng(0)
+    inside, pooled = {"A": [], "B": []}, {"A": [], "B": []}
+    for _ in range(200):
+        old, where = two_scanners(rng, 200)
+        known = calibrate_groups(old, where, by="scanner")
+        new, there = two_scanners(rng, 400)
+        flags = known.flags(known.p_values(new, there), there, 0.1)
+        whole = calibrate(old)
+        together = whole.flags(whole.p_values(new), 0.1)
+        for name in "AB":
+            mine = there == name
+            low, high = realised_rate_interval(known.groups[name].n_units, int(mine.sum()), 0.1)
+            inside[name].append(low <= flags[mine].mean() <= high)
+            pooled[name].append(together[mine].mean())
+    assert min(np.mean(inside["A"]), np.mean(inside["B"])) >= 0.92
+    assert np.mean(pooled["B"]) > 0.2  # the promise of the whole is none for scanner B
+    assert np.mean(pooled["A"]) < 0.06
+
+
+def test_a_group_too_small_says_so_and_is_not_pooled():
+    scanner = ["A"] * 30 + ["B"] * 3
+    known = calibrate_groups(np.arange(33.0), scanner, by="scanner")
+    p = known.p_values([100.0, 100.0, 100.0], ["A", "B", "C"])
+    np.testing.assert_allclose(p, [1 / 31, 1 / 4, np.nan])
+    assert known.flags(p, ["A", "B", "C"], 0.05).tolist() == [True, False, False]
+    small, strange = known.too_few(0.05, ["A", "B", "C", "C"])
+    assert small.startswith("scanner B: 3 images certify no false-positive rate below 1/4 = 25 %")
+    assert strange == (
+        "scanner C: no normal image of it calibrates, so that its 2 images have no p-value"
+    )
+    assert known.statement(0.05).endswith("A (30 images)")
+    assert "no scanner has enough" in known.statement(0.01)
+
+
+def test_units_count_within_a_group_and_unknown_values_are_one():
+    known = calibrate_groups(
+        [1.0, 2.0, 3.0, 4.0, 5.0], ["A", "A", " ", None, "A"], by="site",
+        patients=[0, 0, 1, 2, 1], level="patient",
+    )  # fmt: skip
+    assert {n: c.n_units for n, c in known.groups.items()} == {"A": 2, UNKNOWN: 2}
+    assert known.p_values([3.5], [float("nan")])[0] == pytest.approx(2 / 3)
+
+
+def test_groups_survive_storage_and_refuse_what_does_not_fit():
+    known = calibrate_groups(np.arange(8.0), list("AABBAABB"), by="scanner")
+    again = Grouped.from_dict(known.to_dict())
+    new = np.linspace(-1, 9, 20)
+    np.testing.assert_array_equal(again.p_values(new, ["B"] * 20), known.p_values(new, ["B"] * 20))
+    with pytest.raises(SettingsError, match="no normal image says its scanner"):
+        calibrate_groups([1.0, 2.0], [None, ""], by="scanner")
+    with pytest.raises(MetricError, match="one scanner"):
+        known.p_values([1.0, 2.0], ["A"])
+    with pytest.raises(MetricError, match="got 2 scores, 1 values and 2 units"):
+        calibrate_groups([1.0, 2.0], ["A"], by="scanner")
+    with pytest.raises(SettingsError, match="damaged"):
+        Grouped.from_dict({"by": "x"})

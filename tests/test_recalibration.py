@@ -1,0 +1,84 @@
+"""A second hospital: the same models, its own normal images, the same exact promise."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from normalis.cli import app
+from normalis.datasets import Dataset, Sample
+from normalis.errors import CalibrationWarning, DataError
+from normalis.fitted import FittedDetector
+from small_runs import detector, phantoms, write_pngs
+
+
+def brighter(count, *, seed):
+    """Images of another scanner: brighter, so that a model of the first one scores them high."""
+    return np.clip(phantoms(count, seed=seed).astype(int) + 40, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def first():
+    return detector(method="pca").fit(phantoms(60)).fitted_
+
+
+def test_the_promise_holds_on_the_second_hospital_s_images(first):
+    before, after = [], []
+    for seed in range(12):
+        ids = [f"P{i}" for i in range(40)]
+        here = first.calibrate(brighter(40, seed=100 + seed), patient_ids=ids)
+        new = brighter(60, seed=200 + seed)
+        before.append(first.predict(new).mean())
+        after.append(here.predict(new).mean())
+        assert here.calibration.n_units == 40
+    assert np.mean(before) > 0.5
+    assert 0.1 < np.mean(after) < 0.3  # nominal 0.2, of 480 units in all
+    np.testing.assert_array_equal(here.anomaly_score(new), first.anomaly_score(new))
+
+
+def test_images_that_were_trained_on_do_not_calibrate(first, tmp_path):
+    known = phantoms(60)
+    with pytest.raises(DataError, match=r"the detector was trained on [0-9]+ of these 20 images"):
+        first.calibrate(np.concatenate([known[:10], brighter(10, seed=3)]))
+    loaded = FittedDetector.load(first.save(tmp_path / "run"))
+    np.testing.assert_array_equal(loaded.trained_on, first.trained_on)
+    with pytest.raises(DataError, match="was trained on"):
+        loaded.calibrate(known)
+
+
+def scanners(folder, names):
+    paths = write_pngs(folder, np.random.default_rng(7).integers(
+        0, 256, (len(names), 32, 32), dtype=np.uint8))  # fmt: skip
+    samples = tuple(
+        Sample(path=p, split="unlabelled", header={"scanner": name})
+        for p, name in zip(paths, names, strict=True)
+    )
+    return Dataset(name="here", root=folder, layout="x", samples=samples)
+
+
+def test_groups_have_p_values_of_their_own_and_small_ones_are_said(first, tmp_path):
+    data = scanners(tmp_path, ["A"] * 20 + ["B"] * 2)
+    with pytest.warns(CalibrationWarning, match="scanner B: 2 images certify no false-positive"):
+        here = first.calibrate(data, by="scanner")
+    assert {n: c.n_units for n, c in here.grouped.groups.items()} == {"A": 20, "B": 2}
+    new = scanners(tmp_path / "new", ["A", "B", "C"])
+    p = here.p_value(new)
+    assert p[0] * 21 == pytest.approx(round(p[0] * 21))
+    assert p[1] * 3 == pytest.approx(round(p[1] * 3))
+    assert np.isnan(p[2])
+    assert here.predict(new)[1:].tolist() == [0, 0]
+    again = FittedDetector.load(here.save(tmp_path / "run"))
+    np.testing.assert_array_equal(again.p_value(new), p)
+    assert replace(again, grouped=None).p_value(new)[2] > 0
+
+
+def test_the_command_writes_a_run_that_scores(first, tmp_path, capsys):
+    run = first.save(tmp_path / "run")
+    rng = np.random.default_rng(1)
+    write_pngs(tmp_path / "ours", rng.integers(0, 256, (30, 32, 32), dtype=np.uint8))
+    arguments = ["calibrate", str(run), str(tmp_path / "ours"), "--out", str(tmp_path / "run2")]
+    app(arguments, standalone_mode=False)
+    assert "calibrated on 30 images (split), which certify" in capsys.readouterr().out
+    here = FittedDetector.load(tmp_path / "run2")
+    assert here.calibration.n_units == 30
+    assert here.info["calibrated_on"]["images"] == 30
