@@ -384,8 +384,8 @@ class AnomalyDetector(BaseEstimator):
             return False
         stored = folder.read_settings().get("params", {})
         asked = self.get_params(deep=False) | {"method": models.method_name(self.method)}
-        open_ = ("device", "method_options", "scorer_options", "reduction", "scorer", "where")
-        open_ += ("calibration_share", "folds")  # which auto chooses
+        open_ = ("device", "method_options", "scorer_options", "reduction", "scorer", "where",
+                 "calibration_share", "folds")  # fmt: skip
         fixed = {k: v for k, v in asked.items() if k not in open_ and v not in (None, "auto")}
         return all(stored.get(k) == _plain(v) for k, v in fixed.items())
 
