@@ -242,7 +242,7 @@ def _timeless(path: Path) -> bytes:
         import pyarrow.parquet as pq
 
         row = pq.ParquetFile(path).read().to_pylist()[0]
-        return repr({k: v for k, v in row.items() if not k.endswith("_s")}).encode()
+        return repr({k: v for k, v in row.items() if not k.endswith(("_s", "_at"))}).encode()
     return _TIMES.sub(b"", data) if path.suffix in (".json", ".html") else data
 
 
