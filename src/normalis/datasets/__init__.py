@@ -33,6 +33,11 @@ LAYOUTS: dict[str, str] = {
     "images + data.json": "normalis.datasets.layouts.benchmark",
     "train + test/{normal,tumor,annotation}": "normalis.datasets.layouts.brats",
     "MVTec/BMAD": "normalis.datasets.layouts.mvtec",
+    "BIDS": "normalis.datasets.layouts.bids",
+    "nnU-Net/Decathlon": "normalis.datasets.layouts.segmentation",
+    "MOOD": "normalis.datasets.layouts.mood",
+    "ZIP": "normalis.datasets.layouts.archive",
+    "DICOMDIR": "normalis.datasets.layouts.dicomdir",
     "manifest": "normalis.datasets.layouts.manifest",
     "arrays": "normalis.datasets.layouts.arrays",
     "one folder per class": "normalis.datasets.layouts.classes",
@@ -91,7 +96,7 @@ def open_dataset(
 
 # Layouts that take whatever lies in a folder, while others name every file.
 _LISTED = frozenset(LAYOUTS) - {"images + data.json", "manifest", "arrays"}
-_WITH_CLASSES = ("manifest", "one folder per class")
+_WITH_CLASSES = ("manifest", "one folder per class", "ZIP")
 
 
 def _recognise(path: Path, options: Options) -> str:
