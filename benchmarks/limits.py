@@ -195,7 +195,7 @@ def start(limits: Limits) -> None:
             times.append(time.perf_counter() - started)
         return min(times)
 
-    bare, ours = wall("-c", "import typer, rich"), wall("-m", "normalis.cli", "--help")
+    bare, ours = wall("-c", "import typer, rich"), wall("-m", "normalis", "--help")
     limits.show("`normalis --help` (wall)", "Python, Typer, Rich imported", bare, ours)
 
 

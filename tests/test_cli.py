@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 import normalis
-from normalis import cli
 from normalis.cli import main
+from normalis.cli.score import _most_anomalous
 from small_runs import anomalies, phantoms, read_table, write_mvtec, write_pngs
 
 SMALL = [
@@ -241,13 +241,13 @@ def row(path, number=None):
 
 
 def test_the_table_of_scores_names_the_common_folder_once():
-    table = cli._most_anomalous([row("/data/a/1.png"), row("/data/b [x]/2.png")])
+    table = _most_anomalous([row("/data/a/1.png"), row("/data/b [x]/2.png")])
     assert [c.header for c in table.columns] == ["image", "score", "p-value"], "no slice, no column"
     assert list(table.columns[0].cells) == ["a/1.png", "b [x]/2.png"]
     assert table.title == "Most anomalous, below /data"
-    table = cli._most_anomalous([row("array, row 3", 2) | {"p_value": None}])
+    table = _most_anomalous([row("array, row 3", 2) | {"p_value": None}])
     assert [list(c.cells) for c in table.columns] == [["array, row 3"], ["2"], ["1.5"]]
-    assert cli._most_anomalous([]).row_count == 0
+    assert _most_anomalous([]).row_count == 0
 
 
 def test_fit_is_resumable_and_finished_runs_are_kept(run, root, fitted):

@@ -1,4 +1,4 @@
-"""The command that gives a fitted model the p-values of another place: calibrate."""
+"""``normalis calibrate``: a fitted model with the p-values of another place."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from normalis.errors import CalibrationWarning
 if TYPE_CHECKING:
     from normalis.fitted import FittedDetector
 
-__all__ = ["app", "say_calibration"]
-
-app = typer.Typer()
+__all__ = ["calibrate", "say_calibration"]
 
 
-@app.command()
 def calibrate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote.")],
     normals: Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from normalis.files import visible
 
 __all__ = [
     "EVERY_S", "PlainConsole", "Progress", "cell", "console", "errors", "escape", "progress",
-    "show_warnings", "table",
+    "show_warnings", "stages", "table",
 ]  # fmt: skip
 
 #: Seconds between two lines of progress where there is no terminal.
@@ -75,6 +75,15 @@ def progress(description: str) -> Iterator[Progress]:
     """Show how far a step is, on standard error, so that output stays clean."""
     with _bar(description) if errors.is_terminal else _lines(description, EVERY_S) as shown:
         yield shown
+
+
+def stages(bar: Progress) -> Callable[[str, float], None]:
+    """Return what a step tells its name and its share of the whole."""
+
+    def update(stage: str, share: float) -> None:
+        bar.update(round(100 * share), 100, stage)
+
+    return update
 
 
 @contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-__all__ = ["typed_values", "use_threads", "wait_without_spinning"]
+import typer
+
+__all__ = ["count", "options_of", "typed_values", "use_threads", "wait_without_spinning"]
 
 
 def typed_values(pairs: dict[str, str]) -> dict[str, Any]:
@@ -19,6 +21,17 @@ def typed_values(pairs: dict[str, str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             typed[name.replace("-", "_")] = value
     return typed
+
+
+def options_of(pairs: list[str] | None) -> dict[str, Any] | None:
+    """Read NAME=VALUE pairs; values as TOML would read them, else text."""
+    given: dict[str, str] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--option must be NAME=VALUE, got {pair!r}")
+        given[name] = value
+    return typed_values(given) or None
 
 
 def wait_without_spinning() -> None:
@@ -48,3 +61,8 @@ def use_threads(count: int | None) -> None:
     import torch
 
     torch.set_num_threads(count)  # where it was imported before the environment was set
+
+
+def count(number: int, thing: str) -> str:
+    """Return a number and its noun."""
+    return f"{number} {thing}" + "s" * (number != 1)

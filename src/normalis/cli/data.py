@@ -1,0 +1,83 @@
+"""DATA of a command line: opened, chosen from, described."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from normalis.cli.console import errors, escape, progress
+
+if TYPE_CHECKING:
+    from normalis.datasets import Dataset
+    from normalis.studies.kinds import Kind
+
+__all__ = ["describe", "open_data", "report_skipped", "select"]
+
+
+def open_data(
+    data: Path,
+    patients: str | None = None,
+    *,
+    normal_class: list[str] | None = None,
+    ignore_tables: bool = False,
+    offer: bool = True,
+) -> Dataset:
+    """Open DATA; where no patients are named, offer a pattern that finds them in its names."""
+    from normalis.datasets import offer_pattern, open_dataset, patients_from_pattern
+
+    dataset = open_dataset(data, normal_class=normal_class or (), ignore_tables=ignore_tables)
+    if patients:
+        found: Dataset = patients_from_pattern(dataset, patients)
+        return found
+    offered = offer_pattern(dataset) if offer else None
+    if offered:
+        errors.print(
+            f"note: file names look as if they held patient ids ({offered[0]}); confirm with "
+            f"--patients '{offered[1]}'",
+            soft_wrap=True,
+        )
+    return dataset
+
+
+def select(dataset: Dataset, rules: Sequence[str]) -> tuple[Dataset, list[Kind]]:
+    """Return the images that the rules choose, and the kinds of DICOM images among them."""
+    from normalis.studies.kinds import kinds_of, mixture
+    from normalis.studies.select import select
+    from normalis.studies.where import parse_all
+
+    if not dataset.samples or (dataset.samples[0].index is not None and not rules):
+        return dataset, []
+    with progress("reading headers") as bar:
+        found = select(dataset, parse_all(rules), progress=bar.update)
+    kept = {sample.path for sample in found.dataset.samples}
+    kinds = kinds_of(s for s in found.series.values() if kept & {e.path for e in s.entries})
+    chosen, said = found.dataset, mixture(kinds)
+    if found.aside:
+        counts = ", ".join(f"{count} {reason}" for reason, count in found.reasons().items())
+        chosen = replace(chosen, notes=(*chosen.notes, f"Left aside: {counts}."))
+    return (replace(chosen, notes=(*chosen.notes, said)) if said else chosen), kinds
+
+
+def describe(data: Dataset) -> None:
+    """Say how a data set was recognised."""
+    errors.styled(f"[bold]{escape(str(data.root))}[/]: layout {escape(data.layout)}")
+    for (split, label), count in sorted(data.counts().items()):
+        shown = label if label != split else ""
+        errors.print(f"  {split:<10} {shown:<10} {count:>7}")
+    for note in data.notes:
+        errors.styled(f"  [yellow]note:[/] {escape(note)}")
+    if data.unclear:
+        errors.styled(f"  [bold red]unclear:[/] {escape(data.unclear)}")
+
+
+def report_skipped(skipped: Sequence[tuple[Path, str]], where: Path | None = None) -> None:
+    """Print how many images could not be read, and the first five."""
+    if not skipped:
+        return
+    listed = f"; all are listed in {where}" if where else ""
+    said = f"{len(skipped)} images could not be read and were skipped"
+    errors.styled(f"[yellow]{said}[/]{escape(listed)}")
+    for path, reason in skipped[:5]:
+        errors.print(f"  {path}: {reason}", soft_wrap=True)

@@ -1,0 +1,110 @@
+"""``normalis evaluate``: how good a run is on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normalis.cli.arguments import Data, IgnoreTables, Network, NormalClass, Run, Threads, Trust
+from normalis.cli.console import console, progress, stages, table
+from normalis.cli.data import describe, open_data, report_skipped, select
+from normalis.cli.values import use_threads
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from normalis.evaluation.result import TableRow
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    run: Run,
+    data: Data,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="JSON file; by default RUN/evaluation_NAME.json."),
+    ] = None,
+    fpr: Annotated[float, typer.Option(help="Nominal false-positive rate.")] = 0.05,
+    patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    threads: Threads = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    trust: Trust = False,
+    normal_class: NormalClass = None,
+    ignore_tables: IgnoreTables = False,
+    backbone: Network = None,
+) -> None:
+    """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
+    use_threads(threads)
+    from normalis.evaluation.of_detector import evaluate_detector
+    from normalis.fitted import FittedDetector
+    from normalis.storage import write_json
+
+    detector = FittedDetector.load(run, device=device, trust=trust, backbone=backbone)
+    dataset = open_data(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+    dataset, _ = select(dataset, detector.image_settings.where)
+    describe(dataset)
+    with progress("evaluate") as bar:
+        result, found, skipped = evaluate_detector(detector, dataset, fpr=fpr, progress=stages(bar))
+    report_skipped(skipped)
+    _print_evaluation(dataset.name, result)
+    for finding in found.findings:
+        if finding.severity in ("leak", "confound"):
+            console.print(f"{finding.severity}: {finding.text}", soft_wrap=True)
+    file = out or run / f"evaluation_{dataset.name.replace('/', '_')}.json"
+    write_json(
+        file,
+        {
+            "data": dataset.name,
+            "method": detector.params["method"],
+            "skipped": len(skipped),
+            **result.to_dict(),
+            "findings": [{"severity": f.severity, "text": f.text} for f in found.findings],
+        },
+    )
+    console.print(f"metrics: {file}", soft_wrap=True)
+
+
+#: Section of a result -> the title of its table, in the order in which they are printed.
+_TITLES = {
+    "ranking": "Ranking",
+    "kind": "AUROC by kind of anomaly",
+    "baseline": "Trivial baselines (AUROC)",
+    "deployable": "At the threshold from normal images",
+    "group": "False-positive rate by group",
+    "lesion": "Lesions",
+    "oracle": "Oracle: something was chosen with these labels",
+}
+
+
+def _print_evaluation(name: str, result: Any) -> None:
+    for section, title in _TITLES.items():
+        rows = [row for row in result.table() if row.section == section]
+        if section == "baseline":
+            rows = [row for row in rows if row.subset == "all"][:8]
+        rows = [row for row in rows if row.value == row.value]  # NaN: nothing to count
+        if rows:
+            console.print(_figures(f"{title}: {name}", rows))
+    verdict = {True: "beats every", False: "does not beat every", None: "was not compared with a"}
+    console.print(f"The method {verdict[result.beats_baselines]} trivial baseline.")
+    for note in result.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def _figures(title: str, rows: list[TableRow]) -> Table:
+    """Tabulate figures; a note that all share stands below, others beside their figures."""
+    columns = ["images", "figure", "value", "95 % interval", "n"]
+    cells = [[r.subset, r.name, r.value, _interval(r.low, r.high), r.n_images] for r in rows]
+    notes = [r.note for r in rows]
+    common = len(set(notes)) == 1
+    if not common:
+        columns, cells = [*columns, ""], [[*c, n] for c, n in zip(cells, notes, strict=True)]
+    shown = table(title, columns, cells)
+    shown.caption, shown.caption_justify = (notes[0] if common else None), "left"
+    return shown
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}" if low == low else "none"

@@ -1,0 +1,239 @@
+"""``normalis fit``: learn from normal images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normalis.cli.arguments import Data, IgnoreTables, NormalClass, Threads, Where
+from normalis.cli.calibrate import say_calibration
+from normalis.cli.console import Progress as Bar
+from normalis.cli.console import console, errors, escape, progress
+from normalis.cli.data import describe, open_data, report_skipped, select
+from normalis.cli.values import count, options_of, use_threads
+from normalis.errors import CalibrationWarning
+
+if TYPE_CHECKING:
+    from normalis.datasets import Dataset
+    from normalis.training.loop import Progress
+
+__all__ = ["fit"]
+
+
+def fit(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    method: Annotated[
+        str, typer.Option(help="Method; see `normalis methods`. panel: several, with one score.")
+    ] = "panel",
+    members: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the panel, by default ae-u,feature-knn,feature-gaussian,spade. One alone is "
+            "that method: --members ae-u needs no pretrained weights."
+        ),
+    ] = None,
+    latent_dim: Annotated[
+        str,
+        typer.Option(help="Size of the bottleneck, the paper's d; auto: the method's own default."),
+    ] = "auto",
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels, a multiple of 16; by default 64, of feature methods 128."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Feature network of a feature method: efficientnet-lite0, or a file of your own "
+            "(.onnx or TorchScript, docs/howto/own_backbone.md)."
+        ),
+    ] = None,
+    channels: Annotated[int, typer.Option(help="1 (grey) or 3.")] = 1,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training images; by default the recipe's own."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 64,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of Adam; by default the recipe's own.")
+    ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="paper (250 epochs), fast (a third of them, a little worse), or auto: fast in a "
+            "panel, else paper."
+        ),
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    standardize: Annotated[
+        bool, typer.Option("--standardize", help="Remove each image's brightness and contrast.")
+    ] = False,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="How the residual is read; auto: median, or native where a method has a score "
+            "of its own. The paper's is native."
+        ),
+    ] = "auto",
+    reduction: Annotated[
+        str | None,
+        typer.Option(
+            help="Map to number: mean, max, top:0.01, quantile:0.95; by default the scorer's own."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="split holds out normals for p-values; cv+ trains one model per fold and holds "
+            "out none (few images); auto chooses by their number; none trains on all, without "
+            "p-values."
+        ),
+    ] = "auto",
+    folds: Annotated[int, typer.Option(help="Of --calibration cv+.")] = 5,
+    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal (volumes).")] = "axial",
+    slices: Annotated[
+        tuple[float, float], typer.Option(help="Range of slices of a volume, 0 to 1.")
+    ] = (0.0, 1.0),
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Values that become 0 and 1, for images deeper than 8 bits."),
+    ] = None,
+    percentiles: Annotated[
+        tuple[float, float],
+        typer.Option(help="Percentiles of training values that become 0 and 1."),
+    ] = (0.5, 99.5),
+    margin: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=0.4,
+            help="Share of the side at each edge that is blanked in every image: for text, "
+            "letterboxes or film edges that `normalis check` names.",
+        ),
+    ] = 0.0,
+    patients: Annotated[
+        str | None,
+        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
+    ] = None,
+    where: Where = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Setting of the method, NAME=VALUE; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    threads: Threads = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    normal_class: NormalClass = None,
+    ignore_tables: IgnoreTables = False,
+) -> None:
+    """Learn from the normal training images of DATA; an interrupted fit goes on."""
+    use_threads(threads)
+    options = _with_backbone(options_of(option), backbone, method)
+    dataset = open_data(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+    dataset, _ = select(dataset, where or ())
+    _describe(dataset)
+    from normalis.detector import AnomalyDetector
+
+    detector = AnomalyDetector(
+        method=method,
+        latent_dim=_whole_or_rule(latent_dim),
+        image_size=image_size,
+        channels=channels,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        recipe=recipe,
+        precision=precision,
+        standardize=standardize,
+        scorer=scorer,
+        reduction=reduction,
+        calibration=calibration,
+        folds=folds,
+        plane=plane,
+        slice_range=slices,
+        window=window,
+        percentiles=percentiles,
+        margin=margin,
+        random_state=seed,
+        device=device,
+        method_options=options,
+        where=where or (),
+        members=members.split(",") if members else None,
+    )
+    _notice_latent(method, latent_dim)
+    if footprint := detector.footprint(len(dataset.to_train_on())):
+        errors.print(f"  memory: {footprint}")
+    with progress(f"fit {method}") as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # said below
+        detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar))
+    report_skipped(detector.skipped_, out / "skipped.csv")
+    _summarise_fit(detector, out)
+
+
+def _describe(dataset: Dataset) -> None:
+    describe(dataset)
+    if all(sample.split == "unlabelled" for sample in dataset.to_train_on()):
+        errors.print(f"  all {len(dataset.samples)} are taken as normal, since fit was given them")
+
+
+def _whole_or_rule(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def _notice_latent(method: str, latent_dim: str) -> None:
+    from normalis.models import model_class
+
+    if latent_dim != "auto" and not model_class(method).has_latent:
+        errors.print(f"note: {method} has no latent vector; --latent-dim {latent_dim} is ignored")
+
+
+def _with_backbone(
+    options: dict[str, Any] | None, backbone: str | None, method: str
+) -> dict[str, Any] | None:
+    """Add the feature network to the options of a method that has one."""
+    if backbone is None:
+        return options
+    from normalis.models import model_class
+
+    if not hasattr(model_class(method).Settings, "backbone"):
+        raise typer.BadParameter(
+            f"--backbone needs a method on features, such as spade, got --method {method}"
+        )
+    return {**(options or {}), "backbone": backbone}
+
+
+def _epochs(bar: Bar) -> Callable[[Progress], None]:
+    def update(step: Progress) -> None:
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in step.losses.items())
+        bar.update(step.epoch, step.epochs, losses)
+
+    return update
+
+
+def _summarise_fit(detector: Any, out: Path) -> None:
+    info = detector.info_
+    console.print(
+        f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
+        f"{info['data']['calibration_images']} scored unseen for calibration"
+    )
+    if "members" in info:
+        console.print(f"panel of {', '.join(info['members'])}", soft_wrap=True)
+        for name, reason in info["left_out"].items():
+            console.print(f"note: {name} is left out: {escape(reason)}", soft_wrap=True)
+    if detector.history_:
+        used = detector.training_
+        console.print(
+            f"trained by the recipe {used.recipe}: {used.epochs} epochs, "
+            f"learning rate {used.learning_rate:g}, {count(info['threads'], 'thread')}"
+        )
+    if measured := info.get("measured"):
+        said = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+        console.print(f"measured on held-out normal images: {said}", soft_wrap=True)
+    say_calibration(detector.fitted_)
+    console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)
