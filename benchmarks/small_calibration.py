@@ -15,7 +15,7 @@ The cheap methods compute on 32 x 32 pixels, so that they can be refitted thousa
 squared distance from the nearest training image. ``ae-u`` is what `fit` does with the recipe fast.
 
 Every repeat is one block of lines of ``results/small_calibration.csv`` and is not done again; the
-table of them is docs/data/small_calibration.md.
+table of them is docs/reference/small_calibration.md.
 """
 
 from __future__ import annotations

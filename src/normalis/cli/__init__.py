@@ -13,8 +13,19 @@ from typing import Annotated
 
 import typer
 
-from normalis.cli import calibrate, check, demo, evaluate, fit, methods, report, score
-from normalis.cli.console import console, errors, escape, show_warnings
+from normalis.cli import (
+    calibrate,
+    check,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    fit,
+    methods,
+    report,
+    score,
+)
+from normalis.cli.console import console, errors, escape, set_volume, show_warnings
 from normalis.cli.export import app as export
 from normalis.cli.pacs import app as pacs
 from normalis.cli.stopping import Stopped, print_anything, stoppable
@@ -28,7 +39,6 @@ app = typer.Typer(
     help="Learn what normal medical images look like; rank new ones by how abnormal they are.\n\n"
     "For triage and research, not for diagnosis.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -38,16 +48,18 @@ for command in (
     score.score,
     evaluate.evaluate,
     report.report,
+    compare.compare,
     calibrate.calibrate,
     demo.demo,
     methods.methods,
+    doctor.doctor,
 ):
     app.command()(command)
 app.add_typer(export)
 app.add_typer(pacs)
 
 #: Commands that moved below `normalis research`.
-MOVED = ("prepare", "sweep", "reproduce", "results", "compare", "fingerprint")
+MOVED = ("prepare", "sweep", "reproduce", "results", "fingerprint")
 
 
 _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -75,16 +87,25 @@ def main() -> None:
     show_warnings()
     try:
         with stoppable():
-            app()
+            app(_volume_first(sys.argv[1:]))
     except NormalisError as error:
+        errors.quiet = False
         errors.styled(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
     except Stopped as stopped:
+        errors.quiet = False
         errors.styled(f"[bold]stopped[/] by {stopped}; {_how_to_go_on()}")
         sys.exit(128 + stopped.signal)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _volume_first(arguments: list[str]) -> list[str]:
+    """Return the arguments with --quiet and --verbose in front, where any command takes them."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    volume = [a for a in arguments[:end] if a in ("--quiet", "--verbose")]
+    return volume + [a for a in arguments[:end] if a not in volume] + arguments[end:]
 
 
 def _how_to_go_on() -> str:
@@ -97,13 +118,21 @@ def _how_to_go_on() -> str:
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress and no notes; before or after a command.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also what each step logs, with the time.")
+    ] = False,
 ) -> None:
     if version:
         from normalis import __version__
 
         console.print(__version__)
         raise typer.Exit
-    del context
+    set_volume(quiet=quiet, verbose=verbose)
+    if context.invoked_subcommand is None:
+        console.print(context.get_help())
 
 
 _mount()

@@ -6,6 +6,7 @@ plain line at least every `EVERY_S` seconds, also while a step reports nothing.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import warnings
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape as escape_markup
+from rich.measure import Measurement
 from rich.table import Table
 
 from normalis.errors import NormalisWarning
@@ -22,11 +24,12 @@ from normalis.files import visible
 
 __all__ = [
     "EVERY_S", "PlainConsole", "Progress", "cell", "console", "errors", "escape", "progress",
-    "show_warnings", "stages", "table",
+    "set_volume", "shortened", "show_warnings", "stages", "table",
 ]  # fmt: skip
 
 #: Seconds between two lines of progress where there is no terminal.
 EVERY_S = 30.0
+_WIDEST = 10_000  # columns that no table needs
 
 
 def escape(text: str) -> str:
@@ -45,10 +48,47 @@ class PlainConsole(Console):
         super().__init__(markup=False, emoji=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print texts as they may be read; see `rich.console.Console.print`."""
+        """Print texts as they may be read, and tables without breaking a word.
+
+        A table that is wider than a terminal is printed row by row; elsewhere, in a file or a pipe,
+        its lines are as long as they must be. See `rich.console.Console.print`.
+        """
         if not options.get("markup"):
             objects = tuple(_readable(o) if isinstance(o, str) else o for o in objects)
-        super().print(*objects, **options)
+        least = max((self._least_width(o) for o in objects if isinstance(o, Table)), default=0)
+        if least <= self.width:
+            super().print(*objects, **options)
+        elif self.is_terminal:
+            for made in objects:
+                self._by_rows(made) if isinstance(made, Table) else super().print(made, **options)
+        else:
+            with self._as_wide_as(least):
+                super().print(*objects, **options)
+
+    def _least_width(self, made: Table) -> int:
+        """Return the columns that a table needs so that no word is broken."""
+        return Measurement.get(self, self.options.update(max_width=_WIDEST), made).minimum
+
+    @contextmanager
+    def _as_wide_as(self, columns: int) -> Iterator[None]:
+        before = self.width
+        self.width = columns
+        try:
+            yield
+        finally:
+            self.width = before
+
+    def _by_rows(self, made: Table) -> None:
+        """Print a table's rows below each other, each cell on a line of its own."""
+        if made.title:
+            super().print(made.title, soft_wrap=True)
+        heads = [str(column.header) for column in made.columns]
+        for row in zip(*(column.cells for column in made.columns), strict=True):
+            for head, text in zip(heads, row, strict=True):
+                if str(text):
+                    shown = f"  {head}: {text}" if head else f"  {text}"
+                    super().print(shown, soft_wrap=True, highlight=False)
+            super().print()
 
     def styled(self, text: str) -> None:
         """Print a line with markup, in which whatever is not ours went through `escape`."""
@@ -68,6 +108,22 @@ class Progress(Protocol):
 
     def update(self, completed: float, total: float, note: str = "") -> None:
         """Say that ``completed`` of ``total`` are done, and in a few words what is next."""
+
+
+def set_volume(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Say less or more on standard error; what a command was asked for is printed all the same.
+
+    Args:
+        quiet: no progress, no notes; errors are printed.
+        verbose: also what the library logs, with the time and the step.
+    """
+    errors.quiet = quiet
+    if verbose:
+        shown = logging.StreamHandler()
+        shown.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+        log = logging.getLogger("normalis")
+        log.addHandler(shown)
+        log.setLevel(logging.DEBUG)
 
 
 @contextmanager
@@ -174,6 +230,19 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
+
+
+def shortened(name: str, longest: int = 48) -> str:
+    """Return a name cut in its middle, since names of one folder often begin alike.
+
+    Args:
+        name: of a file, for instance a UID.
+        longest: characters.
+    """
+    if len(name) <= longest:
+        return name
+    end = (longest - 1) // 2
+    return f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def show_warnings() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normalis.cli.arguments import Data, IgnoreTables, NormalClass, Threads, Where
+from normalis.cli.arguments import Data, Where
 from normalis.cli.calibrate import say_calibration
 from normalis.cli.console import Progress as Bar
 from normalis.cli.console import console, errors, escape, progress
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from normalis.training.loop import Progress
 
 __all__ = ["fit"]
+
+
+#: Panels of the help; what is used daily stands before them.
+_DATA, _MODEL, _CALIBRATION, _MACHINE = "Data", "Model", "Calibration", "Machine"
 
 
 def fit(
@@ -37,56 +41,11 @@ def fit(
             "that method: --members ae-u needs no pretrained weights."
         ),
     ] = None,
-    latent_dim: Annotated[
-        str,
-        typer.Option(help="Size of the bottleneck, the paper's d; auto: the method's own default."),
-    ] = "auto",
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side in pixels, a multiple of 16; by default 64, of feature methods 128."
-        ),
-    ] = None,
-    backbone: Annotated[
+    patients: Annotated[
         str | None,
-        typer.Option(
-            help="Feature network of a feature method: efficientnet-lite0, or a file of your own "
-            "(.onnx or TorchScript, docs/howto/own_backbone.md)."
-        ),
+        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
     ] = None,
-    channels: Annotated[int, typer.Option(help="1 (grey) or 3.")] = 1,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Passes over the training images; by default the recipe's own."),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 64,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Of Adam; by default the recipe's own.")
-    ] = None,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            help="paper (250 epochs), fast (a third of them, a little worse), or auto: fast in a "
-            "panel, else paper."
-        ),
-    ] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    standardize: Annotated[
-        bool, typer.Option("--standardize", help="Remove each image's brightness and contrast.")
-    ] = False,
-    scorer: Annotated[
-        str,
-        typer.Option(
-            help="How the residual is read; auto: median, or native where a method has a score "
-            "of its own. The paper's is native."
-        ),
-    ] = "auto",
-    reduction: Annotated[
-        str | None,
-        typer.Option(
-            help="Map to number: mean, max, top:0.01, quantile:0.95; by default the scorer's own."
-        ),
-    ] = None,
+    where: Where = None,
     calibration: Annotated[
         str,
         typer.Option(
@@ -95,42 +54,141 @@ def fit(
             "p-values."
         ),
     ] = "auto",
-    folds: Annotated[int, typer.Option(help="Of --calibration cv+.")] = 5,
-    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal (volumes).")] = "axial",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="paper (250 epochs), fast (83, more where images are few; a little worse), or "
+            "auto: fast in a panel, else paper."
+        ),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
+    normal_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--normal-class",
+            rich_help_panel=_DATA,
+            help="Folder or label of DATA that is normal, where these name classes; repeatable, "
+            "'*' for all.",
+        ),
+    ] = None,
+    ignore_tables: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-tables",
+            rich_help_panel=_DATA,
+            help="Read a folder as if no table or list lay in it.",
+        ),
+    ] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="Side in pixels, a multiple of 16; by default 64, of feature methods 128.",
+        ),
+    ] = None,
+    channels: Annotated[int, typer.Option(rich_help_panel=_DATA, help="1 (grey) or 3.")] = 1,
+    plane: Annotated[
+        str, typer.Option(rich_help_panel=_DATA, help="axial, coronal or sagittal (volumes).")
+    ] = "axial",
     slices: Annotated[
-        tuple[float, float], typer.Option(help="Range of slices of a volume, 0 to 1.")
+        tuple[float, float],
+        typer.Option(rich_help_panel=_DATA, help="Range of slices of a volume, 0 to 1."),
     ] = (0.0, 1.0),
     window: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="Values that become 0 and 1, for images deeper than 8 bits."),
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="Values that become 0 and 1, for images deeper than 8 bits.",
+        ),
     ] = None,
     percentiles: Annotated[
         tuple[float, float],
-        typer.Option(help="Percentiles of training values that become 0 and 1."),
+        typer.Option(
+            rich_help_panel=_DATA, help="Percentiles of training values that become 0 and 1."
+        ),
     ] = (0.5, 99.5),
     margin: Annotated[
         float,
         typer.Option(
             min=0.0,
             max=0.4,
+            rich_help_panel=_DATA,
             help="Share of the side at each edge that is blanked in every image: for text, "
             "letterboxes or film edges that `normalis check` names.",
         ),
     ] = 0.0,
-    patients: Annotated[
+    standardize: Annotated[
+        bool,
+        typer.Option(
+            "--standardize",
+            rich_help_panel=_DATA,
+            help="Remove each image's brightness and contrast.",
+        ),
+    ] = False,
+    latent_dim: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_MODEL,
+            help="Size of the bottleneck, the paper's d; auto: the method's own default.",
+        ),
+    ] = "auto",
+    backbone: Annotated[
         str | None,
-        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
+        typer.Option(
+            rich_help_panel=_MODEL,
+            help="Feature network of a feature method: efficientnet-lite0, or a file of your own "
+            "(.onnx or TorchScript, docs/howto/own_backbone.md).",
+        ),
     ] = None,
-    where: Where = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Setting of the method, NAME=VALUE; repeatable.")
+        list[str] | None,
+        typer.Option(rich_help_panel=_MODEL, help="Setting of the method, NAME=VALUE; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    threads: Threads = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
-    normal_class: NormalClass = None,
-    ignore_tables: IgnoreTables = False,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_MODEL,
+            help="How the residual is read; auto: median, or native where a method has a score "
+            "of its own. The paper's is native.",
+        ),
+    ] = "auto",
+    reduction: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_MODEL,
+            help="Map to number: mean, max, top:0.01, quantile:0.95; by default the scorer's own.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_MODEL,
+            help="Passes over the training images; by default the recipe's own.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(rich_help_panel=_MODEL, help="Images per training step.")
+    ] = 64,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=_MODEL, help="Of Adam; by default the recipe's own."),
+    ] = None,
+    folds: Annotated[
+        int, typer.Option(rich_help_panel=_CALIBRATION, help="Of --calibration cv+.")
+    ] = 5,
+    precision: Annotated[
+        str, typer.Option(rich_help_panel=_MACHINE, help="auto, float32 or bfloat16.")
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            rich_help_panel=_MACHINE,
+            help="Threads of the processor; by default as many as pay, measured.",
+        ),
+    ] = None,
 ) -> None:
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
     use_threads(threads)

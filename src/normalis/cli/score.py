@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normalis.cli.arguments import IgnoreTables, Network, NormalClass, Run, Threads, Trust
-from normalis.cli.console import console, errors, escape, progress, table
+from normalis.cli.console import console, errors, escape, progress, shortened, table
 from normalis.cli.data import describe, open_data, select
 from normalis.cli.values import options_of, use_threads
 
@@ -112,6 +112,9 @@ def score(
     console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)
     if overlays:
         console.print(f"pictures: {out / 'overlays'}", soft_wrap=True)
+    if maps:
+        console.print(f"maps: {out / 'maps'}", soft_wrap=True)
+    console.print(f"next: normalis report {out} --out {out / 'report.html'}", soft_wrap=True)
     console.print("for triage and research, not for diagnosis")
 
 
@@ -157,4 +160,5 @@ def _most_anomalous(top: list[dict[str, Any]]) -> Table:
     rows = [[row[key] for key in kept.values()] for row in top]
     if shared:
         rows = [[os.path.relpath(path, shared), *others] for path, *others in rows]
+    rows = [[shortened(str(path)), *others] for path, *others in rows]
     return table("Most anomalous" + f", below {shared}" * bool(shared), list(kept), rows)

@@ -20,7 +20,7 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from normalis.errors import UnreadableImageError
+from normalis.errors import UnreadableImageError, install_line
 from normalis.images.dicom_stored import (
     PixelElement,
     find_pixels,
@@ -230,7 +230,7 @@ def _why_not_decoded(data: Dataset, error: Exception) -> str:
             "so it is left to you): pip install pylibjpeg-libjpeg"
         )
     if not available:
-        return f"compressed as {syntax.name}, without a decoder: pip install 'normalis[codecs]'"
+        return f"compressed as {syntax.name}, without a decoder: {install_line('codecs')}"
     if "less than expected" in said or "end of the file" in said:
         return f"truncated: {said.split(' - ')[0]}"
     return f"its pixels ({syntax.name}) cannot be decoded, truncated or damaged: {said}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from normalis.errors import DataError
+from normalis.errors import DataError, install_line
 
 __all__ = ["SIZE", "dicom_to_png"]
 
@@ -36,8 +36,8 @@ def dicom_to_png(source: Path, target: Path) -> None:
         pixels = data.pixel_array
     except Exception as error:  # decoders raise almost anything on damaged bytes
         raise DataError(
-            f"{source}: the DICOM cannot be decoded ({error}); a missing decoder comes with"
-            " pip install 'normalis[codecs]', a damaged file must be downloaded again"
+            f"{source}: the DICOM cannot be decoded ({error}); a missing decoder comes with "
+            f"{install_line('codecs')}, a damaged file must be downloaded again"
         ) from error
     if pixels.ndim != 2:
         raise DataError(f"{source}: must be one grey image, got shape {pixels.shape}")

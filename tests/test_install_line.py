@@ -1,0 +1,71 @@
+"""An absent extra is answered by a line that works where the user is."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import pytest
+
+from normalis import errors
+from normalis.errors import MissingExtraError, install_line, packages_of, require
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Installed:
+    """What the metadata of an installed package answer."""
+
+    def __init__(self, direct_url=None):
+        self.direct_url = direct_url
+
+    def read_text(self, name):
+        assert name == "direct_url.json"
+        return self.direct_url
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """The package lies in site-packages, and the shell's pip is this environment's."""
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "lib/site-packages/normalis/errors.py"))
+    monkeypatch.setattr(
+        errors.shutil, "which", lambda name: str(Path(sys.executable).parent / name)
+    )
+    lines = ["numpy>=2", "onnx>=1.17; extra == 'onnx'", "onnxruntime>=1.20; extra == \"onnx\"",
+             "normalis[pacs]; extra == 'serve'", "pynetdicom>=3; extra == 'pacs'",
+             "starlette>=0.40; extra == 'serve'"]  # fmt: skip
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    return monkeypatch
+
+
+def test_in_a_clone_it_names_the_clone():
+    assert install_line("onnx").endswith(f"pip install -e '{ROOT}[onnx]'")
+
+
+def test_from_the_index_it_names_the_package(elsewhere):
+    elsewhere.setattr(importlib.metadata, "distribution", lambda name: Installed())
+    assert install_line("onnx") == "pip install 'normalis[onnx]'"
+
+
+def test_from_a_wheel_it_names_the_packages_since_the_index_may_not_have_ours(elsewhere):
+    there = Installed('{"url": "file:///somewhere/normalis.whl"}')
+    elsewhere.setattr(importlib.metadata, "distribution", lambda name: there)
+    assert install_line("onnx") == "pip install 'onnx>=1.17' 'onnxruntime>=1.20'"
+    assert install_line("serve") == "pip install 'pynetdicom>=3' 'starlette>=0.40'"
+
+
+def test_where_the_shell_has_another_pip_it_says_which_is_meant(elsewhere):
+    elsewhere.setattr(errors.shutil, "which", lambda name: "/usr/bin/pip")
+    elsewhere.setattr(importlib.metadata, "distribution", lambda name: Installed())
+    assert install_line("onnx") == f"{sys.executable} -m pip install 'normalis[onnx]'"
+
+
+@pytest.mark.parametrize("extra", ["codecs", "onnx", "ray"])
+def test_the_installed_extras_are_known(extra):
+    assert packages_of(extra)
+
+
+def test_an_absent_module_is_answered_by_that_line():
+    with pytest.raises(MissingExtraError) as error:
+        require("no_such_module", extra="onnx", why="the engine onnx")
+    assert str(error.value).startswith("the engine onnx needs the package 'no_such_module'")
+    assert str(error.value).endswith(install_line("onnx"))
