@@ -206,7 +206,7 @@ def _flagged(ours: list[_Row], theirs: list[_Row], fpr: float) -> list[str]:
 def _ranking(
     scores: list[NDArray[np.float64]], truth: NDArray[np.bool_], groups: NDArray[Any] | None
 ) -> list[str]:
-    found = paired_bootstrap(auroc, *scores, truth, groups=groups)
+    found = paired_bootstrap(auroc, scores[0], scores[1], truth, groups=groups)
     values = [f"{auroc(s, truth):.3f}" for s in scores]
     between = f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
     return ["AUROC, labelled images", *values, between]
