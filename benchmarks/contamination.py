@@ -58,7 +58,7 @@ def run(file: Path, share: float, seed: int) -> dict[str, Any]:
     """Fit with the default calibration and return what comes of it on the test."""
     name = file.parent.name
     data = contaminate(file, share, seed)
-    detector = AnomalyDetector(random_state=seed, device="cpu")
+    detector = AnomalyDetector(method="ae-u", random_state=seed, device="cpu")
     detector.fit(data.train, patient_ids=[str(p) for p in data.patients])
     scores, flagged = detector.anomaly_score(data.test), detector.predict(data.test) == 1
     return {

@@ -35,6 +35,7 @@ def write_pngs(folder: Path, images: np.ndarray) -> list[Path]:
 def detector(**changes) -> AnomalyDetector:
     """Return an unfitted detector that needs no time to fit."""
     small = {
+        "method": "ae-u",
         "image_size": 16,
         "latent_dim": 2,
         "epochs": 1,

@@ -76,17 +76,18 @@ def test_a_latent_dimension_is_the_method_s_own_unless_given(head_slices):
     made = {"image_size": 32, "epochs": 1, "method_options": {"hidden_dim": 8}, "device": "cpu"}
     for method, own in (("ae-u", 16), ("nested-ae", 128)):
         assert AnomalyDetector(method=method, **made).fit(head_slices).latent_dim_ == own
-    assert AnomalyDetector(latent_dim=3, **made).fit(head_slices).latent_dim_ == 3
+    assert AnomalyDetector(method="ae-u", latent_dim=3, **made).fit(head_slices).latent_dim_ == 3
 
 
 @pytest.mark.parametrize("wrong", ["automatic", "1.5", 1.5])
 def test_latent_dim_is_a_number_or_a_rule(head_slices, wrong):
     with pytest.raises(SettingsError, match="latent_dim must be a whole number"):
-        AnomalyDetector(latent_dim=wrong).fit(head_slices)
+        AnomalyDetector(method="ae-u", latent_dim=wrong).fit(head_slices)
 
 
 def test_half_of_what_is_held_out_is_watched_where_a_method_asks(head_slices):
     made = {"method": "rate-ae", "image_size": 32, "epochs": 1, "device": "cpu"}
+    made["calibration"] = "split"
     options = {"hidden_dim": 8, "rate": 5.0}
     kept, both = (
         AnomalyDetector(method_options=options | more, **made).fit(head_slices)
@@ -107,5 +108,7 @@ def test_a_fit_says_what_rate_came_out(tmp_path):
     detector.fit(drawn, run=tmp_path / "run")
     kept = AnomalyDetector.load(tmp_path / "run").info_["measured"]
     assert 0 <= kept["rate_low"] < kept["rate"] < kept["rate_high"]
-    plain = AnomalyDetector(image_size=32, epochs=1, device="cpu", method_options={"hidden_dim": 8})
+    plain = AnomalyDetector(
+        method="ae-u", image_size=32, epochs=1, device="cpu", method_options={"hidden_dim": 8}
+    )
     assert "measured" not in plain.fit(drawn).info_

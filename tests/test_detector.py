@@ -478,7 +478,7 @@ def test_what_is_loaded_scores_bit_for_bit_the_same(fitted, images, tmp_path):
     path = fitted.save(tmp_path / "my model ö")
     again = AnomalyDetector.load(path)
     # What was left to the defaults is written down: these may change, a run may not.
-    used = {"scorer": "median", "reduction": "top:0.02"}
+    used = {"scorer": "median", "reduction": "top:0.02", "recipe": "paper"}
     used["method_options"] = AEU.usual_options | fitted.method_options
     assert {k: v for k, v in again.get_params().items() if k != "device"} == {
         k: v for k, v in (fitted.get_params() | used).items() if k != "device"

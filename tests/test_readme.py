@@ -37,7 +37,7 @@ def test_the_python_block_runs(tmp_path, monkeypatch):
     names = {}
     exec(compile(block.replace("epochs=250", "epochs=1"), "README.md", "exec"), names)
     assert names["scores"].shape == names["p"].shape == names["flags"].shape == (4,)
-    assert names["maps"].shape == (4, 64, 64)
+    assert names["maps"].shape == (4, 128, 128)
     assert set(np.unique(names["flags"])) <= {0, 1}
     assert (tmp_path / "model/model.safetensors").is_file()
     np.testing.assert_array_equal(names["detector"].anomaly_score("new_scans/"), names["scores"])

@@ -71,7 +71,8 @@ class AnomalyDetector(BaseEstimator):
     """Learn normal images; say of new ones how abnormal they are, and where.
 
     Args:
-        method: a name from `normalis.models.MODELS`, or a class of your own.
+        method: ``panel``, several methods that look together (`normalis.panel`), a name from
+            `normalis.models.MODELS`, or a class of your own.
         latent_dim: size of the bottleneck, the paper's *d*; ``auto`` is the method's own default.
         image_size: side to which images are resized, a multiple of 16; None for what is usual for
             the method, 64, of a feature network 128 or its own (`AnomalyModel.usual_image_size`).
@@ -123,7 +124,7 @@ class AnomalyDetector(BaseEstimator):
         >>> import numpy as np
         >>> from normalis import AnomalyDetector
         >>> normal = np.random.default_rng(0).random((40, 32, 32))
-        >>> detector = AnomalyDetector(image_size=32, epochs=1, latent_dim=2).fit(normal)
+        >>> detector = AnomalyDetector(method="ae-u", image_size=32, epochs=1).fit(normal)
         >>> detector.anomaly_score(normal).shape
         (40,)
     """
@@ -131,7 +132,7 @@ class AnomalyDetector(BaseEstimator):
     def __init__(
         self,
         *,
-        method: str | type[AnomalyModel] = "ae-u",
+        method: str | type[AnomalyModel] = "panel",
         latent_dim: int | str = "auto",
         image_size: int | None = None,
         channels: int = 1,
