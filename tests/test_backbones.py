@@ -13,7 +13,7 @@ from normalis import backbones
 from normalis.backbones import efficientnet_lite0 as lite0
 from normalis.backbones.base import Backbone, Tap
 from normalis.errors import BackboneError, DataError, SettingsError, UntrustedError
-from normalis.trust import named_by_a_file
+from normalis.shelf import named_by_a_file
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ ROOT = Path(normalis.__file__).parent
 # From the bottom up, as drawn in docs/design.md. A module may import from the layers below its own.
 LAYERS = [
     {"errors"},
-    {"entropy", "metrics", "images", "baselines", "duplicates", "files", "trust"},
+    {"shelf"},
+    {"entropy", "metrics", "images", "baselines", "duplicates", "files"},
     {"backbones"},
     {"models", "scorers", "datasets", "storage"},
     {"studies"},

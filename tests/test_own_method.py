@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from normalis import models
+from normalis import models, shelf
 from normalis.models.base import Autoencoder
 
 TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "tutorials" / "own_method.md"
@@ -36,9 +36,9 @@ def own_package(tmp_path, monkeypatch):
     lines = [f"[{g}]\n{k} = {v}\n" for g, names in groups.items() for k, v in names.items()]
     (info / "entry_points.txt").write_text("".join(lines))
     monkeypatch.syspath_prepend(str(tmp_path))
-    models._plugins.cache_clear()
+    shelf.offered_by_packages.cache_clear()
     yield tmp_path
-    models._plugins.cache_clear()
+    shelf.offered_by_packages.cache_clear()
     for file, _ in blocks("python"):
         sys.modules.pop(file.removesuffix(".py"), None)
 
@@ -68,7 +68,7 @@ def test_a_method_is_found_by_class_by_module_and_by_entry_point(own_package):
 def test_a_package_cannot_take_the_name_of_a_built_in_method(own_package):
     entry_points = own_package / "prefix_ae-1.0.dist-info" / "entry_points.txt"
     entry_points.write_text("[normalis.models]\nae = prefix_ae:PrefixAE\n")
-    models._plugins.cache_clear()
+    shelf.offered_by_packages.cache_clear()
     assert models.model_class("ae").__module__ == "normalis.models.ae"
 
 

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from normalis import AnomalyDetector, models, scorers
+from normalis import AnomalyDetector, models, scorers, shelf
 from normalis.errors import RunError, SettingsError, UntrustedError
+from normalis.shelf import named_by_a_file
 from normalis.storage import RunFolder, content_hash, file_hash
-from normalis.trust import named_by_a_file
 from small_runs import detector, phantoms
 
 PAYLOAD = """
@@ -123,7 +123,7 @@ def test_an_entry_point_in_the_working_folder_is_not_installed(run, payload, mon
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: payload\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[normalis.models]\nnice = payload:X\n")
     folder = edited(run, payload / "model", put("params", "method", value="nice"))
-    models._plugins.cache_clear()
+    shelf.offered_by_packages.cache_clear()
     try:
         with monkeypatch.context() as inside:
             inside.chdir(payload)
@@ -132,7 +132,7 @@ def test_an_entry_point_in_the_working_folder_is_not_installed(run, payload, mon
             assert not (payload / "ran").exists()
         AnomalyDetector.load(folder)  # on the path, and not by being the working folder
     finally:
-        models._plugins.cache_clear()
+        shelf.offered_by_packages.cache_clear()
 
 
 def test_names_that_a_user_types_are_imported(payload):

@@ -23,11 +23,13 @@ A message says what must hold, what was given, where, and what to do.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +48,7 @@ __all__ = [
     "TrainingError",
     "UnreadableImageError",
     "UntrustedError",
+    "did_you_mean",
     "install_line",
     "packages_of",
     "require",
@@ -173,6 +176,12 @@ def _pip() -> str:
     own = Path(sys.executable).parent
     found = shutil.which("pip")
     return "pip" if found and Path(found).parent == own else f"{sys.executable} -m pip"
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return ``"; did you mean 'ae-u'?"`` of the known name nearest to one, or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def require(module: str, *, extra: str, why: str) -> ModuleType:

@@ -61,10 +61,10 @@ from normalis.loading.held_out import (
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
+from normalis.shelf import named_by_a_file
 from normalis.storage import RunFolder, content_hash
 from normalis.studies.select import chosen_by
 from normalis.training.loop import pick_device
-from normalis.trust import named_by_a_file
 
 if TYPE_CHECKING:
     from normalis.datasets import Dataset, Sample

@@ -6,14 +6,12 @@ TorchScript with a JSON beside it, `normalis.backbones.file`, docs/howto/own_bac
 
 from __future__ import annotations
 
-import difflib
 from functools import cache, lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normalis.errors import BackboneError, SettingsError, UntrustedError
-from normalis.trust import may_run
+from normalis.errors import BackboneError, SettingsError, UntrustedError, did_you_mean
+from normalis.shelf import Shelf, may_run
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["BACKBONES", "check_backbone", "offer", "open_backbone"]
 
 #: network -> "module:Class"; the first is the default.
-BACKBONES: dict[str, str] = {
-    "efficientnet-lite0": "normalis.backbones.efficientnet_lite0:EfficientNetLite0",
-}
+BACKBONES = Shelf(
+    "backbone",
+    {
+        "efficientnet-lite0": "normalis.backbones.efficientnet_lite0:EfficientNetLite0",
+    },
+)
 
 ENDINGS = (".onnx", ".pt", ".ts", ".torchscript")
 """Of files that hold a network; the first is ONNX, the others TorchScript."""
@@ -41,8 +42,7 @@ def check_backbone(name: str) -> None:
     """
     if name in BACKBONES or name.endswith(ENDINGS):
         return
-    near = difflib.get_close_matches(name, BACKBONES, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, BACKBONES)
     raise SettingsError(
         f"backbone must be one of {', '.join(BACKBONES)}, or a file of your own ending in "
         f"{', '.join(ENDINGS)}, got {name!r}{hint}"
@@ -101,10 +101,9 @@ def offer(path: str | Path) -> str:
 def _listed(name: str, device: str) -> Backbone:
     import torch
 
-    module, _, cls = BACKBONES[name].partition(":")
     # Opened where nothing is recorded, whatever surrounds the call: it is kept for others.
     with torch.inference_mode(False):
-        found: Backbone = getattr(import_module(module), cls).open(device)
+        found: Backbone = BACKBONES.load(name).open(device)
     return found
 
 

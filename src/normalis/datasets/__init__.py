@@ -15,6 +15,7 @@ from typing import Any
 
 from normalis.datasets.base import Dataset, Options, Sample, Split
 from normalis.errors import DataError, LayoutError, SettingsError
+from normalis.shelf import Shelf
 
 __all__ = [
     "KNOWN_PATTERNS",
@@ -29,20 +30,23 @@ __all__ = [
 ]
 
 # In this order they are asked. The first wins over all others; the last two take what is left.
-LAYOUTS: dict[str, str] = {
-    "images + data.json": "normalis.datasets.layouts.benchmark",
-    "train + test/{normal,tumor,annotation}": "normalis.datasets.layouts.brats",
-    "MVTec/BMAD": "normalis.datasets.layouts.mvtec",
-    "BIDS": "normalis.datasets.layouts.bids",
-    "nnU-Net/Decathlon": "normalis.datasets.layouts.segmentation",
-    "MOOD": "normalis.datasets.layouts.mood",
-    "ZIP": "normalis.datasets.layouts.archive",
-    "DICOMDIR": "normalis.datasets.layouts.dicomdir",
-    "manifest": "normalis.datasets.layouts.manifest",
-    "arrays": "normalis.datasets.layouts.arrays",
-    "one folder per class": "normalis.datasets.layouts.classes",
-    "folder of images": "normalis.datasets.layouts.folder",
-}
+LAYOUTS = Shelf(
+    "layout",
+    {
+        "images + data.json": "normalis.datasets.layouts.benchmark",
+        "train + test/{normal,tumor,annotation}": "normalis.datasets.layouts.brats",
+        "MVTec/BMAD": "normalis.datasets.layouts.mvtec",
+        "BIDS": "normalis.datasets.layouts.bids",
+        "nnU-Net/Decathlon": "normalis.datasets.layouts.segmentation",
+        "MOOD": "normalis.datasets.layouts.mood",
+        "ZIP": "normalis.datasets.layouts.archive",
+        "DICOMDIR": "normalis.datasets.layouts.dicomdir",
+        "manifest": "normalis.datasets.layouts.manifest",
+        "arrays": "normalis.datasets.layouts.arrays",
+        "one folder per class": "normalis.datasets.layouts.classes",
+        "folder of images": "normalis.datasets.layouts.folder",
+    },
+)
 
 _LAZY = {
     "KNOWN_PATTERNS": "normalis.datasets.patients",
@@ -88,7 +92,7 @@ def open_dataset(
             raise DataError(f"{path}: there is no such file or folder (looked in {Path.cwd()})")
         layout = _recognise(path, options)
         _check_used(path, layout, options)
-        found: Dataset = importlib.import_module(LAYOUTS[layout]).read(path, options)
+        found: Dataset = LAYOUTS.load(layout).read(path, options)
         return _without_objects(found) if path.is_dir() and layout in _LISTED else found
     except OSError as error:  # no permission, a broken disk, a folder that vanishes meanwhile
         raise DataError(f"{path}: cannot be listed ({error})") from error
@@ -124,7 +128,7 @@ def _recognise(path: Path, options: Options) -> str:
 
 
 def _fitting(path: Path, layouts: list[str], options: Options) -> list[str]:
-    modules = {name: importlib.import_module(LAYOUTS[name]) for name in layouts}
+    modules = {name: LAYOUTS.load(name) for name in layouts}
     return [name for name, module in modules.items() if module.recognise(path, options)]
 
 

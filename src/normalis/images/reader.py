@@ -7,7 +7,6 @@ of damaged bytes raise almost any exception and one bad file must not end a run 
 from __future__ import annotations
 
 import gzip
-import importlib
 import logging
 import threading
 import warnings
@@ -19,16 +18,20 @@ from typing import Any, BinaryIO
 
 from normalis.errors import SettingsError, UnreadableImageError
 from normalis.images.frame import Frame, Probe
+from normalis.shelf import Shelf
 
 __all__ = ["FORMATS", "PLANES", "check_slicing", "describe", "probe", "read_frames", "recognise"]
 
-FORMATS: dict[str, str] = {
-    "PNG": "normalis.images.raster",
-    "JPEG": "normalis.images.raster",
-    "TIFF": "normalis.images.raster",
-    "DICOM": "normalis.images.dicom",
-    "NIfTI": "normalis.images.nifti",
-}
+FORMATS = Shelf(
+    "format",
+    {
+        "PNG": "normalis.images.raster",
+        "JPEG": "normalis.images.raster",
+        "TIFF": "normalis.images.raster",
+        "DICOM": "normalis.images.dicom",
+        "NIfTI": "normalis.images.nifti",
+    },
+)
 """Format -> module with ``read`` and ``probe``."""
 
 PLANES = ("axial", "coronal", "sagittal")
@@ -91,7 +94,7 @@ def read_frames(
     check_slicing(plane, slice_range)
     path = Path(path)
     with _reasons(path), path.open("rb") as stream:
-        module = importlib.import_module(FORMATS[recognise(stream, path)])
+        module = FORMATS.load(recognise(stream, path))
         options = {"plane": plane, "slice_range": slice_range, "voi": voi, "grey": grey}
         frames = module.read(stream, path, **options)
         while True:
@@ -111,7 +114,7 @@ def probe(path: str | Path) -> Probe:
     """
     path = Path(path)
     with _reasons(path), path.open("rb") as stream:
-        module = importlib.import_module(FORMATS[recognise(stream, path)])
+        module = FORMATS.load(recognise(stream, path))
         with _quiet():  # imports first: a library's own loggers come with it
             found: Probe = module.probe(stream, path)
         return found

@@ -34,7 +34,7 @@ from normalis.errors import SettingsError
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings, Phase
 from normalis.models.vgg19 import VGG19
-from normalis.trust import import_named, restoring
+from normalis.shelf import import_named, restoring
 
 __all__ = ["PerceptualAE", "PerceptualAESettings"]
 

@@ -13,7 +13,6 @@ sets or files. Images are ``float32`` tensors (B, C, H, W) in [-1, 1].
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +22,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from normalis.errors import NotFittedError, SettingsError
+from normalis.errors import NotFittedError, SettingsError, did_you_mean
 
 __all__ = [
     "AnomalyModel",
@@ -106,8 +105,7 @@ class ModelSettings:
         known = [f.name for f in fields(cls)]
         for key in options:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+                hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
                 raise SettingsError(f"unknown setting {key!r} of this method{hint}")
         defaults = {f.name: f.default for f in fields(cls)}
         for key, value in options.items():

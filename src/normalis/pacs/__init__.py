@@ -7,13 +7,18 @@ UIDs, series numbers from 9001, the research words, and the mark that keeps them
 
 from __future__ import annotations
 
+from normalis.shelf import Shelf
+
 __all__ = ["OBJECTS"]
 
-#: kind -> module with ``build``; and whether it is written unless asked otherwise.
-OBJECTS: dict[str, str] = {
-    "sc": "normalis.pacs.capture",
-    "sr": "normalis.pacs.structured_report",
-    "seg": "normalis.pacs.segmentation",
-    "pm": "normalis.pacs.parametric_map",
-    "pr": "normalis.pacs.presentation",
-}
+#: kind -> what builds its objects from a study
+OBJECTS = Shelf(
+    "kind",
+    {
+        "sc": "normalis.pacs.capture:build",
+        "sr": "normalis.pacs.structured_report:build",
+        "seg": "normalis.pacs.segmentation:build",
+        "pm": "normalis.pacs.parametric_map:build",
+        "pr": "normalis.pacs.presentation:build",
+    },
+)

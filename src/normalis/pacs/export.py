@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import SettingsError, require
+from normalis.errors import require
 from normalis.pacs import OBJECTS
 from normalis.pacs.cases import ScoredStudy
 from normalis.pacs.transfer import file_name, save
@@ -42,8 +41,8 @@ def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
         SettingsError: if one is unknown.
         MissingExtraError: if the extra ``pacs`` is not installed.
     """
-    if unknown := [kind for kind in kinds if kind not in OBJECTS]:
-        raise SettingsError(f"a kind must be one of {', '.join(OBJECTS)}, got {unknown[0]!r}")
+    for kind in kinds:
+        OBJECTS.check(kind)
     require("highdicom", extra="pacs", why="writing DICOM objects")
     return tuple(kind for kind in OBJECTS if kind in kinds)
 
@@ -60,7 +59,7 @@ def objects_of(
     """
     made: list[Any] = []
     for kind in kinds:
-        build = importlib.import_module(OBJECTS[kind]).build
+        build = OBJECTS.load(kind)
         try:
             made += build(study)
         except Exception as error:  # of a header that highdicom cannot work with

@@ -26,7 +26,6 @@ above::
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +33,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import NormalisError, SettingsError
+from normalis.errors import NormalisError, SettingsError, did_you_mean
 from normalis.models import model_class
 from normalis.scorers import usual_reduction
 from normalis.storage import content_hash, write_json
@@ -243,9 +242,8 @@ _DEFAULTS: dict[str, Any] = {
 def _check_keys(given: Iterable[str], known: Sequence[str], where: str) -> None:
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise SettingsError(f"{where}: unknown key {key!r}; {hint}")
+            hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+            raise SettingsError(f"{where}: unknown key {key!r}{hint}")
 
 
 def read_plan(path: str | Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ table (``SELECT * FROM 'results/records/*.parquet'``). What is shipped is packed
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import RunError, SettingsError
+from normalis.errors import RunError, SettingsError, did_you_mean
 from normalis.files import exclusive, plain, visible, write_atomically
 from normalis.research import packed
 
@@ -172,9 +171,8 @@ def listing(
     known = list(dict.fromkeys(name for row in rows for name in row))
     for name in [*(where or {}), *(columns or []), *([sort] if sort else [])]:
         if rows and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise SettingsError(f"records have no column {name!r}; {hint}")
+            hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+            raise SettingsError(f"records have no column {name!r}{hint}")
     rows = [r for r in rows if all(str(r.get(k)) == v for k, v in (where or {}).items())]
     if sort:
         rows.sort(key=lambda r: (r.get(sort) is not None, r.get(sort)), reverse=True)

@@ -6,11 +6,9 @@ model that has what it needs; `Scorer.supports` says what is missing.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
-from normalis.errors import SettingsError
-from normalis.trust import import_named
+from normalis.shelf import Shelf
 
 if TYPE_CHECKING:
     from normalis.models.base import AnomalyModel
@@ -21,17 +19,20 @@ __all__ = [
 ]  # fmt: skip
 
 #: scorer -> "module:Class"
-SCORERS: dict[str, str] = {
-    "native": "normalis.scorers.native:Native",
-    "l2": "normalis.scorers.l2:L2",
-    "l1": "normalis.scorers.l1:L1",
-    "ssim": "normalis.scorers.ssim:SSIM",
-    "gradient": "normalis.scorers.gradient:Gradient",
-    "normalised": "normalis.scorers.normalised:Normalised",
-    "mahalanobis": "normalis.scorers.mahalanobis:Mahalanobis",
-    "median": "normalis.scorers.median:Median",
-    "combination": "normalis.scorers.combination:Combination",
-}
+SCORERS = Shelf(
+    "scorer",
+    {
+        "native": "normalis.scorers.native:Native",
+        "l2": "normalis.scorers.l2:L2",
+        "l1": "normalis.scorers.l1:L1",
+        "ssim": "normalis.scorers.ssim:SSIM",
+        "gradient": "normalis.scorers.gradient:Gradient",
+        "normalised": "normalis.scorers.normalised:Normalised",
+        "mahalanobis": "normalis.scorers.mahalanobis:Mahalanobis",
+        "median": "normalis.scorers.median:Median",
+        "combination": "normalis.scorers.combination:Combination",
+    },
+)
 
 #: Reductions of scorers other than the mean, for those who read records and load no scorer.
 _REDUCTIONS = {"median": "top:0.02"}
@@ -54,12 +55,7 @@ def scorer_class(scorer: str | type[Scorer]) -> type[Scorer]:
     """
     if not isinstance(scorer, str):
         return scorer
-    target = SCORERS.get(scorer, scorer)
-    if not target.partition(":")[2]:
-        near = difflib.get_close_matches(scorer, SCORERS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(f"scorer must be one of {', '.join(SCORERS)}, got {scorer!r}{hint}")
-    found: type[Scorer] = import_named(target, what="scorer", known=scorer in SCORERS)
+    found: type[Scorer] = SCORERS.load(scorer)
     return found
 
 

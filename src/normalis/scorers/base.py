@@ -14,7 +14,6 @@ and what a scorer takes from normal images, it takes in `Scorer.fit`.
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from normalis.errors import NotFittedError, SettingsError
+from normalis.errors import NotFittedError, SettingsError, did_you_mean
 from normalis.models.base import AnomalyModel
 
 __all__ = [
@@ -138,8 +137,7 @@ class ScorerSettings:
         known = [f.name for f in fields(cls)]
         for key in options:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+                hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
                 raise SettingsError(f"unknown setting {key!r} of this scorer{hint}")
         return cls(**options)
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from normalis.shelf import Shelf
+
 __all__ = ["DATASETS", "download_archive", "named", "prepare"]
 
-DATASETS: dict[str, str] = {
-    "phantom": "normalis.research.datasets.phantom:PHANTOM",
-    "rsna": "normalis.research.datasets.rsna:RSNA",
-    "vindr_cxr": "normalis.research.datasets.vindr_cxr:VINDR_CXR",
-    "brain_tumor": "normalis.research.datasets.brain_tumor:BRAIN_TUMOR",
-    "brats2021": "normalis.research.datasets.brats2021:BRATS2021",
-    "lag": "normalis.research.datasets.lag:LAG",
-    "isic2018": "normalis.research.datasets.isic2018:ISIC2018",
-    "camelyon16": "normalis.research.datasets.camelyon16:CAMELYON16",
-}
+DATASETS = Shelf(
+    "data set",
+    {
+        "phantom": "normalis.research.datasets.phantom:PHANTOM",
+        "rsna": "normalis.research.datasets.rsna:RSNA",
+        "vindr_cxr": "normalis.research.datasets.vindr_cxr:VINDR_CXR",
+        "brain_tumor": "normalis.research.datasets.brain_tumor:BRAIN_TUMOR",
+        "brats2021": "normalis.research.datasets.brats2021:BRATS2021",
+        "lag": "normalis.research.datasets.lag:LAG",
+        "isic2018": "normalis.research.datasets.isic2018:ISIC2018",
+        "camelyon16": "normalis.research.datasets.camelyon16:CAMELYON16",
+    },
+)
 
 _LAZY = {
     "download_archive": "normalis.research.datasets.download",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import SettingsError
+from normalis.errors import SettingsError, did_you_mean
 
 __all__ = ["MEDIANOMALY", "Counts", "NamedDataset", "Preparation", "medianomaly_url", "named"]
 
@@ -101,12 +100,12 @@ def named(name: str) -> NamedDataset:
     """
     from normalis.research.datasets import DATASETS
 
-    for where in DATASETS.values():
-        module, attribute = where.split(":")
-        dataset: NamedDataset = getattr(importlib.import_module(module), attribute)
+    for listed in DATASETS:
+        dataset: NamedDataset = DATASETS.load(listed)
         if _key(name) in map(_key, (dataset.name, *dataset.aliases)):
             return dataset
-    raise SettingsError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
+    hint = did_you_mean(name, DATASETS)
+    raise SettingsError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}{hint}")
 
 
 def _key(name: str) -> str:

@@ -7,7 +7,6 @@ place under its name in one step.
 
 from __future__ import annotations
 
-import difflib
 import json
 import shutil
 import tarfile
@@ -20,7 +19,7 @@ from typing import Any
 from normalis.datasets.atomic import new_folder
 from normalis.datasets.base import Dataset
 from normalis.datasets.listing import list_images, quote_some
-from normalis.errors import DataError, SettingsError
+from normalis.errors import DataError, SettingsError, did_you_mean
 from normalis.research.datasets.catalogue import Counts, NamedDataset, Preparation, named
 
 __all__ = ["check_counts", "find_folder", "prepare", "require_files"]
@@ -140,9 +139,8 @@ def require_files(wanted: Iterable[str], present: Iterable[str], *, where: Path)
 def _settings(dataset: NamedDataset, options: dict[str, Any]) -> dict[str, Any]:
     for option in options:
         if option not in dataset.options:
-            close = difflib.get_close_matches(option, dataset.options, 1)
             known = ", ".join(dataset.options) or "no option"
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(option, dataset.options)
             raise SettingsError(f"{dataset.name} knows {known}, got {option!r}{hint}")
     return {**dataset.options, **{k: v for k, v in options.items() if v is not None}}
 

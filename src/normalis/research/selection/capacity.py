@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from normalis.errors import DataError, SettingsError
+from normalis.errors import DataError, SettingsError, did_you_mean
 from normalis.research.selection.evidence import Evidence
 from normalis.research.selection.outcome import Selection
 from normalis.research.selection.rules import READS_SCORES, RULES
@@ -32,8 +31,7 @@ def select_capacity(
         SettingsError: if there is no such rule, or the evidence lacks what it needs.
     """
     if rule not in RULES:
-        near = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(rule, RULES, cutoff=0.3)
         raise SettingsError(f"rule must be one of {', '.join(RULES)}, got {rule!r}{hint}")
     chosen = RULES[rule](evidence)
     if not repeats or rule not in READS_SCORES:

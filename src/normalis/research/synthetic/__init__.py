@@ -25,30 +25,31 @@ Every family is a pure function of (images, seed): ``(images, *, scale_px, contr
 
 from __future__ import annotations
 
-import difflib
-from importlib import import_module
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normalis.errors import DataError, SettingsError
+from normalis.errors import DataError
+from normalis.shelf import Shelf
 
 __all__ = ["SCALES", "SYNTHETIC", "synthesise"]
 
 #: family -> "module:function"
-SYNTHETIC: dict[str, str] = {
-    "small-bright": "normalis.research.synthetic.blob:bright_blob",
-    "small-dark": "normalis.research.synthetic.blob:dark_blob",
-    "large-bright": "normalis.research.synthetic.blob:bright_blob",
-    "large-dark": "normalis.research.synthetic.blob:dark_blob",
-    "texture": "normalis.research.synthetic.texture:texture",
-    "pasted-patch": "normalis.research.synthetic.patch:pasted_patch",
-    "blur": "normalis.research.synthetic.blur:blur",
-    "warp": "normalis.research.synthetic.warp:warp",
-    "opacity": "normalis.research.synthetic.opacity:opacity",
-    "photometric": "normalis.research.synthetic.photometric:photometric",
-    "geometric": "normalis.research.synthetic.geometric:geometric",
-}
+SYNTHETIC = Shelf(
+    "family",
+    {
+        "small-bright": "normalis.research.synthetic.blob:bright_blob",
+        "small-dark": "normalis.research.synthetic.blob:dark_blob",
+        "large-bright": "normalis.research.synthetic.blob:bright_blob",
+        "large-dark": "normalis.research.synthetic.blob:dark_blob",
+        "texture": "normalis.research.synthetic.texture:texture",
+        "pasted-patch": "normalis.research.synthetic.patch:pasted_patch",
+        "blur": "normalis.research.synthetic.blur:blur",
+        "warp": "normalis.research.synthetic.warp:warp",
+        "opacity": "normalis.research.synthetic.opacity:opacity",
+        "photometric": "normalis.research.synthetic.photometric:photometric",
+        "geometric": "normalis.research.synthetic.geometric:geometric",
+    },
+)
 
 #: family -> extent as a share of the image's side
 SCALES: dict[str, float] = {
@@ -84,15 +85,11 @@ def synthesise(
         SettingsError: if there is no such family; names the nearest one.
         DataError: if the images are not as described.
     """
-    if family not in SYNTHETIC:
-        near = difflib.get_close_matches(family, SYNTHETIC, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(f"family must be one of {', '.join(SYNTHETIC)}, got {family!r}{hint}")
+    SYNTHETIC.check(family)
     x = np.asarray(images, dtype=np.float32)
     if x.ndim != 3 or x.shape[1] != x.shape[2] or len(x) < 2:
         raise DataError(f"images must be (N, S, S) with N >= 2, got shape {x.shape}")
-    module, function = SYNTHETIC[family].split(":")
-    make = getattr(import_module(module), function)
+    make = SYNTHETIC.load(family)
     scale_px = SCALES[family] * x.shape[1]
     result: tuple[NDArray[np.float32], NDArray[np.bool_]] = make(
         x, scale_px=scale_px, contrast=contrast, seed=seed
