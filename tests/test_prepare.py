@@ -95,7 +95,7 @@ def test_names_of_archives_and_other_spellings(alias, name):
 def test_unknown_names_and_options(tmp_path):
     with pytest.raises(SettingsError, match="must be one of phantom, rsna"):
         named("mnist")
-    with pytest.raises(SettingsError, match="did you mean split"):
+    with pytest.raises(SettingsError, match="did you mean 'split'"):
         prepare("rsna", tmp_path, tmp_path / "out", splt="x")
     with pytest.raises(DataError, match="must be downloaded first"):
         prepare("rsna", None, tmp_path / "out")

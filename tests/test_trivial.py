@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from skimage.filters import threshold_otsu
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
@@ -63,6 +64,15 @@ def test_threshold_separates_two_levels():
     train[:, :4] = 200
     threshold = trivial.foreground_threshold(train)
     np.testing.assert_allclose(trivial.foreground_area(train, threshold=threshold), 0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_otsu_is_that_of_scikit_image(seed):
+    rng = np.random.default_rng(seed)
+    for values in (rng.random(500), rng.normal(size=(9, 8, 8)), rng.integers(0, 5, 40) / 4):
+        values = values.astype(np.float32)
+        assert trivial.otsu_threshold(values) == pytest.approx(threshold_otsu(values), rel=1e-5)
+    assert trivial.otsu_threshold(np.full(4, 0.3)) == 0.3
 
 
 def test_pixel_scores_come_in_both_directions(images):

@@ -202,5 +202,6 @@ def require(module: str, *, extra: str, why: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
-            f"{why} needs the package {module!r}, which is not installed: {install_line(extra)}"
+            f"{why} needs the package {module.partition('.')[0]!r}, which is not installed: "
+            f"{install_line(extra)}"
         ) from error

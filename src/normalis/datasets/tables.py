@@ -3,7 +3,8 @@
 Spreadsheets and databases export tables in many encodings and with several delimiters. What is
 recognised: UTF-8 with or without byte order mark, UTF-16 and UTF-32, else Windows-1252 (of which
 Latin-1 is a part); comma, semicolon, tab or ``|``; a first line ``sep=;`` as Excel writes it; lines
-of comment before the column names, and other lines above them. Parquet is read by pyarrow.
+of comment before the column names, and other lines above them. Parquet is read by pyarrow, of the
+extra ``research``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import DataError
+from normalis.errors import DataError, require
 
 __all__ = ["SUFFIXES", "Table", "cell_text", "read_table"]
 
@@ -83,8 +84,8 @@ def cell_text(value: Any) -> str:
 
 
 def _parquet(file: Path) -> Table:
+    pq = require("pyarrow.parquet", extra="research", why=f"{file}: reading a Parquet table")
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(file)

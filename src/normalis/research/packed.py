@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.errors import RunError
+from normalis.errors import RunError, require
 from normalis.files import write_atomically
 
-__all__ = ["BITS", "PER_IMAGE", "pack", "read", "rounded", "write_table"]
+__all__ = ["BITS", "PER_IMAGE", "arrow", "pack", "read", "rounded", "write_table"]
 
 #: Columns of a record with one entry per image.
 PER_IMAGE = (
@@ -38,6 +38,19 @@ _SHARED = PER_IMAGE[:-1]
 #: Bits that the fraction of a packed score keeps, of 23.
 BITS = 14
 RECORDS, IMAGES = "records.parquet", "images.parquet"
+
+
+def arrow() -> tuple[Any, Any]:
+    """Return ``pyarrow`` and ``pyarrow.parquet``, of the extra ``research``.
+
+    Raises:
+        MissingExtraError: with the line that installs them.
+    """
+    why = "reading and writing experiment records"
+    return (
+        require("pyarrow", extra="research", why=why),
+        require("pyarrow.parquet", extra="research", why=why),
+    )
 
 
 def pack(records: Iterable[Mapping[str, Any]], out: Path) -> tuple[Path, Path]:
@@ -76,8 +89,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], *, floats: Sequen
         rows: with any columns each; those that a row lacks are null.
         floats: columns that are lists of float32.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pa, pq = arrow()
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     kinds = {name: pa.list_(pa.float32()) for name in floats}
@@ -98,8 +110,7 @@ def read(folder: Path) -> Iterator[dict[str, Any]]:
     Raises:
         RunError: if a file is damaged, or one of the two is missing.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pa, pq = arrow()
 
     if not (folder / RECORDS).is_file():
         return

@@ -62,9 +62,7 @@ class Records:
             identity: hash of the experiment's settings.
             record: column -> plain value, list or NumPy array.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        pa, pq = packed.arrow()
         if identity in self:
             return
         row = {"id": identity, "format": FORMAT, **record}
@@ -123,8 +121,7 @@ _NEEDED = ("id", "dataset", "method", "latent_dim", "seed")
 
 def _read_record(file: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """Return the one row of a record."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pa, pq = packed.arrow()
 
     try:
         opened = pq.ParquetFile(file)
@@ -184,8 +181,7 @@ def listing(
 
 def _type_of(column: str) -> Any:
     """Return a column's Arrow type where the first value might not tell it, else None."""
-    import pyarrow as pa
-
+    pa, _ = packed.arrow()
     if column in _FLOATS:
         return pa.list_(pa.float32())
     if column in ("latent_dim", "seed", "epochs", "n_train", "n_parameters", "threads"):

@@ -1,0 +1,79 @@
+"""What is not installed is said with the line that installs it; the core needs none of it."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from normalis.datasets import open_dataset
+from normalis.errors import MissingExtraError, install_line
+from normalis.research import packed
+from normalis.research.records import Records
+
+LINE = re.escape(f"needs the package 'pyarrow', which is not installed: {install_line('research')}")
+
+
+@pytest.fixture
+def no_arrow(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+
+
+def test_records_without_pyarrow(no_arrow, tmp_path):
+    with pytest.raises(MissingExtraError, match=f"records {LINE}"):
+        Records(tmp_path).append("a", {"dataset": "x"})
+    (tmp_path / packed.RECORDS).touch()
+    with pytest.raises(MissingExtraError, match=LINE):
+        list(packed.read(tmp_path))
+
+
+def test_a_parquet_manifest_without_pyarrow(no_arrow, tmp_path):
+    file = tmp_path / "list.parquet"
+    file.touch()
+    with pytest.raises(MissingExtraError, match=f"list.parquet: reading a Parquet table {LINE}"):
+        open_dataset(file)
+
+
+#: Extras, and what tests alone need; not there in a plain installation.
+NOT_CORE = ("pyarrow", "skimage", "onnx", "onnxruntime", "ray", "pynetdicom", "highdicom",
+            "starlette", "uvicorn", "gdcm", "pylibjpeg", "pandas")  # fmt: skip
+
+
+def test_the_main_job_needs_no_extra(tmp_path):
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {NOT_CORE!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from normalis.cli import app
+x = np.random.default_rng(0).integers(0, 256, (60, 32, 32), np.uint8)
+np.save("x.npy", x)
+np.savez("y.npz", train=x, test=x[:20], test_label=np.arange(20) % 2)
+for command in (
+    "check y.npz",
+    "fit y.npz --out run --method pca --image-size 32 --device cpu",
+    "score run x.npy --out scored --device cpu",
+    "evaluate run y.npz --device cpu",
+    "report scored --out page.html",
+    "methods",
+):
+    app(command.split(), standalone_mode=False)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+
+
+def test_the_list_of_core_packages_is_short():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert len(project["dependencies"]) <= 14
+    optional = project["optional-dependencies"]
+    assert any(line.startswith("pyarrow") for line in optional["research"])
