@@ -123,7 +123,7 @@ def together(chosen: list[Any], x: Tensor) -> Iterator[tuple[str, Tensor]]:
 def members(data: Path, results: Path, device: torch.device, dataset: str) -> list[tuple[Any, ...]]:
     pixels, test, sick = images(data, results, dataset)
     seeds = list(range(24))
-    options = models.model_class("ae-u").usual_options
+    options = models.model_class("ae-u").default_options
     built = [models.build("ae-u", seed=s, **options) for s in seeds]
     settings = fast(SETS[dataset][1])
     networks = trained(built, seeds, pixels, settings=settings, device=device)

@@ -31,7 +31,7 @@ from normalis.loading.held_out import units_of
 from normalis.scoring import joined_scores
 
 SETS = ("kermany_cxr", "brain_tumor", "lgg_flair", "fundus", "breast_us_patches")
-#: Where file names hold the patient; `normalis fit --patients` takes the same.
+#: Where file names hold the patient; `normalis fit --patient-pattern` takes the same.
 PATIENTS = {
     "kermany_cxr": r"((?:IM|NORMAL2-IM|person)-?\d+)",
     "lgg_flair": r"(TCGA_[A-Z]{2}_[0-9A-Z]{4})",

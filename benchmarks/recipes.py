@@ -26,7 +26,7 @@ import numpy as np
 from normalis.models.ae_u import AEU
 from normalis.research.experiments import expand, read_plan
 from normalis.research.records import Records
-from normalis.scorers import usual_reduction
+from normalis.scorers import default_reduction
 from pages import fill
 
 READINGS = ("native", "median")
@@ -70,9 +70,9 @@ def of_the_default(results: Path) -> list[str]:
         settings = row["settings"]
         if row["method"] != "ae-u" or row["latent_dim"] != 16:
             continue
-        if settings["options"] != AEU.usual_options:
+        if settings["options"] != AEU.default_options:
             continue
-        usual = row["reduction"] == usual_reduction(row["scorer"])
+        usual = row["reduction"] == default_reduction(row["scorer"])
         twins = settings["subset"]["drop_train_twins"] is None
         if settings["subset"]["validation_share"] or settings["training"]["standardize"]:
             continue

@@ -169,7 +169,7 @@ def kept(results: Path, data: Path, dataset: str) -> tuple[dict[str, Trained], N
         arrays = store.get(experiment.data)
         test, sick = arrays.of("test"), arrays.is_anomalous[arrays.split == "test"]
         model, _ = jobs.fitted(experiment, arrays, results, device="cpu")
-        scorer = scorers.build(scorers.usual_scorer(type(model)))
+        scorer = scorers.build(scorers.default_scorer(type(model)))
         normal = np.flatnonzero(~sick)
         scale = ColourScale.from_maps(read(model, scorer, test[normal[1::2]]))
         found[record["method"]] = Trained(model, scorer, scale, record["epochs"])
@@ -221,7 +221,7 @@ def page(cost: dict[str, tuple[str, str]], caption: str) -> str:
         said, file = describe(cls), cls.__module__.rpartition(".")[2]
         rows.append(f"| [`{name}`](#{name}) | {said['summary']} | {' | '.join(cost[name])} |")
         own = options_of(cls)
-        usual = ", ".join(f"`{k}={v!r}`" for k, v in cls.usual_options.items())
+        usual = ", ".join(f"`{k}={v!r}`" for k, v in cls.default_options.items())
         sections.append(
             f"### {name}\n\n{said['summary']}\n\n```text\n{said['equation']}\n```\n\n"
             f"*When to use it:* {said['Use']}\n\n*Reference:* {said['Reference']}\n\n"

@@ -151,7 +151,7 @@ def test_file_name_pattern_is_offered_and_used_only_when_given(tmp_path):
     data = dataset(tuple(samples))
     found = audit(data)
     assert found.patients() == {"train": None, "test": None, "shared": None}
-    assert any("TCGA" in text and "--patients" in text for text in texts(found, "note"))
+    assert any("TCGA" in text and "--patient-pattern" in text for text in texts(found, "note"))
     found = audit(data, patient_pattern=TCGA)
     assert found.patients() == {"train": 4, "test": 3, "shared": 1}
     assert found.pattern is None

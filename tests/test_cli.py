@@ -229,7 +229,7 @@ def test_fit_score_evaluate_report(run, root, fitted, tmp_path):
     metrics = json.loads((fitted / "evaluation_head scans.json").read_text())
     assert metrics["data"] == "head scans"
     assert metrics["method"] == "ae-u"
-    assert "trivial baseline" in out
+    assert "baseline" in out
 
     status, out, err = run("report", tmp_path / "out", "--out", tmp_path / "page.html")
     assert status == 0, err
@@ -402,3 +402,16 @@ def test_scores_are_replaced_if_asked_and_named_by_the_scored_folder(run, root, 
     assert run(*command, "--relative-paths", "--overwrite")[0] == 0
     assert read_table(tmp_path / "out/scores.csv")[0]["path"] == "good/000.png"
     assert sorted(p.name[0] for p in (tmp_path / "out").iterdir()).count(".") == 0
+
+
+def test_the_option_for_patients_has_a_new_name_and_the_old_one_works(run, tmp_path):
+    for name in ("p1_a.png", "p1_b.png", "p2_a.png"):
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / name)
+    new = run("check", tmp_path, "--patient-pattern", "(p[0-9])_", "--json")
+    old = run("check", tmp_path, "--patients", "(p[0-9])_", "--json")
+    assert new[0] == 0
+    assert json.loads(new[1]) == json.loads(old[1])
+    assert run("check", tmp_path, "--patients=(q)_", "--json")[0] == 2
+    shown = run("check", "--help")[1]
+    assert "--patient-pattern" in shown
+    assert "--patients" not in shown

@@ -479,7 +479,7 @@ def test_what_is_loaded_scores_bit_for_bit_the_same(fitted, images, tmp_path):
     again = AnomalyDetector.load(path)
     # What was left to the defaults is written down: these may change, a run may not.
     used = {"scorer": "median", "reduction": "top:0.02", "recipe": "paper"}
-    used["method_options"] = AEU.usual_options | fitted.method_options
+    used["method_options"] = AEU.default_options | fitted.method_options
     assert {k: v for k, v in again.get_params().items() if k != "device"} == {
         k: v for k, v in (fitted.get_params() | used).items() if k != "device"
     }
@@ -495,7 +495,7 @@ def test_what_is_loaded_scores_bit_for_bit_the_same(fitted, images, tmp_path):
 def test_a_run_keeps_its_settings_when_what_is_usual_changes(images, tmp_path, monkeypatch):
     """As a run of an earlier release that knew no such setting."""
     with monkeypatch.context() as before:
-        before.setattr(AEU, "usual_options", {})
+        before.setattr(AEU, "default_options", {})
         earlier = detector(epochs=1).fit(images, run=tmp_path / "run")
     again = AnomalyDetector.load(tmp_path / "run")
     assert again.model_.settings == earlier.model_.settings

@@ -96,7 +96,7 @@ def test_oracles_and_deployable_figures_are_apart(study, rng):
     assert one.ranking["pixel_auroc"].value == exact.auroc
     sections = [row.section for row in found.table()]
     assert sections.index("oracle") == max(sections.index(s) for s in sections)
-    assert all("oracle" in row.note for row in found.table() if row.section == "oracle")
+    assert all("label-tuned" in row.note for row in found.table() if row.section == "oracle")
     found_lesions = {row.name: row for row in found.table() if row.section == "lesion"}
     assert found_lesions["lesions found, 1 to 9 pixels"].value == 1.0
     assert np.isnan(found_lesions["lesions found, 300 or more pixels"].value)

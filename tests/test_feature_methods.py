@@ -255,8 +255,8 @@ def test_the_footprint_is_what_the_run_takes(method, monkeypatch):
 
 
 def test_methods_look_at_the_size_that_the_network_sees_best():
-    assert models.model_class("spade").usual_image_size() == 128
-    assert models.model_class("ae-u").usual_image_size() == 64
+    assert models.model_class("spade").default_image_size() == 128
+    assert models.model_class("ae-u").default_image_size() == 64
     assert models.build("padim").settings.image_size == 128
 
 

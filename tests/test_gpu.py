@@ -34,7 +34,7 @@ def losses_of(method, *, stacked, precision, **options):
 @pytest.mark.parametrize("method", ["ae", "ae-u", "ae-spatial"])
 @pytest.mark.parametrize(("precision", "rtol"), [("float32", 5e-3), ("bfloat16", 3e-2)])
 def test_a_stack_on_a_gpu_trains_as_models_alone(method, precision, rtol):
-    options = models.model_class(method).usual_options
+    options = models.model_class(method).default_options
     one = losses_of(method, stacked=True, precision=precision, **options)
     other = losses_of(method, stacked=False, precision=precision, **options)
     torch.testing.assert_close(one, other, rtol=rtol, atol=5e-3)

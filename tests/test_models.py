@@ -772,11 +772,13 @@ def test_nested_ae_balances_widths_by_what_they_reach():
     assert set(model.state()) - set(plain.state()) == {"errors"}
 
 
-@pytest.mark.parametrize("name", [n for n in models.MODELS if models.model_class(n).usual_options])
+@pytest.mark.parametrize(
+    "name", [n for n in models.MODELS if models.model_class(n).default_options]
+)
 def test_what_is_usual_for_a_method_is_among_its_settings(name):
     cls = models.model_class(name)
-    used = cls.Settings.from_mapping(dict(cls.usual_options)).to_dict()
-    assert {k: used[k] for k in cls.usual_options} == cls.usual_options
+    used = cls.Settings.from_mapping(dict(cls.default_options)).to_dict()
+    assert {k: used[k] for k in cls.default_options} == cls.default_options
 
 
 @pytest.mark.slow

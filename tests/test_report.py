@@ -169,7 +169,7 @@ def test_audit_and_evaluation_are_shown_and_oracles_apart(page):
     ranking = ranking[: ranking.index("</table>")]
     assert "0.870" in ranking
     assert "best Dice" not in ranking
-    assert "<h3>Oracles</h3>" in page.text
+    assert "<h3>Label-tuned</h3>" in page.text
     assert re.search(r'<tr class="marked">\s*<th scope="row">file 512</th>', page.text)
 
 

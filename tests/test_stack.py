@@ -64,7 +64,7 @@ def test_stacked_models_are_the_models_trained_alone(method, latents, recipe):
     that into 5e-4 of the loss after ten steps with or without a stack. So does, in the last steps,
     another processor.
     """
-    usual = models.model_class(method).usual_options
+    usual = models.model_class(method).default_options
     together, seeds = members(method, latents, (0, 7), **usual)
     alone, _ = members(method, latents, (0, 7), **usual)
     assert len(groups(together)) == 1
@@ -84,7 +84,7 @@ def test_stacked_models_are_the_models_trained_alone(method, latents, recipe):
 
 def test_a_stack_in_bfloat16_is_near_the_one_in_float32():
     """Batch normalisation gets bfloat16 there, with statistics in float32."""
-    usual = models.model_class("ae-u").usual_options
+    usual = models.model_class("ae-u").default_options
 
     def of(precision):
         built, seeds = members("ae-u", (2, 5), (0,), **usual)

@@ -75,7 +75,7 @@ class AnomalyDetector(BaseEstimator):
             `normalis.models.MODELS`, or a class of your own.
         latent_dim: size of the bottleneck, the paper's *d*; ``auto`` is the method's own default.
         image_size: side to which images are resized, a multiple of 16; None for what is usual for
-            the method, 64, of a feature network 128 or its own (`AnomalyModel.usual_image_size`).
+            the method, 64, of a feature network 128 or its own (`AnomalyModel.default_image_size`).
         channels: 1 (grey) or 3.
         epochs: passes over the training images; None for the recipe's own, 250 for ``paper`` and
             83 for ``fast``, more where the images are few (`normalis.training.loop.settings_for`).
@@ -110,7 +110,7 @@ class AnomalyDetector(BaseEstimator):
         random_state: seed of everything random.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         method_options: further settings of the method, on top of those that are usual for it
-            (`AnomalyModel.usual_options`).
+            (`AnomalyModel.default_options`).
         scorer_options: further settings of the scorer.
         members: methods of the panel, instead of the default ones; one alone is that method.
 
@@ -209,7 +209,7 @@ class AnomalyDetector(BaseEstimator):
         """The side that was asked for, else what is usual for the method."""
         if self.image_size is not None:
             return self.image_size
-        return models.model_class(self._method).usual_image_size(self._method_options)
+        return models.model_class(self._method).default_image_size(self._method_options)
 
     @property
     def _method(self) -> str | type[AnomalyModel]:
@@ -258,7 +258,7 @@ class AnomalyDetector(BaseEstimator):
     @property
     def _method_options(self) -> dict[str, Any]:
         """What is usual for the method, and on top of it what was asked for."""
-        own = {**models.model_class(self._method).usual_options, **(self.method_options or {})}
+        own = {**models.model_class(self._method).default_options, **(self.method_options or {})}
         if self.members is not None and self._is_panel:
             own["members"] = "+".join(self.members)
         return own
@@ -273,7 +273,7 @@ class AnomalyDetector(BaseEstimator):
     def _scorer_name(self) -> str:
         if self.scorer != "auto":
             return self.scorer
-        return scorers.usual_scorer(models.model_class(self._method))
+        return scorers.default_scorer(models.model_class(self._method))
 
     def _checked(self) -> AnomalyModel:
         """Fail before any image is read if a setting is out of its range; return the model."""

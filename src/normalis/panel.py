@@ -98,17 +98,17 @@ class Panel(CompositeModel):
         for number, name in enumerate(settings.names):
             key = name if settings.names.count(name) == 1 else f"{name} {number + 1}"
             cls = models.model_class(name)
-            self._members[key] = self._built(name), scorers.build(scorers.usual_scorer(cls))
+            self._members[key] = self._built(name), scorers.build(scorers.default_scorer(cls))
         for _, scorer in self._members.values():
             if scorer.needs_fit:
                 raise SettingsError(f"no member of a panel may need a fitted scorer: {scorer}")
 
     def _built(self, name: str) -> AnomalyModel:
         s, cls = self.settings, models.model_class(name)
-        options: dict[str, Any] = dict(cls.usual_options)
+        options: dict[str, Any] = dict(cls.default_options)
         if s.backbone and "backbone" in cls.Settings.__dataclass_fields__:
             options["backbone"] = s.backbone
-        side = min(cls.usual_image_size(options), s.image_size)
+        side = min(cls.default_image_size(options), s.image_size)
         width = {"latent_dim": s.latent_dim} if cls.has_latent else {}
         return models.build(name, image_size=side, channels=s.channels, **width, **options)
 

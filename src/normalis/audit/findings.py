@@ -31,7 +31,7 @@ SEVERITIES: tuple[Severity, ...] = ("leak", "confound", "shift", "note")
 
 # Of two collections of real images whose patients are known and disjoint, 0.2 % and 0.9 % of the
 # test images correlate above 0.95 with an image of another patient, and none above 0.999.
-LOOKALIKE_RATE = 0.01
+CHANCE_RATE = 0.01
 ALIKE = 0.8  # share of test images above 0.95 from which likeness is the rule
 CONFOUND_LOW = 0.6  # of the interval's lower end
 _LEAST_OF_A_CLASS = 10  # below this an interval of a bootstrap is not worth a sentence
@@ -93,7 +93,7 @@ def _copies(audit: Audit) -> Iterator[Finding]:
             f"{alike.sum()} test images correlate at 0.95 or more with a training image of another "
             "known patient, or one that differs from them inside the outline"
         )
-        yield Finding(severity="note", text=f"{text}: look-alikes, not leaks.")
+        yield Finding(severity="note", text=f"{text}: near duplicates by chance, not leaks.")
 
 
 def _near(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_], total: int) -> Finding:
@@ -114,17 +114,18 @@ def _near(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_], tota
         return Finding(severity="note", text=f"{text}.")
     twins = len(audit.training_twins())
     text = (
-        f"{strict.sum()} of {total} test images have a training twin with a correlation of 0.999 "
-        f"or more, {near.sum()} of 0.95 or more ({_by_class(audit, near)}), as they lie: report "
-        f"results without them, or train without their {twins} twins"
+        f"{strict.sum()} of {total} test images are near duplicates of a training image, with a "
+        f"correlation of 0.999 or more, {near.sum()} of 0.95 or more "
+        f"({_by_class(audit, near)}), as they lie: report results without them, or train "
+        f"without the {twins} training images"
     )
     return Finding(severity="leak", text=f"{text}.")
 
 
 def _severity(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_]) -> Severity:
-    """Call it a leak where look-alikes alone do not explain it, or patients are known."""
+    """Call it a leak where likeness by chance does not explain it, or patients are known."""
     known = all(fact.patient_id is not None for fact in audit.facts)
-    rare = near.sum() <= LOOKALIKE_RATE * audit.is_test.sum()
+    rare = near.sum() <= CHANCE_RATE * audit.is_test.sum()
     return "note" if (rare and not known and not strict.any()) or all_alike(audit) else "leak"
 
 
@@ -155,7 +156,7 @@ def _patients(audit: Audit) -> Iterator[Finding]:
         yield Finding(
             severity="note",
             text=f"Patients are unknown, but the file names look like {name}: confirm with "
-            f"--patients '{expression}'.",
+            f"--patient-pattern '{expression}'.",
         )
     elif counts["train"] is None and audit.is_test.any():
         text = (
@@ -287,7 +288,7 @@ def _rest(audit: Audit) -> Iterator[Finding]:
         text = f"{len(audit.unreadable)} files could not be read and are left out."
         yield Finding(severity="note", text=text)
     if audit.is_test.any() and not audit.trivial:
-        text = "The test has no labels of both classes, so no trivial score could be checked."
+        text = "The test has no labels of both classes, so no baseline could be checked."
         yield Finding(severity="note", text=text)
     yield from (Finding(severity="note", text=note) for note in audit.notes)
 

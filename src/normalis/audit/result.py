@@ -25,10 +25,11 @@ Table = tuple[str, list[str], list[list[str]]]
 _LABELS = {
     "exact_across_splits": "test images that are byte for byte training images",
     "pixel_across_splits": "test images with a training image's pixels",
-    "near_across_splits": "test images with a training twin, as they lie",
+    "near_across_splits": "test images that are near duplicates of a training image, as they lie",
     "reencoded_across_splits": "of these at 0.999, in another file",
     "mirrored_across_splits": "test images that mirror a training image",
-    "near_or_mirrored_across_splits": "test images with a training twin, as they lie or mirrored",
+    "near_or_mirrored_across_splits": "test images that are near duplicates of a training image, "
+    "as they lie or mirrored",
     "shifted_across_splits": "further test images that show a training image moved",
     "lookalikes_across_splits": "test images that look like a training image and are no copy",
     "distinct_train": "training images distinct at 0.95",
@@ -41,7 +42,7 @@ _LABELS = {
     "patients_test": "patients in the test",
     "patients_shared": "patients in both",
 }
-_LISTED = 1000  # twins written out; the counts are always complete
+_LISTED = 1000  # near duplicates written out; the counts are always complete
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -212,7 +213,7 @@ class Audit:
                 self._count_rows(),
             ),
             (
-                "What a trivial score separates",
+                "What a baseline separates",
                 ["score", "AUROC", "95 % interval", "detail"],
                 [
                     [s.name, f"{s.auroc:.3f}", f"{s.low:.3f} to {s.high:.3f}", s.detail]

@@ -174,7 +174,7 @@ def _confounds(
     units = member[chosen]
     if is_anomalous.all() or not is_anomalous.any() or len(set(units.tolist())) < 2:
         return [], []
-    tell("trivial scores", 0.0)
+    tell("baselines", 0.0)
     train = pixels[[not fact.is_test for fact in facts]]
     properties = [facts[i].properties for i in chosen]
     by_property = baselines.property_scores(properties)
@@ -182,7 +182,7 @@ def _confounds(
     if len(train):
         by_pixels = baselines.pixel_scores(pixels[chosen], train)
         found += separate(by_pixels, is_anomalous, groups=units)
-    tell("trivial scores", 1.0)
+    tell("baselines", 1.0)
     found.sort(key=lambda score: -score.auroc)
     return found, class_differences(properties, is_anomalous)
 

@@ -34,6 +34,9 @@ from normalis.errors import NormalisError, SettingsError
 
 __all__ = ["app", "main"]
 
+#: Options by their names of earlier versions, which go on to work.
+_RENAMED = {"patients": "patient-pattern"}
+
 app = typer.Typer(
     name="normalis",
     help="Learn what normal medical images look like; rank new ones by how abnormal they are.\n\n"
@@ -41,6 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"token_normalize_func": lambda name: _RENAMED.get(name, name)},
 )
 for command in (
     check.check,

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Data", "IgnoreTables", "Network", "NormalClass", "Run", "Threads", "Trust", "Where"]
+__all__ = [
+    "Data",
+    "IgnoreTables",
+    "Network",
+    "NormalClass",
+    "PatientPattern",
+    "Run",
+    "Threads",
+    "Trust",
+    "Where",
+]
 
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder, data.json, manifest or array.")]
@@ -49,5 +59,12 @@ Network = Annotated[
         "--backbone",
         help="File of the feature network that RUN was fitted with, where it is one of your own "
         "that lies elsewhere now, or TorchScript.",
+    ),
+]
+PatientPattern = Annotated[
+    str | None,
+    typer.Option(
+        "--patient-pattern",
+        help="Regular expression that finds the patient in a file's name; group 1 is the id.",
     ),
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from normalis.cli.arguments import PatientPattern
 from normalis.cli.console import console, errors, escape
 from normalis.errors import CalibrationWarning
 
@@ -23,10 +24,7 @@ def calibrate(
         Path, typer.Argument(metavar="NORMALS", help="Normal images that RUN was not trained on.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
-    patients: Annotated[
-        str | None,
-        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
-    ] = None,
+    patient_pattern: PatientPattern = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Import a method that RUN names, which runs its code.")
@@ -37,8 +35,8 @@ def calibrate(
     from normalis.fitted import FittedDetector
 
     data = open_dataset(normals)
-    if patients:
-        data = patients_from_pattern(data, patients)
+    if patient_pattern:
+        data = patients_from_pattern(data, patient_pattern)
     fitted = FittedDetector.load(run, trust=trust)
     with errors.status("scoring normal images"), warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # said below

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normalis.cli.arguments import Data, IgnoreTables, NormalClass, Where
+from normalis.cli.arguments import Data, IgnoreTables, NormalClass, PatientPattern, Where
 from normalis.cli.console import console, escape, progress, stages, table
 from normalis.cli.data import describe, open_data, report_skipped, select
 
@@ -22,10 +22,7 @@ __all__ = ["check"]
 
 def check(
     data: Data,
-    patients: Annotated[
-        str | None,
-        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
-    ] = None,
+    patient_pattern: PatientPattern = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object only.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON here.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where leaks are found.")] = False,
@@ -43,7 +40,7 @@ def check(
         if kinds:
             console.print(_kinds_table(kinds))
     with progress("check") as bar:
-        found = audit(dataset, patient_pattern=patients, progress=stages(bar))
+        found = audit(dataset, patient_pattern=patient_pattern, progress=stages(bar))
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:

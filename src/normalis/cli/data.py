@@ -18,7 +18,7 @@ __all__ = ["describe", "open_data", "report_skipped", "select"]
 
 def open_data(
     data: Path,
-    patients: str | None = None,
+    patient_pattern: str | None = None,
     *,
     normal_class: list[str] | None = None,
     ignore_tables: bool = False,
@@ -28,14 +28,14 @@ def open_data(
     from normalis.datasets import offer_pattern, open_dataset, patients_from_pattern
 
     dataset = open_dataset(data, normal_class=normal_class or (), ignore_tables=ignore_tables)
-    if patients:
-        found: Dataset = patients_from_pattern(dataset, patients)
+    if patient_pattern:
+        found: Dataset = patients_from_pattern(dataset, patient_pattern)
         return found
     offered = offer_pattern(dataset) if offer else None
     if offered:
         errors.print(
             f"note: file names look as if they held patient ids ({offered[0]}); confirm with "
-            f"--patients '{offered[1]}'",
+            f"--patient-pattern '{offered[1]}'",
             soft_wrap=True,
         )
     return dataset

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normalis.cli.arguments import Data, IgnoreTables, Network, NormalClass, Run, Threads, Trust
+from normalis.cli.arguments import (
+    Data,
+    IgnoreTables,
+    Network,
+    NormalClass,
+    PatientPattern,
+    Run,
+    Threads,
+    Trust,
+)
 from normalis.cli.console import console, progress, stages, table
 from normalis.cli.data import describe, open_data, report_skipped, select
 from normalis.cli.values import use_threads
@@ -28,7 +37,7 @@ def evaluate(
         typer.Option("--out", help="JSON file; by default RUN/evaluation_NAME.json."),
     ] = None,
     fpr: Annotated[float, typer.Option(help="Nominal false-positive rate.")] = 0.05,
-    patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    patient_pattern: PatientPattern = None,
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     trust: Trust = False,
@@ -36,14 +45,16 @@ def evaluate(
     ignore_tables: IgnoreTables = False,
     backbone: Network = None,
 ) -> None:
-    """Evaluate RUN on the labelled test images of DATA, beside trivial baselines."""
+    """Evaluate RUN on the labelled test images of DATA, beside baselines."""
     use_threads(threads)
     from normalis.evaluation.of_detector import evaluate_detector
     from normalis.fitted import FittedDetector
     from normalis.storage import write_json
 
     detector = FittedDetector.load(run, device=device, trust=trust, backbone=backbone)
-    dataset = open_data(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+    dataset = open_data(
+        data, patient_pattern, normal_class=normal_class, ignore_tables=ignore_tables
+    )
     dataset, _ = select(dataset, detector.image_settings.where)
     describe(dataset)
     with progress("evaluate") as bar:
@@ -71,11 +82,11 @@ def evaluate(
 _TITLES = {
     "ranking": "Ranking",
     "kind": "AUROC by kind of anomaly",
-    "baseline": "Trivial baselines (AUROC)",
-    "deployable": "At the threshold from normal images",
+    "baseline": "Baselines (AUROC)",
+    "deployable": "At the operating point, fixed on normal images",
     "group": "False-positive rate by group",
     "lesion": "Lesions",
-    "oracle": "Oracle: something was chosen with these labels",
+    "oracle": "Label-tuned: something was chosen with these labels",
 }
 
 
@@ -88,7 +99,7 @@ def _print_evaluation(name: str, result: Any) -> None:
         if rows:
             console.print(_figures(f"{title}: {name}", rows))
     verdict = {True: "beats every", False: "does not beat every", None: "was not compared with a"}
-    console.print(f"The method {verdict[result.beats_baselines]} trivial baseline.")
+    console.print(f"The method {verdict[result.beats_baselines]} baseline.")
     for note in result.notes:
         console.print(f"note: {note}", soft_wrap=True)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normalis.cli.arguments import Data, Where
+from normalis.cli.arguments import Data, PatientPattern, Where
 from normalis.cli.calibrate import say_calibration
 from normalis.cli.console import Progress as Bar
 from normalis.cli.console import console, errors, escape, progress
@@ -41,10 +41,7 @@ def fit(
             "that method: --members ae-u needs no pretrained weights."
         ),
     ] = None,
-    patients: Annotated[
-        str | None,
-        typer.Option(help="Pattern that finds the patient in a file name, group 1 is the id."),
-    ] = None,
+    patient_pattern: PatientPattern = None,
     where: Where = None,
     calibration: Annotated[
         str,
@@ -193,7 +190,9 @@ def fit(
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
     use_threads(threads)
     options = _with_backbone(options_of(option), backbone, method)
-    dataset = open_data(data, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+    dataset = open_data(
+        data, patient_pattern, normal_class=normal_class, ignore_tables=ignore_tables
+    )
     dataset, _ = select(dataset, where or ())
     _describe(dataset)
     from normalis.detector import AnomalyDetector

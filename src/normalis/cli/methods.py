@@ -18,7 +18,7 @@ def methods() -> None:
     for name in model_names():
         cls = model_class(name)
         said = sys.modules[cls.__module__].__doc__ or cls.__doc__ or ""
-        usual = ", ".join(f"{k}={cell(v)}" for k, v in cls.usual_options.items())
+        usual = ", ".join(f"{k}={cell(v)}" for k, v in cls.default_options.items())
         rows.append([name, " ".join(cleandoc(said).split("\n\n")[0].split()), usual])
     shown = table("Methods", ["method", "what it is", "set by fit"], rows)
     shown.columns[0].no_wrap = True

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normalis.cli.arguments import IgnoreTables, Network, NormalClass, Run, Threads, Trust
+from normalis.cli.arguments import (
+    IgnoreTables,
+    Network,
+    NormalClass,
+    PatientPattern,
+    Run,
+    Threads,
+    Trust,
+)
 from normalis.cli.console import console, errors, escape, progress, shortened, table
 from normalis.cli.data import describe, open_data, select
 from normalis.cli.values import options_of, use_threads
@@ -44,7 +52,7 @@ def score(
     normals: Annotated[
         Path | None, typer.Option(help="With --scorer: the data that RUN was fitted on.")
     ] = None,
-    patients: Annotated[str | None, typer.Option(help="Pattern for patient ids.")] = None,
+    patient_pattern: PatientPattern = None,
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     engine: Annotated[
@@ -84,8 +92,10 @@ def score(
     detector = FittedDetector.load(run, device=device, trust=trust, backbone=backbone)
     if scorer is not None:
         options = options_of(scorer_option)
-        detector = _read_otherwise(detector, scorer, reduction, options, normals, patients)
-    dataset = open_data(images, patients, normal_class=normal_class, ignore_tables=ignore_tables)
+        detector = _read_otherwise(detector, scorer, reduction, options, normals, patient_pattern)
+    dataset = open_data(
+        images, patient_pattern, normal_class=normal_class, ignore_tables=ignore_tables
+    )
     dataset, _ = select(dataset, detector.image_settings.where)
     describe(dataset)
     with progress("score") as bar:
@@ -124,11 +134,11 @@ def _read_otherwise(
     reduction: str | None,
     options: dict[str, Any] | None,
     normals: Path | None,
-    patients: str | None,
+    patient_pattern: str | None,
 ) -> FittedDetector:
     if normals is None:
         raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")
-    chosen = open_data(normals, patients)
+    chosen = open_data(normals, patient_pattern)
     return detector.with_scorer(scorer, chosen, reduction=reduction, scorer_options=options)
 
 

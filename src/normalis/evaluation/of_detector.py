@@ -183,7 +183,7 @@ def _baselines(
     lost = [row.path for row, key in zip(rows, keys, strict=True) if key not in place]
     if lost:
         raise DataError(
-            f"{lost[0]}: could be read when it was scored and not for the trivial scores "
+            f"{lost[0]}: could be read when it was scored and not for the baselines "
             f"({len(lost)} such files); leave the files alone while they are evaluated, and run "
             "the same command again"
         )

@@ -224,7 +224,7 @@ def _rows_of(subset: Subset, section: str) -> list[TableRow]:
         "kind": subset.by_kind,
     }[section]
     sizes = {"sensitivity": subset.n_anomalous, "false_positive_rate": subset.n_normal}
-    note = "oracle: chosen with test labels" if section == "oracle" else ""
+    note = "label-tuned: chosen with test labels" if section == "oracle" else ""
     better = [b.name for b in subset.baselines if not b.beaten]
     notes = {"auroc": f"does not beat {_first(better)}"} if better and section == "ranking" else {}
     return [

@@ -179,7 +179,7 @@ def known_patients(
         return [None] * len(known), (
             f"all {count} files have the patient id {named.pop()!r}, which is taken as unknown: "
             "each file counts as a patient of its own. Name the patients in a manifest or by "
-            "--patients",
+            "--patient-pattern",
         )
     unknown = {file for file, name in zip(files, known, strict=True) if name is None}
     given = Counter(

@@ -98,7 +98,7 @@ class AEU(Autoencoder):
 
     Settings: ClassVar[type[ModelSettings]] = AEUSettings
     stackable = "any width"
-    usual_options: ClassVar[Mapping[str, Any]] = {"noise": 2.0, "clip": 1.0}
+    default_options: ClassVar[Mapping[str, Any]] = {"noise": 2.0, "clip": 1.0}
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)

@@ -175,7 +175,7 @@ class AnomalyModel(ABC):
     has_latent: ClassVar[bool] = True
     #: Settings that `AnomalyDetector` and ``fit`` use unless told otherwise. The defaults of
     #: ``Settings`` are the source's, and stay what they were when experiments were recorded.
-    usual_options: ClassVar[Mapping[str, Any]] = {}
+    default_options: ClassVar[Mapping[str, Any]] = {}
     #: Whether the score judges the image as a whole, rather than reading the map; see
     #: `normalis.panel`.
     judges_whole: ClassVar[bool] = False
@@ -185,7 +185,7 @@ class AnomalyModel(ABC):
     settings: Any  # of the class's own Settings
 
     @classmethod
-    def usual_image_size(cls, options: Mapping[str, Any] | None = None) -> int:
+    def default_image_size(cls, options: Mapping[str, Any] | None = None) -> int:
         """Return the image size that is used unless told otherwise.
 
         Args:

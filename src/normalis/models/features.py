@@ -82,7 +82,7 @@ class FeatureModel(DirectModel):
         return list(names)
 
     @classmethod
-    def usual_image_size(cls, options: Mapping[str, Any] | None = None) -> int:
+    def default_image_size(cls, options: Mapping[str, Any] | None = None) -> int:
         """Return the side that the network sees best, rounded up to a multiple of 16."""
         named = (options or {}).get("backbone", cls.Settings.backbone)
         return int(-(-open_backbone(named).input_size // 16) * 16)

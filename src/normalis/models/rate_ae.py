@@ -110,7 +110,7 @@ class RateAE(Autoencoder):
 
     Settings: ClassVar[Any] = RateAESettings
     #: Of what was tried, what holds the rate closer (docs/explanation/selection.md).
-    usual_options: ClassVar[Mapping[str, Any]] = {"damping": 0.1, "unbiased": True}
+    default_options: ClassVar[Mapping[str, Any]] = {"damping": 0.1, "unbiased": True}
     covariance: Tensor
     multiplier: Tensor
     steps: Tensor

@@ -43,9 +43,13 @@ _TITLES = {
 }
 _SECTIONS = (
     ("ranking", "Ranking", "Needs no threshold."),
-    ("deployable", "At a threshold fixed on normal images", ""),
+    (
+        "deployable",
+        "At the operating point",
+        "Its threshold was fixed on normal images.",
+    ),
     ("by_kind", "AUROC by kind of anomaly", "Each kind against all normal images."),
-    ("oracle", "Oracles", "Something was chosen with these very labels: not for comparison."),
+    ("oracle", "Label-tuned", "Something was chosen with these very labels: not for comparison."),
 )
 
 
@@ -420,7 +424,7 @@ def audit_tables(audit: Mapping[str, Any]) -> list[Table]:
 
 
 def evaluation_part(evaluation: Mapping[str, Any]) -> Evaluation:
-    """Return what ``evaluate`` found: deployable figures, baselines, and oracles apart."""
+    """Return what ``evaluate`` found: operating point, baselines, what is label-tuned apart."""
     subsets = evaluation.get("subsets") or []
     baselines = [t for t in map(_baseline_table, subsets) if t is not None]
     return Evaluation(
@@ -523,7 +527,7 @@ def _baseline_table(subset: Mapping[str, Any]) -> Table | None:
         "method minus baseline; p of a paired comparison, corrected for the number of baselines."
     )
     return Table(
-        title=f"Trivial baselines, {subset['name']} images",
+        title=f"Baselines, {subset['name']} images",
         columns=["score", "AUROC", "95 % interval", "difference", "p", "verdict"],
         rows=rows,
         note=note,

@@ -35,7 +35,7 @@ from typing import Any
 
 from normalis.errors import NormalisError, SettingsError, did_you_mean
 from normalis.models import model_class
-from normalis.scorers import usual_reduction
+from normalis.scorers import default_reduction
 from normalis.storage import content_hash, write_json
 from normalis.training.loop import TrainingSettings
 
@@ -208,7 +208,7 @@ class Experiment:
         extra += "".join(f" {k}={v}" for k, v in changed.items())
         read = (
             ""
-            if (self.scorer, self.reduction) == ("native", usual_reduction("native"))
+            if (self.scorer, self.reduction) == ("native", default_reduction("native"))
             else (f" [{self.scorer}, {self.reduction}]")
         )
         epochs = f" epochs={self.training.epochs}"
@@ -350,7 +350,7 @@ def _experiment(cell: dict[str, Any], fingerprints: Fingerprints) -> Experiment:
     rest = ("dataset", "method", "latent_dim", "seed", "scorer")
     return Experiment(
         **{k: cell[k] for k in rest},
-        reduction=cell["reduction"] or usual_reduction(cell["scorer"]),
+        reduction=cell["reduction"] or default_reduction(cell["scorer"]),
         data=data,
         train_data=train_data,
         options=cell.get("options", {}),

@@ -27,7 +27,7 @@ METRICS = {
     "average_precision": "AP",
     "pixel_auroc": "pixel AUROC",
     "pixel_average_precision": "pixel AP",
-    "best_dice": "best Dice (oracle)",
+    "best_dice": "best Dice (label-tuned)",
 }
 _LINES = 10  # more lines in one figure cannot be told apart
 _PLAIN_SCORERS = (("model", "mean"), ("native", "mean"))

@@ -27,7 +27,7 @@ from normalis.metrics.comparison import compare_draws
 from normalis.metrics.intervals import Draws, Metric, draw_statistics
 from normalis.research.records import Records
 from normalis.research.reproduce import reference
-from normalis.scorers import usual_reduction
+from normalis.scorers import default_reduction
 
 __all__ = ["METRICS", "Versus", "row_of", "versus"]
 
@@ -97,7 +97,7 @@ def row_of(record: Mapping[str, Any]) -> str:
     changed += [f"learning_rate = {rate:g}"] if rate != _USUAL_RATE else []
     changed += ["standardize"] if training["standardize"] else []
     reading = [f"read by {record['scorer']}"] if record["scorer"] != "native" else []
-    usual = record["reduction"] == usual_reduction(record["scorer"])
+    usual = record["reduction"] == default_reduction(record["scorer"])
     reduction = [] if usual else [f"{record['reduction']} of the map"]
     parts = [record["method"], latent, *changed, *reading, *reduction]
     return ", ".join(part for part in parts if part)

@@ -30,7 +30,7 @@ import numpy as np
 
 from normalis.errors import DataError, SettingsError
 from normalis.research.records import Records
-from normalis.scorers import usual_reduction
+from normalis.scorers import default_reduction
 
 __all__ = [
     "PARTS",
@@ -285,7 +285,7 @@ def is_standard(record: Mapping[str, Any], *, variants: bool = False) -> bool:
         variants: whether other options of the method, and other scorers, are let in.
     """
     settings = record["settings"]
-    if record["reduction"] != usual_reduction(record["scorer"]):
+    if record["reduction"] != default_reduction(record["scorer"]):
         return False
     if settings.get("scorer_options"):
         return False

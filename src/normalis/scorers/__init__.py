@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from normalis.scorers.base import Scorer
 
 __all__ = [
-    "SCORERS", "build", "scorer_class", "scorer_names", "usual_reduction", "usual_scorer",
+    "SCORERS",
+    "build",
+    "default_reduction",
+    "default_scorer",
+    "scorer_class",
+    "scorer_names",
 ]  # fmt: skip
 
 #: scorer -> "module:Class"
@@ -70,12 +75,12 @@ def build(scorer: str | type[Scorer] = "native", **options: Any) -> Scorer:
     return cls(cls.Settings.from_mapping(options))
 
 
-def usual_reduction(scorer: str) -> str:
+def default_reduction(scorer: str) -> str:
     """Return the reduction that a scorer of `SCORERS` has where none is asked for."""
     return _REDUCTIONS.get(scorer, "mean")
 
 
-def usual_scorer(method: type[AnomalyModel]) -> str:
+def default_scorer(method: type[AnomalyModel]) -> str:
     """Return the scorer that is used where none is named.
 
     ``median`` where a method's score is the mean of its map (docs/explanation/selection.md says
