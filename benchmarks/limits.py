@@ -37,7 +37,8 @@ from normalis.engines.onnx import OnnxScorer
 from normalis.loading.arrays import stream
 from normalis.models.inputs import to_model_input
 from normalis.output.overlays import resize_map
-from normalis.training.loop import Training, TrainingSettings
+from normalis.training.loop import Training
+from normalis.training.settings import TrainingSettings
 from scoring import fitted, write_images
 
 BATCH = 64

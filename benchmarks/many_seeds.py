@@ -42,7 +42,8 @@ from normalis.research.experiments import Subset
 from normalis.scorers.base import reduce_map
 from normalis.scorers.median import median_filter
 from normalis.storage import write_csv
-from normalis.training.loop import Training, TrainingSettings, pick_device, settings_for
+from normalis.training.loop import Training, pick_device
+from normalis.training.settings import TrainingSettings, settings_for
 from pages import fill
 from seeds import source
 

@@ -31,7 +31,7 @@ from normalis.models.inputs import as_tensor, to_model_input
 from normalis.research.data import Arrays, Store
 from normalis.research.experiments import Subset
 from normalis.storage import write_csv
-from normalis.training.loop import settings_for
+from normalis.training.settings import settings_for
 from pages import fill
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,7 +36,8 @@ from normalis.datasets import open_dataset
 from normalis.datasets.phantom import PhantomSettings, generate
 from normalis.loading.arrays import ImageSettings, load
 from normalis.models.inputs import to_model_input
-from normalis.training.loop import Training, TrainingSettings, pick_device
+from normalis.training.loop import Training, pick_device
+from normalis.training.settings import TrainingSettings
 
 EPOCHS = 250
 LATENTS, SEEDS = (1, 2, 4, 8, 16, 32, 64, 128), (0, 1, 2)

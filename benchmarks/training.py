@@ -45,7 +45,8 @@ from normalis.datasets import Sample, open_dataset
 from normalis.datasets.phantom import PhantomSettings, generate
 from normalis.loading.arrays import ImageSettings, load
 from normalis.models.inputs import to_model_input
-from normalis.training.loop import Training, TrainingSettings
+from normalis.training.loop import Training
+from normalis.training.settings import TrainingSettings
 
 EPOCHS, EVERY, FITS = 250, 25, 24
 CPU = torch.device("cpu")

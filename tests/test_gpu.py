@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from normalis import AnomalyDetector, models
-from normalis.training.loop import Training, TrainingSettings
+from normalis.training.loop import Training
+from normalis.training.settings import TrainingSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -94,7 +94,18 @@ SLOW = ("torch", "sklearn", "scipy", "pydicom", "nibabel", "matplotlib", "pyarro
 
 
 @pytest.mark.parametrize(
-    "module", ["normalis", "normalis.cli", "normalis.storage", "normalis.models"]
+    "module",
+    [
+        "normalis",
+        "normalis.cli",
+        "normalis.models",
+        "normalis.research.experiments",
+        "normalis.research.paired",
+        "normalis.research.records",
+        "normalis.research.reproduce",
+        "normalis.storage",
+        "normalis.training.settings",
+    ],
 )
 def test_slow_packages_are_imported_on_use(module):
     code = f"import sys, {module}; print(*(m for m in {SLOW!r} if m in sys.modules))"

@@ -16,7 +16,8 @@ from normalis.calibration.panel import (
 from normalis.errors import DataError, MetricError, SettingsError
 from normalis.panel import Panel, PanelSettings, _joined
 from normalis.scoring import joined_scores
-from normalis.training.loop import TrainingSettings, fit
+from normalis.training.loop import fit
+from normalis.training.settings import TrainingSettings
 
 READINGS = Readings(
     names=(JOINED, "spade", "feature-knn", "feature-gaussian"),

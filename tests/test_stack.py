@@ -4,7 +4,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from normalis import models
 from normalis.errors import TrainingError
-from normalis.training.loop import Training, TrainingSettings
+from normalis.training.loop import Training
+from normalis.training.settings import TrainingSettings
 from normalis.training.stack import groups
 
 SMALL = {"image_size": 16, "hidden_dim": 16}

@@ -35,7 +35,7 @@ from normalis.research.jobs import (
 )
 from normalis.research.records import Records
 from normalis.research.sweep import run_plan
-from normalis.training.loop import TrainingSettings
+from normalis.training.settings import TrainingSettings
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
 TINY = {

@@ -4,15 +4,8 @@ import torch
 from normalis import models
 from normalis.errors import DataError, SettingsError, TrainingError
 from normalis.models.inputs import to_model_input
-from normalis.training.loop import (
-    Training,
-    TrainingSettings,
-    batches,
-    fit,
-    pick_device,
-    settings_for,
-    train,
-)
+from normalis.training.loop import Training, batches, fit, pick_device, train
+from normalis.training.settings import TrainingSettings, settings_for
 
 SMALL = {"image_size": 16, "latent_dim": 2, "hidden_dim": 16}
 FLOAT32 = {"precision": "float32", "batch_size": 8}

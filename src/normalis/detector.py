@@ -47,7 +47,8 @@ from normalis.loading.held_out import (
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Footprint
 from normalis.models.inputs import to_model_input
 from normalis.storage import RunFolder, content_hash, versions
-from normalis.training.loop import Progress, TrainingSettings, pick_device, settings_for
+from normalis.training.loop import Progress, pick_device
+from normalis.training.settings import TrainingSettings, settings_for
 
 if TYPE_CHECKING:
 
@@ -78,7 +79,7 @@ class AnomalyDetector(BaseEstimator):
             the method, 64, of a feature network 128 or its own (`AnomalyModel.default_image_size`).
         channels: 1 (grey) or 3.
         epochs: passes over the training images; None for the recipe's own, 250 for ``paper`` and
-            83 for ``fast``, more where the images are few (`normalis.training.loop.settings_for`).
+            83 for ``fast``, more where images are few (`training.settings.settings_for`).
         batch_size: images per training step.
         learning_rate: of Adam; None for the recipe's own, 1e-3 and a peak of 4e-3.
         recipe: ``auto`` is ``fast`` for the networks of a panel, else ``paper``; ``fast`` reaches

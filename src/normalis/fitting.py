@@ -30,7 +30,8 @@ from normalis.models.inputs import to_model_input
 from normalis.scoring import Fitted, image_statistics, score_loaded
 from normalis.storage import RunFolder
 from normalis.training.checkpoints import train_resumably
-from normalis.training.loop import Progress, Training, TrainingSettings, fit, fit_parts
+from normalis.training.loop import Progress, Training, fit, fit_parts
+from normalis.training.settings import TrainingSettings
 
 __all__ = ["Calibrated", "Trained", "calibrate_on", "fit_scorers", "train_models"]
 

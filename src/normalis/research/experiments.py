@@ -37,7 +37,7 @@ from normalis.errors import NormalisError, SettingsError, did_you_mean
 from normalis.models import model_class
 from normalis.scorers import default_reduction
 from normalis.storage import content_hash, write_json
-from normalis.training.loop import TrainingSettings
+from normalis.training.settings import TrainingSettings
 
 __all__ = ["Experiment", "Subset", "default_epochs", "expand", "plan", "read_plan", "write_plan"]
 

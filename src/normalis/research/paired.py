@@ -28,12 +28,12 @@ from normalis.metrics.intervals import Draws, Metric, draw_statistics
 from normalis.research.records import Records
 from normalis.research.reproduce import reference
 from normalis.scorers import default_reduction
+from normalis.training.settings import TrainingSettings
 
 __all__ = ["METRICS", "Versus", "row_of", "versus"]
 
 METRICS: dict[str, Metric] = {"auroc": auroc, "average_precision": average_precision}
 _DRAWS = 2000
-_USUAL_RATE = 1e-3  # the default of `TrainingSettings`, whose module would import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def row_of(record: Mapping[str, Any]) -> str:
     changed += [f"recipe {recipe}"] if recipe != "paper" else []
     changed += [f"precision {precision}"] if precision != "auto" else []
     rate = training["learning_rate"]
-    changed += [f"learning_rate = {rate:g}"] if rate != _USUAL_RATE else []
+    changed += [f"learning_rate = {rate:g}"] if rate != TrainingSettings().learning_rate else []
     changed += ["standardize"] if training["standardize"] else []
     reading = [f"read by {record['scorer']}"] if record["scorer"] != "native" else []
     usual = record["reduction"] == default_reduction(record["scorer"])

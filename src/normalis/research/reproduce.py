@@ -31,6 +31,7 @@ import numpy as np
 from normalis.errors import DataError, SettingsError
 from normalis.research.records import Records
 from normalis.scorers import default_reduction
+from normalis.training.settings import TrainingSettings
 
 __all__ = [
     "PARTS",
@@ -70,13 +71,7 @@ PARTS = {
 TWIN = 0.95
 #: Where fewer test images have one, they are look-alikes of other patients and no leak.
 _FEW = 0.01
-_PAPER_TRAINING = {
-    "batch_size": 64,
-    "learning_rate": 1e-3,
-    "precision": "auto",
-    "recipe": "paper",
-    "standardize": False,
-}
+_PAPER_TRAINING = TrainingSettings().to_dict()
 
 
 @cache

@@ -11,7 +11,8 @@ from torch import Tensor
 from normalis.errors import RunError
 from normalis.models.base import Autoencoder
 from normalis.storage import RunFolder
-from normalis.training.loop import Progress, Training, TrainingSettings
+from normalis.training.loop import Progress, Training
+from normalis.training.settings import TrainingSettings
 
 __all__ = ["train_resumably"]
 
