@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from normalis.cli import app
-from normalis.datasets import Dataset, Sample
+from normalis.datasets import Dataset, Sample, open_dataset
 from normalis.errors import CalibrationWarning, DataError
 from normalis.fitted import FittedDetector
-from small_runs import detector, phantoms, write_pngs
+from normalis.output.folder import ScoreOptions, score_to_folder
+from small_runs import detector, phantoms, read_table, write_pngs
 
 
 def brighter(count, *, seed):
@@ -82,3 +83,57 @@ def test_the_command_writes_a_run_that_scores(first, tmp_path, capsys):
     here = FittedDetector.load(tmp_path / "run2")
     assert here.calibration.n_units == 30
     assert here.info["calibrated_on"]["images"] == 30
+
+
+def table_of(folder, name):
+    return read_table(folder / name)
+
+
+def test_score_writes_a_row_for_each_patient(first, tmp_path):
+    images = write_pngs(tmp_path / "new", noise(9, seed=5))
+    rows = [f"{p.name},{'ANONYMOUS' if i > 6 else f'P{i // 3}'}" for i, p in enumerate(images)]
+    (tmp_path / "new" / "m.csv").write_text("path,patient_id\n" + "\n".join(rows) + "\n")
+    data = open_dataset(tmp_path / "new")
+    options = ScoreOptions(fpr=0.2, fdr=0.3, maps=False, overlays=False)
+    here = first.calibrate(noise(40, seed=3))
+    summary = score_to_folder(here, data.samples, tmp_path / "out", root=data.root, options=options)
+    patients, images = (table_of(tmp_path / "out", n) for n in ("patients.csv", "scores.csv"))
+    assert len(patients) == len(summary.patients) == 5  # P0, P1, one of P2, two of nobody
+    assert sum(int(row["images"]) for row in patients) == 9
+    for row in patients:
+        mine = [r for r in images if r["path"] == row["worst_path"]]
+        assert float(mine[0]["anomaly_score"]) == float(row["anomaly_score"])
+    scores = np.array([float(r["anomaly_score"]) for r in images])
+    whose = [r["patient_id"] if r["patient_id"][0] == "P" else r["path"] for r in images]
+    names, p = here.calibration.patient_p_values(scores, np.array(whose))
+    expected = dict(zip(names.tolist(), p.tolist(), strict=True))
+    assert {r["patient"]: float(r["p_value"]) for r in patients} == pytest.approx(expected)
+    assert {r["calibration_units"] for r in patients} == {"40"}
+    assert all(r["adjusted_p_value"] and r["flagged"] in "01" for r in patients)
+
+
+def test_the_commands_calibrate_and_score_by_group(first, tmp_path, capsys):
+    run = first.save(tmp_path / "run")
+    for name, scanners_ in (("ours", "A" * 20 + "B" * 2), ("new", "ABC")):
+        paths = write_pngs(tmp_path / name, noise(len(scanners_), seed=len(scanners_)))
+        rows = [f"{p.name},{s}" for p, s in zip(paths, scanners_, strict=True)]
+        (tmp_path / name / "m.csv").write_text("path,scanner\n" + "\n".join(rows) + "\n")
+    for arguments in (
+        ["calibrate", run, tmp_path / "ours", "--out", tmp_path / "run2", "--by", "scanner"],
+        ["score", tmp_path / "run2", tmp_path / "new", "--out", tmp_path / "out", "--fpr", "0.1"],
+    ):
+        app(list(map(str, arguments)), standalone_mode=False)
+    said = capsys.readouterr()
+    assert "scanner B: 2 images certify no false-positive rate below 1/3" in said.out
+    assert "scanner C: no normal image of it calibrates" in said.err
+    a, b, c = table_of(tmp_path / "out", "scores.csv")
+    assert float(a["p_value"]) * 21 == pytest.approx(round(float(a["p_value"]) * 21))
+    assert float(b["p_value"]) in (pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)
+    assert (b["flagged"], c["p_value"], c["flagged"]) == ("0", "", "0")
+    by_group = {r["group"]: r for r in table_of(tmp_path / "out", "patients.csv")}
+    assert (by_group["A"]["calibration_units"], by_group["B"]["calibration_units"]) == ("20", "2")
+    assert by_group["C"]["p_value"] == ""
+
+
+def noise(count, *, seed):
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32), dtype=np.uint8)

@@ -26,7 +26,7 @@ from normalis.calibration.conformal import Calibration, calibrate
 from normalis.datasets.levels import Level, plural
 from normalis.errors import MetricError, SettingsError
 
-__all__ = ["UNKNOWN", "Grouped", "calibrate_groups"]
+__all__ = ["UNKNOWN", "Grouped", "calibrate_groups", "group_name"]
 
 #: Group of images whose value nobody gave.
 UNKNOWN = "unknown"
@@ -55,7 +55,7 @@ class Grouped:
             MetricError: for a wrong shape or a score that is not finite.
         """
         values = np.asarray(scores, dtype=np.float64)
-        names = np.array([_name(value) for value in group])
+        names = np.array([group_name(value) for value in group])
         if values.ndim != 1 or values.shape != names.shape:
             raise MetricError(
                 f"each score needs one {self.by}, got scores of shape {values.shape} and "
@@ -71,7 +71,7 @@ class Grouped:
     def flags(self, p_values: ArrayLike, group: Sequence[Any], rate: float) -> NDArray[np.bool_]:
         """Return which images are flagged; none of a group that cannot certify the rate."""
         p = np.asarray(p_values, dtype=np.float64)
-        able = np.array([self._certifies(_name(value), rate) for value in group])
+        able = np.array([self._certifies(group_name(value), rate) for value in group])
         return np.asarray((p <= rate + 1e-9) & able)
 
     def too_few(self, rate: float, group: Sequence[Any] = ()) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class Grouped:
             for name, known in self.groups.items()
             if not self._certifies(name, rate)
         ]
-        strange = Counter(_name(v) for v in group if _name(v) not in self.groups)
+        strange = Counter(group_name(v) for v in group if group_name(v) not in self.groups)
         said += [
             f"{self.by} {name}: no normal image of it calibrates, so that its {count} images have "
             "no p-value"
@@ -157,7 +157,7 @@ def calibrate_groups(
         SettingsError: if no image has a value.
     """
     values = np.asarray(scores, dtype=np.float64)
-    names = np.array([_name(value) for value in group])
+    names = np.array([group_name(value) for value in group])
     units = np.arange(values.size) if patients is None else np.asarray(patients)
     if not values.shape == names.shape == units.shape:
         raise MetricError(
@@ -179,7 +179,7 @@ def calibrate_groups(
     return Grouped(by=by, groups=found)
 
 
-def _name(value: Any) -> str:
+def group_name(value: Any) -> str:
     """Return a group's name; None, NaN and blanks are unknown."""
     if value is None or value != value:
         return UNKNOWN

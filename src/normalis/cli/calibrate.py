@@ -25,6 +25,10 @@ def calibrate(
     ],
     out: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
     patient_pattern: PatientPattern = None,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Column or header field that names groups, each with own p-values."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Import a method that RUN names, which runs its code.")
@@ -40,9 +44,12 @@ def calibrate(
     fitted = FittedDetector.load(run, trust=trust)
     with errors.status("scoring normal images"), warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # said below
-        here = fitted.calibrate(data)
+        here = fitted.calibrate(data, by=by)
     here.save(out, overwrite=overwrite)
     say_calibration(here)
+    if here.grouped is not None:
+        rate = here.params["fpr"]
+        console.print(f"p <= {rate:g} {here.grouped.statement(rate)}", soft_wrap=True)
     console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)
 
 

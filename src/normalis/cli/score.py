@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,10 @@ def score(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder, file or data set.")],
     out: Annotated[Path, typer.Option("--out", help="Output folder to write.")],
     fpr: Annotated[float, typer.Option(help="Share of normals that may be flagged.")] = 0.05,
+    fdr: Annotated[
+        float | None,
+        typer.Option(help="In patients.csv, flag so that at most this share of flags is false."),
+    ] = None,
     maps: Annotated[bool, typer.Option(help="Write anomaly maps.")] = True,
     overlays: Annotated[bool, typer.Option(help="Write pictures.")] = True,
     all_overlays: Annotated[
@@ -109,6 +114,7 @@ def score(
                 overlays=overlays,
                 all_overlays=all_overlays,
                 fpr=fpr,
+                fdr=fdr,
                 engine=engine,
                 overwrite=overwrite,
                 relative_paths=relative_paths,
@@ -120,6 +126,7 @@ def score(
         )
     _summarise(summary, detector, fpr)
     console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)
+    console.print(_patients_said(summary.patients, out / "patients.csv"), soft_wrap=True)
     if overlays:
         console.print(f"pictures: {out / 'overlays'}", soft_wrap=True)
     if maps:
@@ -140,6 +147,16 @@ def _read_otherwise(
         raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")
     chosen = open_data(normals, patient_pattern)
     return detector.with_scorer(scorer, chosen, reduction=reduction, scorer_options=options)
+
+
+def _patients_said(rows: Sequence[Sequence[Any]], file: Path) -> str:
+    """Say how many patients there are and how many are flagged as a whole."""
+    flags = [row[8] for row in rows]
+    said = f"patients: {file}"
+    if rows and all(flag != "" for flag in flags):
+        said += f", {sum(flags)} of {len(rows)} flagged"
+    odd = sum(bool(row[10]) for row in rows)
+    return said + (f"; {odd} with an unusual number of images" if odd else "")
 
 
 def _summarise(summary: ScoreSummary, detector: FittedDetector, fpr: float) -> None:

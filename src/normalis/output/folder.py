@@ -7,6 +7,7 @@
                     image; at_border: the map's highest place lies in the outer 5 % of the image
     findings.csv    areas above what 1 in 20 normal images reach, with place, size and p-value; of
                     an image without any its highest place, above = 0 (`calibration.findings`)
+    patients.csv    one row a patient, study or file: worst image, exact p-value, flag
     skipped.csv     path, reason
     maps/           float32 anomaly maps at each image's own geometry: NPY, one NIfTI per volume
     overlays/       PNG: image, reconstruction, map; one colour scale for all
@@ -46,9 +47,12 @@ from normalis.engines.cluster import Cluster
 from normalis.errors import RunError, SettingsError
 from normalis.files import ANY_NAME, is_temporary, read_csv, remove_temporaries, visible
 from normalis.fitted import fitted_of
+from normalis.loading.units import unit_name
 from normalis.output.image_files import ImageFiles, do_all, slice_label
 from normalis.output.journal import END, Journal, stamp
 from normalis.output.overlays import grey, render
+from normalis.output.patients import COLUMNS as PATIENT_COLUMNS
+from normalis.output.patients import patient_rows
 from normalis.output.replacing import NEW, put_in_place, remove_own
 from normalis.storage import content_hash, exclusive, write_atomically, write_csv, write_json
 
@@ -89,6 +93,7 @@ class ScoreOptions:
         overlays: whether to write pictures.
         all_overlays: pictures of every image even beyond `MANY`.
         fpr: share of normal patients that may be flagged.
+        fdr: flag patients so that at most this share of those flagged is normal, instead.
         engine: what computes the scores: ``torch``, ``onnx`` (on CPUs) or ``ray`` (PyTorch on a
             cluster, `normalis.engines.ray_scoring`).
         cluster: of the engine ``ray``.
@@ -102,6 +107,7 @@ class ScoreOptions:
     overlays: bool = True
     all_overlays: bool = False
     fpr: float = 0.05
+    fdr: float | None = None
     engine: str = "torch"
     cluster: Cluster = field(default_factory=Cluster)
     overwrite: bool = False
@@ -110,6 +116,8 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise SettingsError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.fdr is not None and not 0 < self.fdr < 1:
+            raise SettingsError(f"fdr must be in (0, 1), got {self.fdr}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +132,7 @@ class ScoreSummary:
         top: the most anomalous rows, as written to scores.csv.
         drift: sentences on how the images differ from the calibration's normals; empty if not.
         folder: where.
+        patients: the rows of patients.csv.
     """
 
     images: int
@@ -132,6 +141,7 @@ class ScoreSummary:
     top: list[dict[str, Any]]
     drift: list[str]
     folder: Path
+    patients: list[tuple[Any, ...]] = field(default_factory=list)
 
 
 def score_to_folder(
@@ -295,6 +305,7 @@ class _Writer:
                 "maps": self.options.maps,
                 "engine": "onnx" if self.options.engine == "onnx" else "torch",  # ray is torch
                 "files": files.hexdigest(),
+                "by": self.detector.grouped.by if self.detector.grouped else "",
             }
         )
 
@@ -311,11 +322,22 @@ class _Writer:
             total += _number(key, seen)
         total += sum(_number(_key(s), stamp(s.path)) for s in samples if _key(s) not in noted)
         options = self.options
-        asked = [options.fpr, options.overlays, options.all_overlays, options.relative_paths]
+        asked = [
+            options.fpr,
+            options.fdr,
+            options.overlays,
+            options.all_overlays,
+            options.relative_paths,
+        ]
         labels = hashlib.sha256(repr([(s.is_anomalous, s.kind) for s in samples]).encode())
         return content_hash(
-            [self._identity(samples), asked, str(total % 2**256), labels.hexdigest()]
+            [self._identity(samples), asked, str(total % 2**256), labels.hexdigest(), self._known()]
         )
+
+    def _known(self) -> str:
+        """Return what p-values are made from, which a calibration elsewhere changes."""
+        parts = self.detector.calibration, self.detector.grouped
+        return content_hash([part.to_dict() if part else None for part in parts])
 
     def is_of(self, samples: Sequence[Sample]) -> bool:
         """Return whether the finished scoring here is the one that is asked for."""
@@ -334,6 +356,7 @@ class _Writer:
         try:
             table = read_csv(self.folder / "scores.csv", columns=_COLUMNS)
             skipped = len(read_csv(self.folder / "skipped.csv", columns=("path", "reason")))
+            patients = self._kept_patients()
             drift = json.loads((self.folder / "score.json").read_text(encoding="utf-8"))["drift"]
             rows = [
                 row
@@ -352,7 +375,15 @@ class _Writer:
             top=rows[:10],
             drift=drift,
             folder=self.folder,
+            patients=patients,
         )
+
+    def _kept_patients(self) -> list[tuple[Any, ...]]:
+        """Return the rows of patients.csv; none of a scoring from before it was written."""
+        file = self.folder / "patients.csv"
+        rows = read_csv(file, columns=PATIENT_COLUMNS) if file.is_file() else []
+        flags = ({**row, "flagged": int(row["flagged"]) if row["flagged"] else ""} for row in rows)
+        return [tuple(row[name] for name in PATIENT_COLUMNS) for row in flags]
 
     # --- a part ---
 
@@ -369,7 +400,7 @@ class _Writer:
             several = part.by_fold if part.readings is None else part.readings
             each = [] if several is None else several[:, i].tolist()
             folds = " ".join(map(repr, each))
-            shown = _shown(part, i)
+            shown = [*_shown(part, i), unit_name(row), self._group(row)]
             lines.append(
                 (row.path, [key, *_cells(row), repr(float(value)), *seen, folds, *shown, *end])
             )
@@ -380,7 +411,7 @@ class _Writer:
     def finish(self, samples: Sequence[Sample]) -> ScoreSummary:
         """Write pictures and the final tables; return what was done."""
         rows = self._rows(samples)
-        p_values, flagged = self._judge(rows.scores)
+        p_values, flagged = self._judge(rows)
         seen_by = self._seen_by(rows.scores)
         drift = self._drift(rows)
 
@@ -390,7 +421,7 @@ class _Writer:
                 "slice": slice_label(samples[rows.sample[i]], rows.slice_index[i]),
                 "patient_id": rows.patient[i],
                 "anomaly_score": float(rows.anomaly_score[i]),
-                "p_value": "" if p_values is None else float(p_values[i]),
+                "p_value": _p_value(p_values, i),
                 "flagged": "" if flagged is None else int(flagged[i]),
                 "at_border": int(rows.at_border[i]) if rows.at_border[i] else "",
                 **({"seen_by": seen_by[i]} if seen_by else {}),
@@ -420,6 +451,8 @@ class _Writer:
             write_csv(self.folder / "findings.csv", FINDING_COLUMNS, found)
         table = (list(line(i).values()) for i in range(len(rows.sample)))
         columns = (*_COLUMNS, "p_value", "flagged", "at_border", *(["seen_by"] if seen_by else []))
+        patients = self._patients(rows, lambda i: (line(i)["path"], line(i)["slice"]))
+        write_csv(self.folder / "patients.csv", PATIENT_COLUMNS, patients)
         write_csv(self.folder / "scores.csv", columns, table)
         self.journal.remove()
         return ScoreSummary(
@@ -427,9 +460,15 @@ class _Writer:
             skipped=len(self.skipped),
             flagged=None if flagged is None else int(flagged.sum()),
             top=[line(i) for i in ranked[:10]],
-            drift=drift,
+            drift=[*drift, *self._too_few(rows)],
             folder=self.folder,
+            patients=patients,
         )
+
+    def _too_few(self, rows: _Rows) -> tuple[str, ...]:
+        """Say which groups cannot be flagged; no group is pooled with another in silence."""
+        grouped = self.detector.grouped
+        return () if grouped is None else grouped.too_few(self.options.fpr, rows.group)
 
     def _rows(self, samples: Sequence[Sample]) -> _Rows:
         """Return all that was noted, in the order of the samples."""
@@ -440,12 +479,16 @@ class _Writer:
         border: list[str] = []
         findings: list[str] = []
         shapes: list[tuple[str, str]] = []
+        units: list[str] = []
+        groups: list[str] = []
         for row in self.journal.rows():
             key, slice_index, patient, *values, by_fold = row[:7]
             where.append(order[key])
             border.append(sys.intern(row[7]))
             findings.append(row[8])
             shapes.append((sys.intern(row[9]), sys.intern(row[10])))
+            units.append(sys.intern(row[11]))
+            groups.append(sys.intern(row[12]))
             slices.append(sys.intern(slice_index))
             patients.append(sys.intern(patient))
             numbers.extend(map(float, (*values, *by_fold.split())))
@@ -457,6 +500,8 @@ class _Writer:
             at_border=[border[i] for i in ranks],
             findings=[findings[i] for i in ranks],
             shape=[shapes[i] for i in ranks],
+            unit=[units[i] for i in ranks],
+            group=[groups[i] for i in ranks],
             values=np.asarray(numbers).reshape(len(where), -1 if where else 3)[ranks],
         )
 
@@ -467,7 +512,7 @@ class _Writer:
             return []
         found = calibration.drift(
             rows.scores,
-            patients=np.array(rows.patient) if all(rows.patient) else None,
+            patients=np.array(rows.unit),
             statistics={name: rows.values[:, 1 + i] for i, name in enumerate(_STATISTICS)},
         )
         if found.reasons or not found.least_anomalous:
@@ -485,19 +530,40 @@ class _Writer:
             return []
         return calibration.seen_by(scores)
 
-    def _judge(
-        self, scores: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]:
+    def _judge(self, rows: _Rows) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]:
         """Return p-values and flags (N,), None where the calibration gives none."""
-        calibration = self.detector.calibration
-        if calibration is None or not scores.size:
+        calibration, grouped = self.detector.calibration, self.detector.grouped
+        if calibration is None or not rows.scores.size:
             return None, None
-        p_values = calibration.p_values(scores)
+        if grouped is not None:
+            p_values = grouped.p_values(rows.scores, rows.group)
+            return p_values, grouped.flags(p_values, rows.group, self.options.fpr)
+        p_values = calibration.p_values(rows.scores)
         try:
             calibration.check_rate(self.options.fpr)
         except SettingsError:  # too few normals to certify the level: nothing can be flagged
             return p_values, None
         return p_values, calibration.flags(p_values, self.options.fpr)
+
+    def _group(self, row: Row) -> str:
+        """Return the value of what the calibration is grouped by."""
+        grouped = self.detector.grouped
+        value = None if grouped is None else row.header.get(grouped.by)
+        return "" if value is None else str(value)
+
+    def _patients(
+        self, rows: _Rows, where: Callable[[int], tuple[str, str]]
+    ) -> list[tuple[Any, ...]]:
+        return patient_rows(
+            self.detector.grouped or self.detector.calibration,
+            rows.unit,
+            rows.group,
+            rows.anomaly_score,
+            rows.scores,
+            where,
+            fpr=self.options.fpr,
+            fdr=self.options.fdr,
+        )
 
     def _said(self, path: Path) -> str:
         """Return a file as the tables name it."""
@@ -600,6 +666,11 @@ def _shown(part: Scored, i: int) -> list[str]:
     return [str(int(part.at_border[i])), json.dumps(found), str(height), str(width)]
 
 
+def _p_value(p_values: NDArray[np.float64] | None, i: int) -> float | str:
+    """Return a cell of scores.csv, empty where nothing calibrates an image's group."""
+    return "" if p_values is None or np.isnan(p_values[i]) else float(p_values[i])
+
+
 def _finding_cells(noted: str, shape: tuple[str, str]) -> Iterator[list[Any]]:
     """Yield the rows of findings.csv of one image, without its name."""
     for one in json.loads(noted or "[]"):
@@ -622,6 +693,8 @@ class _Rows:
         at_border: N texts, empty without maps.
         findings: N texts of JSON, empty without maps.
         shape: N heights and widths, as texts.
+        unit: N names of units, see `normalis.loading.units.unit_name`.
+        group: N values of what the calibration is grouped by, else empty.
         values: (N, 3 + F) score, statistics and, of a cross-fitted detector, scores by model.
     """
 
@@ -631,6 +704,8 @@ class _Rows:
     at_border: list[str]
     findings: list[str]
     shape: list[tuple[str, str]]
+    unit: list[str]
+    group: list[str]
     values: NDArray[np.float64]
 
     @property

@@ -9,20 +9,22 @@ patient, or a file of which neither is known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from normalis.calibration.conformal import Calibration, benjamini_hochberg
+from normalis.calibration.grouped import Grouped, group_name
 from normalis.errors import SettingsError
 
-__all__ = ["COLUMNS", "Patients", "summarise_patients"]
+__all__ = ["COLUMNS", "Patients", "patient_rows", "summarise_patients"]
 
 COLUMNS = (
     "patient", "images", "worst_path", "worst_slice", "anomaly_score", "p_value",
-    "calibration_units", "adjusted_p_value", "flagged", "warning",
+    "calibration_units", "adjusted_p_value", "flagged", "group", "warning",
 )  # fmt: skip
 
 
@@ -95,6 +97,54 @@ def summarise_patients(
         warning=[warning[i] for i in ranked],
         n_units=calibration.n_units if calibration else 0,
     )
+
+
+def patient_rows(
+    calibration: Calibration | Grouped | None,
+    units: Sequence[str],
+    groups: Sequence[str],
+    anomaly_score: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    where: Callable[[int], tuple[str, str]],
+    *,
+    fpr: float,
+    fdr: float | None = None,
+) -> list[tuple[Any, ...]]:
+    """Return the rows of patients.csv, the smallest p-values first.
+
+    Args:
+        calibration: of the model, or of its groups: a unit with images in several groups then has
+            a row in each.
+        units: (N,) name of each image's unit.
+        groups: (N,) value of what groups, read where the calibration is one of groups.
+        anomaly_score: (N,) scores that are shown.
+        scores: (N,) or (F, N), what the calibration reads.
+        where: number of an image -> its path and slice as in scores.csv.
+        fpr: as in `summarise_patients`.
+        fdr: as in `summarise_patients`.
+    """
+    grouped = calibration if isinstance(calibration, Grouped) else None
+    names = np.array([group_name(g) if grouped else "" for g in groups])
+    rows: list[tuple[Any, ...]] = []
+    for name in dict.fromkeys(names.tolist()):
+        mine = np.flatnonzero(names == name)
+        known = grouped.groups.get(name) if grouped else calibration
+        assert not isinstance(known, Grouped)
+        given = [units[i] for i in mine.tolist()], anomaly_score[mine], scores[..., mine]
+        found = summarise_patients(known, *given, fpr=fpr, fdr=fdr)
+        for i, unit in enumerate(found.name):
+            worst = int(mine[found.worst[i]])
+            rows.append((
+                unit, int(found.images[i]), *where(worst), float(anomaly_score[worst]),
+                _cell(found.p_value, i, float), found.n_units or "",
+                _cell(found.adjusted, i, float), _cell(found.flagged, i, int), name,
+                found.warning[i],
+            ))  # fmt: skip
+    return sorted(rows, key=lambda row: (row[5] == "", row[5] or 0.0))
+
+
+def _cell(values: NDArray[Any] | None, i: int, kind: type) -> Any:
+    return "" if values is None else kind(values[i])
 
 
 def _flags(
