@@ -31,7 +31,7 @@ from test_images_dicom import write as write_dicom
 from test_images_nifti import write as write_nifti
 
 COLUMNS = ["path", "slice", "patient_id", "anomaly_score", "p_value", "flagged", "at_border"]
-DETAILS = ["score.json", "scores.csv", "skipped.csv"]
+DETAILS = ["patients.csv", "score.json", "scores.csv", "skipped.csv"]
 
 
 @pytest.fixture(scope="module")
@@ -731,7 +731,7 @@ def test_scores_are_replaced_only_once_the_new_are_complete(fitted, source, tmp_
     assert files(out) == sorted([*files(whole), "notes.txt"])
     assert (out / "scores.csv").read_bytes() == (whole / "scores.csv").read_bytes()
     score(fitted, source, out, overwrite=True, maps=False, overlays=False)
-    assert files(out) == ["notes.txt", "score.json", "scores.csv", "skipped.csv"]
+    assert files(out) == ["notes.txt", "patients.csv", "score.json", "scores.csv", "skipped.csv"]
 
 
 def test_an_interrupted_scoring_of_something_else_is_dropped_if_asked(fitted, source, tmp_path):

@@ -47,7 +47,7 @@ from normalis.engines.cluster import Cluster
 from normalis.errors import RunError, SettingsError
 from normalis.files import ANY_NAME, is_temporary, read_csv, remove_temporaries, visible
 from normalis.fitted import fitted_of
-from normalis.loading.units import unit_name
+from normalis.loading.units import file_of, unit_name
 from normalis.output.image_files import ImageFiles, do_all, slice_label
 from normalis.output.journal import END, Journal, stamp
 from normalis.output.overlays import grey, render
@@ -400,7 +400,7 @@ class _Writer:
             several = part.by_fold if part.readings is None else part.readings
             each = [] if several is None else several[:, i].tolist()
             folds = " ".join(map(repr, each))
-            shown = [*_shown(part, i), unit_name(row), self._group(row)]
+            shown = [*_shown(part, i), _unit(row), self._group(row)]
             lines.append(
                 (row.path, [key, *_cells(row), repr(float(value)), *seen, folds, *shown, *end])
             )
@@ -451,7 +451,10 @@ class _Writer:
             write_csv(self.folder / "findings.csv", FINDING_COLUMNS, found)
         table = (list(line(i).values()) for i in range(len(rows.sample)))
         columns = (*_COLUMNS, "p_value", "flagged", "at_border", *(["seen_by"] if seen_by else []))
-        patients = self._patients(rows, lambda i: (line(i)["path"], line(i)["slice"]))
+        units = [
+            self._said_unit(u, samples[i]) for u, i in zip(rows.unit, rows.sample, strict=True)
+        ]
+        patients = self._patients(rows, units, lambda i: (line(i)["path"], line(i)["slice"]))
         write_csv(self.folder / "patients.csv", PATIENT_COLUMNS, patients)
         write_csv(self.folder / "scores.csv", columns, table)
         self.journal.remove()
@@ -487,7 +490,7 @@ class _Writer:
             border.append(sys.intern(row[7]))
             findings.append(row[8])
             shapes.append((sys.intern(row[9]), sys.intern(row[10])))
-            units.append(sys.intern(row[11]))
+            units.append(sys.intern(row[11] or key))
             groups.append(sys.intern(row[12]))
             slices.append(sys.intern(slice_index))
             patients.append(sys.intern(patient))
@@ -551,12 +554,17 @@ class _Writer:
         value = None if grouped is None else row.header.get(grouped.by)
         return "" if value is None else str(value)
 
+    def _said_unit(self, unit: str, sample: Sample) -> str:
+        """Return a unit's name, of a file as tables name it."""
+        path = str(sample.path)
+        return unit.replace(path, self._said(sample.path), 1) if unit.startswith(path) else unit
+
     def _patients(
-        self, rows: _Rows, where: Callable[[int], tuple[str, str]]
+        self, rows: _Rows, units: Sequence[str], where: Callable[[int], tuple[str, str]]
     ) -> list[tuple[Any, ...]]:
         return patient_rows(
             self.detector.grouped or self.detector.calibration,
-            rows.unit,
+            units,
             rows.group,
             rows.anomaly_score,
             rows.scores,
@@ -664,6 +672,12 @@ def _shown(part: Scored, i: int) -> list[str]:
     found = [[getattr(one, name) for name in _FINDINGS] for one in part.findings[i]]
     height, width = part.rows[i].original_shape
     return [str(int(part.at_border[i])), json.dumps(found), str(height), str(width)]
+
+
+def _unit(row: Row) -> str:
+    """Return the name of an image's unit, empty for its file."""
+    name = unit_name(row)
+    return "" if name == file_of(row) else name
 
 
 def _p_value(p_values: NDArray[np.float64] | None, i: int) -> float | str:
