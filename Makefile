@@ -60,7 +60,7 @@ study: $(VENV)/.tested ## rewrite docs/reference/selection_study.md and its pict
 
 docs: $(VENV)/.tested ## build the documentation as HTML
 	@$(PIP) -e '.[docs]'
-	$(BIN)/sphinx-build -q -b html docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 browser: ## install the headless browser that the report's tests drive (Debian, as root)

@@ -159,7 +159,7 @@ def test_fit_has_its_options_in_panels_with_the_daily_ones_first():
     said = run("fit", "--help")
     order = [said.index(f" {name} ─") for name in ("Options", "Data", "Model", "Machine")]
     assert order == sorted(order)
-    for name in ("--out", "--method", "--patients", "--seed", "--device", "--overwrite"):
+    for name in ("--out", "--method", "--patient-pattern", "--seed", "--device", "--overwrite"):
         assert said.index(name) < order[1]
 
 

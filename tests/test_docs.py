@@ -1,13 +1,17 @@
 """The documentation: every link leads somewhere, every page is in the index, tables are files."""
 
+import ast
 import csv
 import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+import normalis
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
@@ -93,6 +97,49 @@ def test_what_says_how_to_is_one_page(page):
     assert words(page) <= LONGEST_HOWTO
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_page_installs_what_is_on_no_index(page):
+    """A name that is free on the index is anybody's; when ours is there, this test goes."""
+    lines = re.findall(r"pip[x]? install .*", page.read_text(encoding="utf-8"))
+    assert not [line for line in lines if re.search(r"[ '\"]normalis(\[|'|\s*$)", line) and
+                "--no-index" not in line]  # fmt: skip
+
+
+#: Words that this project's prose had and readers stumbled over.
+ODD = re.compile(r"\b(anew|stakes|beside|alike|whatever)\b")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted((ROOT / "docs/tutorials").glob("*.md")),
+     *sorted((ROOT / "docs/howto").glob("*.md"))],
+    ids=name,
+)  # fmt: skip
+def test_pages_for_beginners_are_in_plain_words(page):
+    assert ODD.findall(prose(page)) == []
+
+
+def test_the_lowest_versions_are_those_that_are_promised():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest = (ROOT / "constraints-min.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lowest if "==" in line and not line.startswith("#"))
+    extras = project["optional-dependencies"]
+    wanted = [
+        *project["dependencies"],
+        *(d for e in ("codecs", "onnx", "pacs", "research", "serve") for d in extras[e]),
+    ]
+    for requirement in wanted:
+        if found := re.match(r"([\w.-]+)>=([\w.]+)", requirement):
+            assert pinned[found[1]] == found[2]
+
+
+def test_the_changelog_and_the_citation_speak_of_this_version():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\d[\d.]*)", changes, re.MULTILINE)[0] == normalis.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {normalis.__version__}\n" in citation
+
+
 # -- tables ---------------------------------------------------------------------------------------
 
 
@@ -144,3 +191,45 @@ def test_what_is_folded_away_becomes_one_file_with_the_titles_of_its_tables(page
 def test_a_part_that_the_page_has_no_place_for_is_an_error(page):
     with pytest.raises(SystemExit, match="no place for 'other'"):
         pages.fill(page, {"other": table(1)})
+
+
+# -- pages that are made --------------------------------------------------------------------------
+
+
+def test_the_page_of_commands_is_up_to_date():
+    """If this fails, run docs/make_cli.py."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import make_cli; print(make_cli.page(), end='')"],
+        cwd=ROOT / "docs", capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert found == (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
+
+
+def messages():
+    """Return the texts of the sources, with … where a value goes."""
+    found = []
+    for file in sorted((ROOT / "src/normalis").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            if isinstance(node, ast.JoinedStr):
+                parts = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)
+                found.append("".join(map(str, parts)))
+    return found
+
+
+def test_messages_of_troubleshooting_are_the_codes_own():
+    text = (ROOT / "docs/howto/troubleshooting.md").read_text(encoding="utf-8")
+    named = re.findall(r"^## `(.+)`$", text, re.MULTILINE)
+    assert len(named) == 10
+    texts = messages()
+    for message in named:
+        pieces = [piece.strip() for piece in message.split("…") if piece.strip()]
+        assert any(all(piece in said for piece in pieces) for said in texts), message
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
+    for public in set(normalis.__all__) - {"__version__"}:
+        where = normalis._LAZY[public].replace(":", ".")
+        assert where in text or where.rpartition(".")[0] in text, public

@@ -25,20 +25,30 @@ def command_lines():
 
 
 def test_it_is_short():
-    assert len(README.splitlines()) <= 120
+    assert len(README.splitlines()) <= 100
 
 
+def test_it_says_how_to_install_before_anything_else():
+    headings = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    assert headings[0] == "Install"
+    assert "pip install . " in README
+
+
+@pytest.mark.slow
 def test_the_python_block_runs(tmp_path, monkeypatch):
     (block,) = blocks("python")
-    assert "epochs=250" in block
+    assert "random_state=0" in block
     write_pngs(tmp_path / "normal_scans", phantoms(110))
     write_pngs(tmp_path / "new_scans", phantoms(4, seed=5))
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(compile(block.replace("epochs=250", "epochs=1"), "README.md", "exec"), names)
-    assert names["scores"].shape == names["p"].shape == names["flags"].shape == (4,)
-    assert names["maps"].shape == (4, 128, 128)
-    assert set(np.unique(names["flags"])) <= {0, 1}
+    exec(
+        compile(block.replace("random_state=0", "random_state=0, epochs=1"), "README.md", "exec"),
+        names,
+    )
+    assert names["scores"].shape == names["p"].shape == (4,)
+    assert names["maps"].ndim == 3
+    assert len(names["maps"]) == 4
     assert (tmp_path / "model/model.safetensors").is_file()
     np.testing.assert_array_equal(names["detector"].anomaly_score("new_scans/"), names["scores"])
 

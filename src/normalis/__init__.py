@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from normalis.images import read_frames
     from normalis.report import write_report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AnomalyDetector",

@@ -25,6 +25,7 @@ EXTRAS = {
     "ray": "clusters",
     "pacs": "results as DICOM, pull and push",
     "serve": "a service beside a PACS",
+    "research": "tables in Parquet, normalis research",
 }
 _CORE = (
     "torch", "numpy", "scipy", "scikit-learn", "pydicom", "nibabel", "pillow",

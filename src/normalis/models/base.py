@@ -135,7 +135,7 @@ class Phase:
         name: prefix of the logged losses; empty for the main phase. What several phases log by one
             name is averaged.
         parameters: what the phase's own optimiser updates.
-        losses: (x, **draws) -> named losses, already weighted.
+        losses: ``(x, **draws)`` -> named losses, already weighted.
         after: called once the optimiser has stepped, with the losses' values.
         clip: largest norm of a step's gradient over all parameters; a larger one is scaled down.
     """
