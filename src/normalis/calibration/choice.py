@@ -84,10 +84,11 @@ def choose(n_units: int, rate: float, *, folds: int = 5, cross_fit: bool = True)
         )
         return Choice(kind="cv+", n_units=n_units, folds=count, reason=reason)
     held = max(1, min(steady, n_units // 2, n_units - 2), min(usual, n_units - 2))
-    reason = (
-        f"{held} of {n_units} are held out, fewer than the {steady} that a steady threshold at "
-        f"{rate:g} takes"
-    )
+    reason = f"{held} of {n_units} are held out, "
+    if held >= steady:
+        reason += f"enough for a steady threshold at {rate:g}, since the method is fitted once"
+    else:
+        reason += f"fewer than the {steady} that a steady threshold at {rate:g} takes"
     return Choice(kind="split", n_units=n_units, held=held, reason=reason)
 
 
