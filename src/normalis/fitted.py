@@ -196,6 +196,7 @@ class FittedDetector:
         skipped: list[tuple[Path, str]] | None = None,
         need_one: bool = True,
         workers: int | None = None,
+        seen: Callable[[Loaded], object] | None = None,
     ) -> Iterator[Scored]:
         """Score files batch after batch in constant memory; unreadable ones are skipped.
 
@@ -206,6 +207,7 @@ class FittedDetector:
             skipped: receives (path, reason) of what could not be read.
             need_one: whether it is an error if nothing can be read.
             workers: threads that read files; None means one per core.
+            seen: receives each batch as it was read, for who needs the images beside the scores.
         """
         batches = stream(
             samples,
@@ -220,6 +222,8 @@ class FittedDetector:
             for batch in batches:
                 if skipped is not None:
                     skipped.extend(batch.skipped)
+                if seen is not None:
+                    seen(batch)
                 yield batch
 
         anything = False

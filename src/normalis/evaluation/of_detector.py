@@ -23,7 +23,7 @@ from normalis.calibration.colours import ColourScale
 from normalis.errors import DataError, SettingsError
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.fitted import fitted_of
-from normalis.loading.arrays import Row, load, load_masks
+from normalis.loading.arrays import Loaded, Row, load, load_masks, to_unit
 from normalis.scoring import joined_scores
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def evaluate_detector(
     fitted, samples = fitted_of(detector), _labelled(data)
     _log.info("evaluating on %d labelled test files of %s", len(samples), data.name)
     skipped: list[tuple[Path, str]] = []
-    parts = _score(fitted, samples, skipped, tell, with_maps=data.has_masks)
+    read: list[Loaded] = []
+    parts = _score(fitted, samples, skipped, tell, with_maps=data.has_masks, read=read)
     rows = [row for part in parts for row in part.rows]
     scores = np.concatenate([part.anomaly_score for part in parts])
     shown = [part.anomaly_map for part in parts if part.anomaly_map is not None]
@@ -88,7 +89,7 @@ def evaluate_detector(
             for t in _THRESHOLDS
             if not (t == min(_THRESHOLDS) and all_alike(found))
         },
-        baselines=_baselines(fitted, data, rows, found, keys),
+        baselines=_baselines(fitted, data, read, found, keys),
         kind=[row.kind if bad else None for row, bad in zip(rows, labels, strict=True)],
         maps=maps,
         masks=masks if maps is not None else None,
@@ -152,10 +153,12 @@ def _score(
     tell: Callable[[str, float], None],
     *,
     with_maps: bool,
+    read: list[Loaded],
 ) -> list[Scored]:
+    """Score the test images; ``read`` receives them as the detector reads them."""
     parts: list[Scored] = []
     done = 0
-    for part in detector.stream(samples, maps=with_maps, skipped=skipped):
+    for part in detector.stream(samples, maps=with_maps, skipped=skipped, seen=read.append):
         parts.append(part)
         done += len(part.rows)
         tell("scores", min(1.0, done / len(samples)))
@@ -171,28 +174,25 @@ def _listed(keys: Sequence[str], listed: frozenset[str]) -> NDArray[np.bool_]:
 def _baselines(
     detector: FittedDetector,
     data: Dataset,
-    rows: Sequence[Row],
+    read: Sequence[Loaded],
     found: Audit,
     keys: Sequence[str],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return trivial scores of the test images, from the images as the detector reads them."""
-    settings = detector.image_settings
-    given: dict[str, Any] = {"rule": detector.rule, "fit_rule": False, "cache": True}
-    test = load([row.sample for row in _one_per_file(rows)], settings, **given)
-    place = {image_key(row.sample, row.slice_index): i for i, row in enumerate(test.rows)}
-    lost = [row.path for row, key in zip(rows, keys, strict=True) if key not in place]
-    if lost:
-        raise DataError(
-            f"{lost[0]}: could be read when it was scored and not for the baselines "
-            f"({len(lost)} such files); leave the files alone while they are evaluated, and run "
-            "the same command again"
-        )
-    pixels = test.pixels[[place[key] for key in keys]]
+    """Return the baselines of the test images, from the images as the detector has read them."""
+    place = {
+        image_key(row.sample, row.slice_index): (batch.pixels, i)
+        for batch in read
+        for i, row in enumerate(batch.rows)
+    }
+    one_kind = len({batch.pixels.dtype for batch in read}) == 1  # 8 bit in all files, or in none
+    chosen = [place[key] for key in keys]
+    pixels = np.stack([(x if one_kind else to_unit(x))[i] for x, i in chosen])
     known = {fact.key: fact.properties for fact in found.facts}
     properties = [known.get(key, {}) for key in keys]
     if not data.split("train"):
         return _without_training(pixels, properties)
-    train = load(data.split("train"), settings, **given)
+    given: dict[str, Any] = {"rule": detector.rule, "fit_rule": False, "cache": True}
+    train = load(data.split("train"), detector.image_settings, **given)
     return trivial_scores(train.pixels, pixels, file_properties=properties)
 
 
@@ -206,10 +206,6 @@ def _without_training(
         **baselines.property_scores(properties),
     }
     return both | {f"{name}_reversed": -values for name, values in both.items()}
-
-
-def _one_per_file(rows: Sequence[Row]) -> list[Row]:
-    return list({image_key(row.sample): row for row in rows}.values())
 
 
 def _demographics(rows: Sequence[Row]) -> dict[str, list[Any]]:
