@@ -55,7 +55,7 @@ bench: $(VENV)/.tested ## run the benchmarks that need no arguments; ratios meas
 study: $(VENV)/.tested ## rewrite docs/reference/selection_study.md and its pictures from the committed records (minutes)
 	@for name in "selection_study.py --tables" selection_claims.py "readings.py --draw-only" \
 		"seeds.py --draw-only" "many_seeds.py --draw-only"; do \
-		echo "== $$name"; OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name || exit 1; done
+		echo "== $$name"; OMP_NUM_THREADS=1 $(BIN)/python studies/$$name || exit 1; done
 	@echo "look at docs/reference/selection_study.md and docs/images/selection_*.png; git diff says what changed"
 
 docs: $(VENV)/.tested ## build the documentation as HTML

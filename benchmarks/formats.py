@@ -6,12 +6,15 @@ python benchmarks/formats.py DATA_FOLDER
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from normalis.errors import UnreadableImageError
 from normalis.images import probe, read_frames
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "studies"))
 from pages import fill
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "formats.md"

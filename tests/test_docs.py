@@ -15,6 +15,7 @@ import normalis
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/README.md"])
+PAGES.append(ROOT / "studies/README.md")
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 LINK = re.compile(r"\]\((?![a-z]+:)([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -23,7 +24,7 @@ LONGEST_EXPLANATION = 2500
 #: Words that a page which says how to do one thing may have.
 LONGEST_HOWTO = 900
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "studies"))
 pages = importlib.import_module("pages")
 
 

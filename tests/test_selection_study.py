@@ -17,7 +17,7 @@ from normalis.research.experiments import plan
 from normalis.research.selection import RULES
 from normalis.research.sweep import run_plan
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 study = importlib.import_module("selection_study")
 evidence = importlib.import_module("selection_evidence")
 seeds = importlib.import_module("seeds")

@@ -1,12 +1,12 @@
 """Score the rules of `research.selection` on trained networks; rewrite the study in the docs.
 
     normalis research sweep examples/selection_study.toml --data ROOT --out results
-    python benchmarks/selection_study.py --data ROOT     # evidence of what is there, and tables
-    python benchmarks/selection_study.py --tables        # tables from the committed evidence
+    python studies/selection_study.py --data ROOT     # evidence of what is there, and tables
+    python studies/selection_study.py --tables        # tables from the committed evidence
 
-    python benchmarks/selection_study.py --phantoms ROOT      # write the phantom data sets
+    python studies/selection_study.py --phantoms ROOT      # write the phantom data sets
     normalis research sweep examples/selection_study_phantoms.toml --data ROOT --out RUNS
-    python benchmarks/selection_study.py --results RUNS --data ROOT
+    python studies/selection_study.py --results RUNS --data ROOT
 
 Evidence lies in ``results/evidence`` (see `selection_evidence`): rules read ``normals``, which
 hold no label; regret is computed from ``outcomes``. Any subset of the trainings will do.

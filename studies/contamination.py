@@ -1,6 +1,6 @@
 """What undetected anomalies among the training normals do to what `fit` does by default.
 
-    python benchmarks/contamination.py DATA_FOLDER [--seeds 0 1]
+    python studies/contamination.py DATA_FOLDER [--seeds 0 1]
 
 0, 1, 5 and 10 % of the images that `fit` takes for normal are anomalous ones of patients who are
 left out of the test. Each fit writes one file into ``results/contamination``, and is not repeated

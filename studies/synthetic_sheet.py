@@ -1,6 +1,6 @@
 """Draw the contact sheet of synthetic families over phantoms: docs/images/synthetic_families.png.
 
-    python benchmarks/synthetic_sheet.py [--arrays FILE.npz --out SHEET.png]
+    python studies/synthetic_sheet.py [--arrays FILE.npz --out SHEET.png]
 
 With --arrays the sheet is drawn over the array ``train`` of that file, to be looked at.
 """

@@ -2,7 +2,7 @@
 
 Rewrites its tables and figures.
 
-    python benchmarks/theory.py [--only rate intrinsic latent lesion phantoms]
+    python studies/theory.py [--only rate intrinsic latent lesion phantoms]
 
 Reads the array ``train`` of brain_tumor, kermany_cxr and lgg_flair (``arrays_64.npz``) from the
 folder NORMALIS_DATA, else ../shared/data beside the checkout, and nothing of any test set. Tables

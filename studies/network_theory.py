@@ -2,7 +2,7 @@
 
 Rewrites its tables and its figure.
 
-    python benchmarks/network_theory.py [--results results] [--draw-only]
+    python studies/network_theory.py [--results results] [--draw-only]
 
 Takes the plain autoencoders (``ae``, as the paper trains it) whose record and fitted model lie in
 the results folder, measures those that are not in ``results/theory/*.csv`` yet, and says which

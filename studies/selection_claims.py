@@ -1,6 +1,6 @@
 """Do rates hold what they promise, and does one nested latent stand for every width?
 
-    python benchmarks/selection_claims.py
+    python studies/selection_claims.py
 
 Reads the evidence of `selection_study` (AUROC in percent, test images of the study) and rewrites
 two tables of docs/reference/selection_study.md. *Rates*: nats asked for, of training images or of

@@ -1,6 +1,6 @@
 """What more seeds say than records have: of the default, of a nested latent, of a rate.
 
-    python benchmarks/many_seeds.py --data ROOT [--results results] [--device auto] [--only PART]
+    python studies/many_seeds.py --data ROOT [--results results] [--device auto] [--only PART]
         [--draw-only]
 
 Three parts, each a file of ``results/many_seeds``, trained by the recipe ``fast`` in float32:

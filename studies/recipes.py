@@ -2,7 +2,7 @@
 
     normalis research sweep examples/recipes.toml --data ROOT --out results
     normalis research sweep examples/default.toml --data ROOT --out results
-    python benchmarks/recipes.py [--results results]
+    python studies/recipes.py [--results results]
 
 Reads the records of these plans and rewrites their tables in docs/reference/performance.md. For
 each data set and setting of the fast recipe: optimiser steps as a share of the paper recipe's, the

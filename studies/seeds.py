@@ -1,6 +1,6 @@
 """One fit is one draw: how far fits of the default lie apart that differ in their seeds alone.
 
-    python benchmarks/seeds.py --data ROOT [--results results] [--models FOLDER] [--draw-only]
+    python studies/seeds.py --data ROOT [--results results] [--models FOLDER] [--draw-only]
 
 A user's `fit --recipe fast`, ae-u at d = 16, for two seeds of the network, on lgg_flair for two
 draws of the images held out, and each setting that was tried; scored on all test images, and on

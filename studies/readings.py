@@ -1,6 +1,6 @@
 """What a fitted network says depends on how its map is read; rewrite the tables of that section.
 
-    python benchmarks/readings.py [--data ROOT] [--results results] [--draw-only]
+    python studies/readings.py [--data ROOT] [--results results] [--draw-only]
 
 For each leak-free set: the default of ``fit`` (ae-u with its usual options, d = 16, read by median)
 against the loss of its authors, the paper's autoencoder at the latent dimension that is best in

@@ -2,7 +2,7 @@
 
 Rewrites the tables of docs/explanation/findings.md.
 
-    python benchmarks/findings.py DATA_FOLDER/brain_tumor
+    python studies/findings.py DATA_FOLDER/brain_tumor
 
 Reads the experiment records in results/records and, to find the test's own repetitions, the images
 (`normalis.audit`). Trains nothing. Two ways to leave the leak out are compared:
