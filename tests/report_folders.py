@@ -67,6 +67,8 @@ def score_folder(
     held_out: int = 80,
     names: dict[int, str] | None = None,
     patient_names: dict[int, str] | None = None,
+    large: tuple[int, int] | None = None,
+    known: dict[str, list[str]] | None = None,
 ) -> Path:
     """Write an output folder of `score` with a third of the images anomalous.
 
@@ -78,6 +80,8 @@ def score_folder(
         held_out: normal images of the calibration.
         names: file name of some images.
         patient_names: patient of some images.
+        large: height and width of large pictures; None for none.
+        known: further columns of scores.csv.
     """
     rng = np.random.default_rng(7)
     anomalous = np.arange(n) % 3 == 0
@@ -91,14 +95,20 @@ def score_folder(
         name = (names or {}).get(i, f"{kind}/img_{i:04d}.png")
         person = (patient_names or {}).get(i, f"P{i // 2:03d}" if patients else "")
         flag = int(p_values[i] <= 0.05) if calibration else ""
-        rows.append([f"/data/phantoms/test/{name}", "", person, scores[i], p_values[i], flag])
+        more = [values[i] for values in (known or {}).values()]
+        rows.append(
+            [f"/data/phantoms/test/{name}", "", person, scores[i], p_values[i], flag, *more]
+        )
         if pictures is None or i < pictures:
             end = "" if name.endswith(".png") else ".png"
             file = folder / "thumbnails" / "test" / f"{name}{end}"
             file.parent.mkdir(parents=True, exist_ok=True)
             spot = max(0.0, (scores[i] - 0.042) / 0.03)
-            strip(rng, spot=float(spot) if anomalous[i] else 0.0).save(file)
-    write_csv(folder / "scores.csv", COLUMNS, rows)
+            drawn = strip(rng, spot=float(spot) if anomalous[i] else 0.0)
+            drawn.save(file)
+            if large:
+                _large(folder / "pictures" / "test" / f"{name}.webp", drawn, large)
+    write_csv(folder / "scores.csv", (*COLUMNS, *(known or {})), rows)
     write_csv(folder / "findings.csv", FINDINGS, [_finding(row) for row in rows])
     write_csv(folder / "skipped.csv", ("path", "reason"), [["/data/broken.dcm", "no pixel data"]])
     write_json(
@@ -117,6 +127,17 @@ def score_folder(
         },
     )  # fmt: skip
     return folder
+
+
+def _large(file: Path, strip: Image.Image, shape: tuple[int, int]) -> None:
+    """A large picture, and the map on its own scale, as `score` draws them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture = strip.crop((0, 0, SIDE, SIDE)).resize(shape[::-1], Image.Resampling.BICUBIC)
+    picture.save(file, quality=80)
+    y, x = np.mgrid[0:1:64j, 0:1:64j]
+    own = 255 * np.exp(-((x - 0.6) ** 2 + (y - 0.7) ** 2) / 0.02)
+    name = file.name.removesuffix(".webp") + ".map.png"
+    Image.fromarray(own.astype(np.uint8)).save(file.with_name(name))
 
 
 def run_folder(folder: Path, *, calibrated: bool = True) -> Path:

@@ -18,6 +18,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 import report_folders as folders
 from normalis.errors import RunError
 from normalis.report import pictures, triage, write_report
+from normalis.report.contours import contour_path
 from normalis.report.curves import precision_recall, roc
 from normalis.report.marks import read_marks
 from normalis.report.sources import detect, read_scores
@@ -333,13 +334,101 @@ def test_slice_of_a_volume_finds_its_picture(tmp_path, rng):
     assert list(pictures.find_pictures(folder, read_scores(folder).cases, [0])) == [0]
 
 
-def test_only_the_most_anomalous_pictures_are_embedded(tmp_path, monkeypatch):
-    monkeypatch.setattr(triage, "EMBEDDED", 5)
-    folder = folders.score_folder(tmp_path / "s", n=20)
-    page = Page(write_report(folder, tmp_path / "page.html"))
-    shown = [i for i, photo in enumerate(page.cases["photo"]) if photo]
-    assert sorted(read_scores(folder).cases.order[:5]) == shown
-    assert "5 of 20 images have a picture" in page.text
+@pytest.mark.parametrize("limit", ["EMBEDDED", "LARGE_EMBEDDED"])
+def test_pictures_too_many_or_too_large_lie_beside_the_page(tmp_path, monkeypatch, limit):
+    folder = folders.score_folder(tmp_path / "s", n=20, large=(90, 60))
+    whole = Page(write_report(folder, tmp_path / "whole.html"))
+    assert not (tmp_path / "whole_files").exists()
+    monkeypatch.setattr(triage, limit, 5)
+    page = Page(write_report(folder, tmp_path / "a page.html"))
+    cases, beside = page.cases, tmp_path / "a page_files"
+    assert cases["beside"] == "a%20page_files/"
+    assert cases["pictures"] == 20
+    for column, size in (("photo", (320, 160)), ("level", (80, 80)), ("large", (60, 90)),
+                         ("own", (80, 80))):  # fmt: skip
+        for name in cases[column]:
+            with Image.open(beside / name) as picture:
+                assert picture.size == size
+    pictures_of = ("photo", "level", "large", "own")
+    held = sum(len(t) for c in pictures_of for t in whole.cases[c])
+    assert len(page.text) < len(whole.text) - held + 3000  # names instead
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert "img-src data: blob: 'self' file:;" in policy
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    write_report(folder, tmp_path / "a page.html")  # its own folder is replaced
+    assert len(list(beside.glob("*.webp"))) == 80
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_of_others_beside_the_page_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(triage, "EMBEDDED", 1)
+    folder = folders.score_folder(tmp_path / "s", n=3)
+    (tmp_path / "page_files").mkdir()
+    (tmp_path / "page_files" / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="holds something else"):
+        write_report(folder, tmp_path / "page.html")
+    assert (tmp_path / "page_files" / "thesis.txt").read_text() == "mine"
+
+
+def test_large_pictures_are_embedded_as_they_were_written(tmp_path):
+    folder = folders.score_folder(tmp_path / "s", n=4, pictures=3, large=(90, 60))
+    (folder / "pictures" / "test" / "normal" / "img_0001.png.webp").write_bytes(b"no picture")
+    cases = Page(write_report(folder, tmp_path / "page.html")).cases
+    written = (folder / "pictures" / "test" / "glioma" / "img_0000.png.webp").read_bytes()
+    assert base64.b64decode(cases["large"][0]) == written
+    assert decode(cases["own"][0]).max() == 248  # of 255, in steps of 8
+    assert [bool(text) for text in cases["large"]] == [True, False, True, False]
+
+
+def test_maps_beside_the_page_are_coloured(tmp_path, rng):
+    folders.strip(rng, spot=1.0).save(tmp_path / "strip.png")
+    found = pictures.read_picture(tmp_path / "strip.png", coloured=True)
+    painted = np.asarray(Image.open(io.BytesIO(base64.b64decode(found.level))))
+    grey = decode(pictures.read_picture(tmp_path / "strip.png").level).astype(int)
+    expected = pictures.palette()[grey]
+    assert (painted[..., 3] == expected[..., 3]).all()
+    assert (painted[grey > 0] == expected[grey > 0]).all()
+
+
+def test_contours_go_around_what_is_painted():
+    level = np.zeros((100, 50), np.uint8)
+    level[20:40, 10:30] = 9
+    level[90:, :] = 200  # to the edges
+    lines = contour_path(level).split("Z")[:-1]
+    boxes = []
+    for line in lines:
+        points = np.array([pair.split() for pair in line[1:].split("L")], int)
+        boxes.append((*points.min(0).tolist(), *points.max(0).tolist()))
+    assert sorted(boxes) == [(0, 900, 1000, 1000), (200, 200, 600, 400)]
+    assert contour_path(np.zeros((8, 8))) == ""
+
+
+def test_columns_that_are_there_are_shown(tmp_path):
+    known = {"view": ["PA", "AP"] * 3, "seen_by": ["", *["ae"] * 5], "laterality": [""] * 6}
+    folder = folders.score_folder(tmp_path / "s", n=6, known=known)
+    (folder / "patients.csv").write_text("patient_id,p_value\nP000,0.02\nP001,\n")
+    cases = Page(write_report(folder, tmp_path / "page.html")).cases
+    assert cases["known"] == {"view": known["view"], "seen_by": known["seen_by"]}
+    assert cases["patients"] == {"P000": 0.02}
+    (folder / "patients.csv").write_text("patient_id,p_value\nP000,low\n")
+    with pytest.raises(RunError, match=r"patients\.csv: column p_value must hold numbers"):
+        write_report(folder, tmp_path / "page.html")
+
+
+def test_cases_come_first_and_figures_below(page):
+    order = [page.text.index(f'id="{name}"') for name in
+             ("triage", "overview", "evaluation", "calibration", "audit", "run")]  # fmt: skip
+    assert order == sorted(order)
+    folded = [a for t, a in page.tags if t == "details" and a.get("class") == "more"]
+    assert len(folded) == 5
+    assert not any("open" in a for a in folded)
+
+
+def test_figures_of_a_run_are_open(tmp_path):
+    page = Page(write_report(folders.run_folder(tmp_path / "run"), tmp_path / "page.html"))
+    folded = [a for t, a in page.tags if t == "details" and a.get("class") == "more"]
+    assert folded
+    assert all("open" in a for a in folded)
 
 
 # --- curves ---

@@ -2,6 +2,10 @@
 
 import csv
 import io
+import shutil
+import subprocess
+import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,12 @@ FLAGS = [
     "--disable-sync",
 ]
 MANY = 5000
+KNOWN = {
+    "view": ["PA", "AP"] * 20,
+    "seen_by": ["feature-knn", "ae", "ae", "ae"] * 10,
+    "study_uid": [f"1.2.840.113619.2.176.3596.6864755.{i // 4}" for i in range(40)],
+    "accession_number": [f"ACC{i // 4:04d}" for i in range(40)],
+}
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
@@ -78,7 +88,32 @@ def opened(browser):
 
 @pytest.fixture
 def page(opened, report):
-    return opened(report)
+    """One list, without groups."""
+    page = opened(report)
+    page.select_option("#group", "none")
+    return page
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """Scored images with large pictures, views and studies; the last four have no picture."""
+    folder = folders.score_folder(
+        tmp_path_factory.mktemp("studies"), pictures=36, large=(500, 400), known=KNOWN
+    )
+    rows = [f"P{i:03d},{0.001 if i == 9 else 0.5}" for i in range(20)]
+    (folder / "patients.csv").write_text("\n".join(["patient_id,p_value", *rows]) + "\n")
+    return write_report(folder, folder / "page.html")
+
+
+@pytest.fixture
+def viewer(opened, studies):
+    """The worst case of a list without groups, large."""
+    page = opened(studies)
+    page.select_option("#group", "none")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.locator("#viewer[data-painted]").wait_for()
+    return page
 
 
 def names(page) -> list[str]:
@@ -301,6 +336,378 @@ def test_dark_scheme_changes_paper_and_charts(opened, report):
         )
     assert colours["light"][0] != colours["dark"][0]
     assert colours["light"][1] != colours["dark"][1]
+
+
+# --- the viewer ---
+
+
+def shown(page) -> str:
+    return page.locator("#viewer-title").inner_text()
+
+
+def lies(page, pane: str = "image") -> tuple[float, float, float]:
+    """Zoom, and where the scene begins in its stage."""
+    matrix = page.locator(f"#stage-{pane} .scene").evaluate(
+        "e => { const m = new DOMMatrix(getComputedStyle(e).transform); return [m.a, m.e, m.f]; }"
+    )
+    return tuple(matrix)
+
+
+def middle(page, selector: str) -> tuple[float, float]:
+    box = page.locator(selector).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_enter_opens_a_case_large_and_escape_returns_to_its_card(viewer):
+    first = shown(viewer)
+    assert viewer.locator("#viewer-place").inner_text() == "1 of 40"
+    size = viewer.locator("#stage-image canvas").evaluate("c => [c.width, c.height]")
+    assert size == [400, 500]
+    assert viewer.locator("#viewer-size").inner_text() == "image, 400 × 500"
+    viewer.keyboard.press("j")
+    viewer.keyboard.press("PageDown")
+    viewer.keyboard.press("k")
+    assert viewer.locator("#viewer-place").inner_text() == "2 of 40"
+    assert shown(viewer) != first
+    viewer.keyboard.press("Escape")
+    assert not viewer.locator("#viewer").is_visible()
+    assert viewer.evaluate("document.activeElement.dataset.position") == "1"
+
+
+def test_a_click_opens_a_case_and_buttons_lead_on(opened, studies):
+    page = opened(studies)
+    page.locator(".cases .case .panels").first.click()
+    assert page.locator("#viewer").is_visible()
+    assert page.locator("#v-prev").is_disabled()
+    page.locator("#v-next").click()
+    assert page.locator("#viewer-place").inner_text() == "2 of 40"
+    page.locator("#v-close").click()
+    assert page.evaluate("document.activeElement.classList.contains('case')")
+    page.locator(".cases .case .open").nth(1).click()
+    assert page.locator("#viewer-place").inner_text() == "2 of 40"
+
+
+def test_both_panes_zoom_and_move_together(viewer):
+    viewer.keyboard.press("+")
+    viewer.keyboard.press("+")
+    assert lies(viewer)[0] == pytest.approx(1.5625)
+    viewer.keyboard.press("ArrowLeft")
+    assert lies(viewer)[1] > 0
+    assert lies(viewer) == pytest.approx(lies(viewer, "map"))
+    viewer.keyboard.press("-")
+    assert lies(viewer)[0] == pytest.approx(1.25)
+    viewer.keyboard.press("0")
+    assert lies(viewer) == (1, 0, 0)
+    viewer.locator("#v-in").click()
+    assert lies(viewer)[0] == pytest.approx(1.25)
+
+
+def test_the_wheel_zooms_about_the_pointer(viewer):
+    x, y = middle(viewer, "#stage-map")
+    viewer.mouse.move(x + 60, y - 40)
+    under = """([x, y]) => {
+        const box = document.querySelector('#stage-map .scene').getBoundingClientRect();
+        return [(x - box.left) / box.width, (y - box.top) / box.height];
+    }"""
+    before = viewer.evaluate(under, [x + 60, y - 40])
+    viewer.mouse.wheel(0, -120)
+    viewer.wait_for_function("document.getElementById('v-zoom').textContent !== '100 %'")
+    assert lies(viewer)[0] == pytest.approx(np.exp(0.3))
+    assert viewer.evaluate(under, [x + 60, y - 40]) == pytest.approx(before, abs=1e-3)
+
+
+def test_drag_moves_and_right_drag_sets_window_and_level(viewer):
+    for _ in range(4):
+        viewer.keyboard.press("+")
+    x, y = middle(viewer, "#stage-image")
+    viewer.mouse.move(x, y)
+    viewer.mouse.down()
+    viewer.mouse.move(x + 30, y + 20)
+    viewer.mouse.up()
+    assert lies(viewer)[1:] == pytest.approx((30, 20), abs=0.5)
+    viewer.mouse.move(x, y)
+    viewer.mouse.down(button="right")
+    viewer.mouse.move(x - 80, y - 40)
+    viewer.mouse.up(button="right")
+    assert lies(viewer)[1:] == pytest.approx((30, 20), abs=0.5)
+    assert viewer.locator("#v-window-value").inner_text() == "80 %"
+    assert viewer.locator("#v-level-value").inner_text() == "40 %"
+
+
+def test_window_and_level_by_key_change_what_is_seen(viewer):
+    """A window of a fifth about the middle stretches grey values five times."""
+    for _ in range(20):
+        viewer.keyboard.press("w")
+    assert viewer.locator("#v-window-value").inner_text() == "20 %"
+    slope = viewer.locator("#window-level feFuncR")
+    assert float(slope.get_attribute("slope")) == pytest.approx(5)
+    assert float(slope.get_attribute("intercept")) == pytest.approx(-2)
+    filtered = "e => getComputedStyle(e).filter"
+    assert "window-level" in viewer.locator("#stage-map .vimage").evaluate(filtered)
+    viewer.keyboard.press("L")
+    assert viewer.locator("#v-level-value").inner_text() == "52 %"
+    set_range(viewer, "#v-window", 50)
+    assert viewer.locator("#v-window-value").inner_text() == "50 %"
+    viewer.keyboard.press("0")
+    assert viewer.locator("#stage-map .vimage").evaluate(filtered) == "none"
+
+
+def test_outlines_opacity_and_the_own_scale(viewer):
+    line, ring = "#stage-map .vlines path.line", "#stage-map .vlines ellipse.line"
+    assert viewer.locator(line).get_attribute("d").startswith("M")
+    assert viewer.locator(ring).count() == 0
+    painted = (
+        "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+        ".filter((v, k) => k % 4 === 3 && v > 0).length"
+    )
+    few = viewer.locator(".vmap").evaluate(painted)
+    viewer.keyboard.press("s")
+    viewer.locator("#viewer[data-painted]").wait_for()
+    assert viewer.locator("#v-own").get_attribute("aria-pressed") == "true"
+    assert viewer.locator(".vmap").evaluate(painted) > 2 * few
+    assert viewer.locator(ring).count() == 1
+    viewer.keyboard.press("o")
+    assert viewer.locator(line).count() == 0
+    set_range(viewer, "#v-opacity", 20)
+    assert viewer.locator(".vmap").evaluate("e => getComputedStyle(e).opacity") == "0.2"
+    viewer.keyboard.press("m")
+    assert viewer.locator("#v-opacity-value").inner_text() == "0 %"
+    assert viewer.input_value("#opacity") == "0"
+
+
+def test_a_quiet_map_has_a_ring_and_no_outline(viewer):
+    viewer.keyboard.press("Escape")
+    viewer.select_option("#class", "normal")
+    viewer.select_option("#which", "below")
+    viewer.keyboard.press("j")
+    viewer.keyboard.press("Enter")
+    viewer.locator("#viewer[data-painted]").wait_for()
+    assert viewer.locator(".vlines path").count() == 0
+    assert viewer.locator(".vlines ellipse.line").count() == 1
+    assert viewer.locator("#viewer-where").inner_text().startswith("Nothing is above")
+
+
+def test_a_case_without_a_picture_says_so_in_the_viewer(viewer):
+    viewer.keyboard.press("Escape")
+    viewer.fill("#search", "img_0039")
+    viewer.locator(".cases .open").click()
+    viewer.locator("#viewer[data-painted=none]").wait_for()
+    assert viewer.locator("#viewer-where").inner_text() == "no picture"
+
+
+def test_a_scoring_without_large_pictures_shows_the_small_ones(opened, report):
+    page = opened(report)
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.locator("#viewer[data-painted]").wait_for()
+    assert page.locator("#viewer-size").inner_text() == "image, 160 × 160"
+    assert page.locator("#v-own").is_disabled()
+
+
+def test_reviewed_marks_and_notes_are_undone_one_by_one(viewer):
+    seen, pressed = viewer.locator("#v-seen"), "aria-pressed"
+    viewer.keyboard.press("r")
+    viewer.keyboard.press("f")
+    viewer.keyboard.press("n")
+    viewer.keyboard.type("left lower zone")
+    viewer.keyboard.press("Enter")
+    viewer.keyboard.press("j")
+    viewer.keyboard.press("k")
+    assert viewer.input_value("#v-note") == "left lower zone"
+    viewer.keyboard.press("Control+z")
+    assert viewer.input_value("#v-note") == ""
+    viewer.keyboard.press("Control+z")
+    assert viewer.locator("#v-mark").get_attribute(pressed) == "false"
+    assert seen.get_attribute(pressed) == "true"
+    viewer.keyboard.press("Escape")
+    assert viewer.locator(".case.current .seen").get_attribute(pressed) == "true"
+    assert viewer.inner_text("#reviewed-state") == "1 of 40 reviewed"
+    viewer.keyboard.press("Control+z")
+    assert viewer.inner_text("#reviewed-state") == "0 of 40 reviewed"
+    assert viewer.locator("#undo").is_disabled()
+    viewer.keyboard.press("Control+z")  # nothing is left to undo
+
+
+def test_reviewed_is_kept_filtered_and_exported(page):
+    page.keyboard.press("j")
+    page.keyboard.press("r")
+    page.reload()
+    assert page.inner_text("#reviewed-state") == "1 of 40 reviewed"
+    assert page.inner_text("#notes-state").startswith("0 marked")
+    page.select_option("#which", "unread")
+    assert page.inner_text("#shown") == "39 of 40 images"
+    page.select_option("#which", "read")
+    assert page.inner_text("#shown") == "1 of 40 images"
+    rows = exported(page)
+    assert [(row["reviewed"], row["marked"]) for row in rows] == [("1", "0")]
+
+
+# --- groups and filters ---
+
+
+def heads(page) -> list[str]:
+    """Names of the groups in view, in their order on the page."""
+    found = page.locator(".cases .ghead").all()
+    order = [(int(h.get_attribute("data-start")), h.locator(".gname").inner_text()) for h in found]
+    return [name for _, name in sorted(order)]
+
+
+def test_patients_are_grouped_worst_first(opened, report):
+    page = opened(report)
+    assert page.input_value("#group") == "patient"
+    worst = page.locator(".cases .case .meta").first.inner_text().split()
+    assert heads(page)[0] == f"Patient {worst[5]}"
+    patients = [t.split()[5] for t in page.locator(".cases .case .meta").all_inner_texts()]
+    assert patients[::2] == patients[1::2]  # two images each, together
+    scores = [float(t.split()[3]) for t in page.locator(".cases .case .meta").all_inner_texts()]
+    assert scores[::2] == sorted(scores[::2], reverse=True)
+
+
+def test_patients_come_by_their_own_p_value_where_it_is_known(opened, studies):
+    page = opened(studies)
+    assert heads(page)[0] == "Patient P009"
+    assert "p of the patient 0.001" in page.locator(".gfacts").first.inner_text()
+
+
+def test_studies_are_grouped_and_reviewed_at_once(opened, studies):
+    page = opened(studies)
+    page.select_option("#group", "study")
+    assert heads(page)[0].startswith("Study ACC")
+    page.locator(".gseen").first.click()
+    assert page.inner_text("#reviewed-state") == "4 of 40 reviewed"
+    assert page.locator(".gseen").first.inner_text() == "✓ all reviewed"
+    page.locator("#undo").click()
+    assert page.inner_text("#reviewed-state") == "0 of 40 reviewed"
+
+
+def test_keys_move_through_groups(opened, studies):
+    page = opened(studies)
+    page.select_option("#group", "study")
+    page.keyboard.press("j")
+    for key, expected in (("ArrowDown", "2"), ("ArrowDown", "4"), ("ArrowRight", "5"),
+                          ("ArrowUp", "3"), ("End", "39")):  # fmt: skip
+        page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.dataset.position") == expected
+
+
+def test_filters_by_view_member_and_p_value(opened, studies):
+    page = opened(studies)
+    page.select_option("#view", "AP")
+    assert page.inner_text("#shown") == "20 of 40 images"
+    page.select_option("#seen_by", "feature-knn")
+    assert page.inner_text("#shown") == "0 of 40 images"
+    page.get_by_role("button", name="reset", exact=True).first.click()
+    page.fill("#pmost", "0.05")
+    below = int(page.inner_text("#shown").split()[0])
+    assert 0 < below < 40
+    values = [float(t.split()[1]) for t in page.locator(".cases .case .meta").all_inner_texts()]
+    assert max(values) <= 0.05
+    page.fill("#pmost", "")
+    page.fill("#search", "acc0003")
+    assert page.inner_text("#shown") == "4 of 40 images"
+
+
+def test_long_names_are_cut_in_the_middle(opened, tmp_path):
+    uids = {i: f"1.2.826.0.1.3680043.8.498.1005{'7' * 60}.{i}.dcm" for i in range(4)}
+    folder = folders.score_folder(tmp_path / "s", n=4, pictures=0, names=uids)
+    page = opened(write_report(folder, tmp_path / "page.html"))
+    for card in page.locator(".cases .case").all():
+        end, file = card.locator(".file .end"), card.locator(".file")
+        assert end.inner_text().endswith(".dcm")
+        inside, outside = end.bounding_box(), file.bounding_box()
+        assert inside["x"] + inside["width"] <= outside["x"] + outside["width"] + 1
+        start = card.locator(".file .start")
+        assert start.evaluate("e => e.scrollWidth > e.clientWidth")
+
+
+# --- pictures beside the page ---
+
+
+def test_pictures_beside_the_page_are_loaded_when_seen(opened, tmp_path, monkeypatch):
+    from normalis.report import triage
+
+    monkeypatch.setattr(triage, "EMBEDDED", 10)
+    folder = folders.score_folder(tmp_path / "s", n=200, large=(90, 60))
+    page, asked = opened(write_report(folder, tmp_path / "page.html")), []
+    page.on("request", lambda r: asked.append(r.url) if r.url.endswith(".webp") else None)
+    page.reload()
+    page.locator(".cases .case[data-painted=yes]").nth(1).wait_for()
+    assert 0 < len(asked) < 100  # of 400 small pictures
+    page.locator(".cases .open").first.click()
+    page.locator("#viewer[data-painted]").wait_for()
+    assert page.locator("#viewer-size").inner_text() == "image, 60 × 90"
+
+
+# --- accessibility ---
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """axe-core as a text of JavaScript, from npm's cache or registry."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("npm is not installed: axe-core cannot be fetched")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", "axe-core@4", "--prefer-offline", "--silent"]
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+        except (subprocess.SubprocessError, OSError) as error:
+            pytest.skip(f"axe-core is neither in npm's cache nor to be had: {error}")
+        with tarfile.open(next(Path(folder).glob("*.tgz"))) as packed:
+            return packed.extractfile("package/axe.min.js").read().decode()
+
+
+def violations(page, axe: str) -> list[str]:
+    page.evaluate(axe)
+    return page.evaluate(
+        """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
+        .flatMap(v => v.nodes.map(n => `${v.id}: ${v.help}: ${n.target} ${n.failureSummary}`))"""
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_the_worklist(opened, studies, axe, scheme):
+    page = opened(studies, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    page.locator(".cases .case .seen").first.click()
+    page.locator(".cases .case[data-painted=yes]").first.wait_for()
+    assert violations(page, axe) == []
+
+
+def test_axe_finds_nothing_in_the_viewer(viewer, axe):
+    viewer.keyboard.press("r")
+    assert violations(viewer, axe) == []
+
+
+def test_axe_finds_nothing_on_a_phone_and_on_other_pages(opened, studies, tmp_path, axe):
+    page = opened(studies)
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert violations(page, axe) == []
+    run = opened(write_report(folders.run_folder(tmp_path / "run"), tmp_path / "run.html"))
+    assert violations(run, axe) == []
+    sweep = opened(write_results(folders.results_folder(tmp_path / "r"), tmp_path / "sweep.html"))
+    assert violations(sweep, axe) == []
+
+
+def test_the_viewer_fits_a_phone(viewer):
+    viewer.set_viewport_size({"width": 390, "height": 800})
+    assert viewer.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in ("#stage-image", "#stage-map", "#v-seen"):
+        box = viewer.locator(name).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+
+def test_print_opens_what_is_folded(page):
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details.more:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details.more[open]").count() == 0
+
+
+def test_links_open_what_is_folded(page):
+    page.locator(".bar a[href='#calibration']").click()
+    assert page.locator("#calibration table").is_visible()
 
 
 @pytest.fixture(scope="module")

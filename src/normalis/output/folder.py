@@ -13,6 +13,7 @@
     overlays/       PNG: image, reconstruction, map; one colour scale for all
     score.json      settings, calibration and training history of the run that scored
     thumbnails/     small pictures for the report
+    pictures/       large ones for its viewer, and each map on its own scale (`output.pictures`)
 
 Maps and pictures keep the tree and the whole names of the files (`normalis.output.image_files`).
 
@@ -53,6 +54,7 @@ from normalis.output.journal import END, Journal, stamp
 from normalis.output.overlays import grey, render
 from normalis.output.patients import COLUMNS as PATIENT_COLUMNS
 from normalis.output.patients import patient_rows
+from normalis.output.pictures import write_pictures
 from normalis.output.replacing import NEW, put_in_place, remove_own
 from normalis.storage import content_hash, exclusive, write_atomically, write_csv, write_json
 
@@ -631,6 +633,7 @@ class _Writer:
         strip = thumbnail(seen, calibrated, scale)
         path = self.files.name("thumbnails", where, ".png")
         _save(path, strip)
+        write_pictures(self.files, seen, calibrated)
 
 
 def _save(path: Path, picture: Image.Image) -> None:

@@ -1,14 +1,16 @@
 """A run, or scored images, as one HTML page that opens from disk.
 
 The page holds everything it needs: charts as SVG, pictures as data URIs, its style and its script.
-It loads nothing and sends nothing; a content-security policy in the page forbids it. Notes that a
-reader takes stay in the reader's browser until they are exported.
+It loads nothing and sends nothing; a content-security policy in the page forbids it. Pictures that
+are too many or too large for one file lie in ``NAME_files/`` beside it, and are loaded when they
+come into view. Notes that a reader takes stay in the reader's browser until they are exported.
 
 ::
 
     sources    folder -> tables and settings          curves     ROC and PR with bands
     sections   -> tiles, charts, tables               charts     matplotlib -> inline SVG
-    triage     -> cases for the browser               pictures   strips -> data URIs
+    triage     -> cases for the browser               pictures   what score drew -> small WebP
+    contours   lines around what maps paint           beside     the folder of pictures
     page       templates -> one file                  templates  HTML, CSS and plain JavaScript
 
 PyTorch is not needed, neither are the images: `normalis score` leaves what the page shows.
@@ -49,7 +51,7 @@ def write_report(path: str | Path, out: str | Path) -> Path:
     _check_out(page)
     try:
         source = read_scores(folder) if detect(folder) == "scores" else read_run(folder)
-        html = _source_page(source)
+        html = _source_page(source, page)
     except RunError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -84,11 +86,13 @@ def _check_out(page: Path) -> None:
             )
 
 
-def _source_page(source: Source) -> str:
+def _source_page(source: Source, page: Path) -> str:
     from normalis.report import sections
     from normalis.report.page import render
     from normalis.report.triage import triage_data
 
+    some = source.cases is not None and len(source.cases) > 0
+    triage = triage_data(source, page) if some else None
     context: dict[str, Any] = {
         "name": sections.display_name(source),
         "tiles": sections.tiles(source),
@@ -101,6 +105,6 @@ def _source_page(source: Source) -> str:
         "evaluations": [sections.evaluation_part(body) for body in source.evaluations],
         "skipped": source.skipped,
         "source": source,
-        "triage": None if source.cases is None or not len(source.cases) else triage_data(source),
+        "triage": triage,
     }
-    return render("source.html.j2", context)
+    return render("source.html.j2", context, beside=bool(triage and triage["beside"]))

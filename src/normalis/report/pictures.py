@@ -1,8 +1,10 @@
-"""The strips that ``score`` left in ``thumbnails/`` as small data URIs.
+"""The pictures that ``score`` left, as small WebP for the page or for a folder beside it.
 
-A strip holds image, reconstruction and level of the anomaly map side by side in grey. The first
-two become one lossy WebP. The map becomes a small lossless one, since the noise of lossy
-compression would paint specks where nothing is anomalous.
+A strip of ``thumbnails/`` holds image, reconstruction and level of the anomaly map side by side in
+grey. The first two become one lossy WebP. The map becomes a small lossless one, since the noise of
+lossy compression would paint specks where nothing is anomalous. Beside the page it is coloured: a
+browser lets no script read the pixels of a file. ``pictures/`` has each image large, and its map on
+its own scale.
 """
 
 from __future__ import annotations
@@ -15,14 +17,26 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from normalis.output.overlays import numbered
+from normalis.calibration.colours import ColourScale
+from normalis.output.overlays import heat, numbered
+from normalis.report.contours import contour_path
 from normalis.report.sources import Cases
 
-__all__ = ["EMBEDDED", "Picture", "find_pictures", "read_picture"]
+__all__ = [
+    "EMBEDDED",
+    "Large",
+    "Picture",
+    "find_large",
+    "find_pictures",
+    "palette",
+    "read_large",
+    "read_picture",
+]
 
-#: Pictures beyond so many make a page that a browser opens slowly; the most anomalous are kept.
+#: Pictures beyond so many make a page that a browser opens slowly: they go into a folder beside it.
 EMBEDDED = 2000
 _PHOTO_QUALITY = 70
 #: Side of the embedded map: about the resolution at which models work.
@@ -38,11 +52,26 @@ class Picture:
         photo: the image, and beside it the reconstruction where there is one.
         level: the anomaly map, 0 where nothing is painted.
         rebuilt: whether ``photo`` holds a reconstruction.
+        contour: SVG path around what the map paints, in thousandths of the image's sides.
     """
 
     photo: str
     level: str
     rebuilt: bool
+    contour: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Large:
+    """One case's large pictures, base64 of WebP.
+
+    Attributes:
+        photo: the image.
+        own: its map on its own scale.
+    """
+
+    photo: str
+    own: str
 
 
 def find_pictures(
@@ -83,8 +112,31 @@ def _strip_name(path: str, number: str) -> str:
     return path if path.endswith(".png") and not number else f"{path}{number}.png"
 
 
-def read_picture(file: Path) -> Picture | None:
-    """Return a strip's pictures, None if the file is no readable strip."""
+def find_large(folder: Path, strips: Mapping[int, Path]) -> dict[int, Path]:
+    """Return the large picture of each case that has one, by its strip.
+
+    Both are named after the image, and an ending that a name has already is not repeated.
+    """
+    root = folder / "pictures"
+    there = {p.relative_to(root).as_posix() for p in root.rglob("*.webp")} if root.is_dir() else {}
+    found = {}
+    for i, strip in strips.items() if there else ():
+        name = strip.relative_to(folder / "thumbnails").as_posix()
+        bare = name.removesuffix(".png")
+        names = f"{name}.webp", bare if bare.endswith(".webp") else f"{bare}.webp"
+        chosen = next((n for n in names if n in there), None)
+        if chosen is not None:
+            found[i] = root / chosen
+    return found
+
+
+def read_picture(file: Path, *, coloured: bool = False) -> Picture | None:
+    """Return a strip's pictures, None if the file is no readable strip.
+
+    Args:
+        file: the strip.
+        coloured: whether the map is painted already, else it is grey.
+    """
     try:
         with Image.open(file) as opened:
             strip = np.asarray(opened.convert("L"))
@@ -97,16 +149,49 @@ def read_picture(file: Path) -> Picture | None:
     # A method without reconstructions has the image in its place.
     has_rebuilt = not np.array_equal(image, rebuilt)
     photo = Image.fromarray(strip[:, : 2 * side] if has_rebuilt else image)
-    small = Image.fromarray(level).resize((_MAP, _MAP), Image.Resampling.BOX)
-    coarse = Image.fromarray(np.asarray(small) & _LEVELS)
     return Picture(
-        photo=_encode(photo, quality=_PHOTO_QUALITY, method=3),
-        level=_encode(coarse, lossless=True, quality=60, method=3),
+        photo=_encode(photo.convert("RGB"), quality=_PHOTO_QUALITY, method=3),
+        level=_encode_map(Image.fromarray(level), coloured=coloured),
         rebuilt=has_rebuilt,
+        contour=contour_path(level),
+    )
+
+
+def read_large(file: Path, *, coloured: bool = False) -> Large | None:
+    """Return the large pictures of ``pictures/NAME.webp``; None if they cannot be read."""
+    own = file.with_name(f"{file.name.removesuffix('.webp')}.map.png")
+    try:
+        with Image.open(own) as opened:
+            level = opened.convert("L")
+        photo = file.read_bytes()
+        with Image.open(io.BytesIO(photo)) as opened:
+            opened.verify()
+    except (OSError, ValueError, SyntaxError):
+        return None
+    return Large(
+        photo=base64.b64encode(photo).decode("ascii"),
+        own=_encode_map(level, coloured=coloured),
+    )
+
+
+def palette() -> NDArray[np.uint8]:
+    """Return RGBA of each of the 256 levels of a map (256, 4), as overlays are painted."""
+    colours, opacity = heat(np.linspace(0, 1, 256), ColourScale(quiet=0.0, full=1.0))
+    alpha = (255 * opacity).round().astype(np.uint8)[:, None]
+    return np.concatenate([colours, alpha], axis=1)
+
+
+def _encode_map(level: Image.Image, *, coloured: bool) -> str:
+    """Return a map, small and in few levels."""
+    small = level.resize((_MAP, _MAP), Image.Resampling.BOX)
+    coarse = np.asarray(small) & _LEVELS
+    picture = Image.fromarray(palette()[coarse]) if coloured else Image.fromarray(coarse)
+    return _encode(
+        picture if coloured else picture.convert("RGB"), lossless=True, quality=60, method=3
     )
 
 
 def _encode(image: Image.Image, **options: object) -> str:
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="WEBP", **options)
+    image.save(buffer, format="WEBP", **options)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -21,10 +21,14 @@ from normalis.files import read_csv
 from normalis.output.replacing import is_being_replaced
 from normalis.storage import RunFolder
 
-__all__ = ["Cases", "Source", "detect", "read_run", "read_scores"]
+__all__ = ["KNOWN", "Cases", "Source", "detect", "read_run", "read_scores"]
 
 Kind = Literal["scores", "run"]
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score", "p_value", "flagged")
+#: Columns of scores.csv that are shown where they are there.
+KNOWN = (
+    "study_uid", "series_description", "accession_number", "view", "laterality", "seen_by",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,6 +43,7 @@ class Cases:
         p_value: (N,) NaN without calibration.
         is_anomalous: (N,) None where nobody said.
         kind: (N,) name of the anomaly, None where unknown.
+        known: name -> (N,) of the columns `KNOWN` that are there; empty where unknown.
     """
 
     path: list[str]
@@ -48,6 +53,7 @@ class Cases:
     p_value: NDArray[np.float64]
     is_anomalous: list[bool | None]
     kind: list[str | None]
+    known: Mapping[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.path)
@@ -88,6 +94,7 @@ class Source:
         skipped: (path, reason) of images that could not be read.
         audit: findings of ``check``; empty where there is no ``audit.json``.
         evaluations: results of ``evaluate``, one for each ``evaluation*.json``.
+        patients: p-value of each patient, of ``patients.csv``; empty where there is none.
     """
 
     folder: Path
@@ -99,6 +106,7 @@ class Source:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     audit: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    patients: Mapping[str, float] = field(default_factory=dict)
 
 
 def detect(path: Path) -> Kind:
@@ -166,6 +174,7 @@ def read_scores(path: Path) -> Source:
         skipped=_read_skipped(path / "skipped.csv"),
         audit=_read_json(path / "audit.json"),
         evaluations=[_read_json(file) for file in sorted(path.glob("evaluation*.json"))],
+        patients=_read_patients(path / "patients.csv"),
     )
 
 
@@ -247,7 +256,23 @@ def _read_cases(file: Path, details: Mapping[str, Any]) -> Cases:
         p_value=_numbers(file, rows, "p_value"),
         is_anomalous=list(labels),
         kind=list(kinds),
+        known={
+            name: [row[name] or "" for row in rows] for name in KNOWN if rows and name in rows[0]
+        },
     )
+
+
+def _read_patients(file: Path) -> dict[str, float]:
+    """Return the p-value of each patient, empty if there is no such table or it has none."""
+    rows = _read_table(file) if file.is_file() else []
+    if not rows or not {"patient_id", "p_value"} <= rows[0].keys():
+        return {}
+    values = _numbers(file, rows, "p_value")
+    return {
+        row["patient_id"]: float(value)
+        for row, value in zip(rows, values, strict=True)
+        if row["patient_id"] and np.isfinite(value)
+    }
 
 
 def _numbers(file: Path, rows: list[dict[str, str]], column: str) -> NDArray[np.float64]:

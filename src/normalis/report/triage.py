@@ -7,58 +7,75 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import PurePath
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
 from normalis.errors import SettingsError
 from normalis.files import ANY_NAME, as_utf8
-from normalis.output.overlays import heat
+from normalis.images.decoding import map_ahead
+from normalis.report.beside import Beside
 from normalis.report.marks import read_marks
-from normalis.report.pictures import EMBEDDED, find_pictures, read_picture
-from normalis.report.sources import Cases, Source
+from normalis.report.pictures import (
+    EMBEDDED,
+    Large,
+    Picture,
+    find_large,
+    find_pictures,
+    palette,
+    read_large,
+    read_picture,
+)
+from normalis.report.sources import KNOWN, Cases, Source
 
-__all__ = ["LEVELS", "level_thresholds", "triage_data"]
+__all__ = ["LARGE_EMBEDDED", "LEVELS", "level_thresholds", "triage_data"]
 
 #: False-positive rates that the page offers and judges.
 LEVELS = (0.10, 0.05, 0.01, 0.001)
+#: Bytes of large pictures that one page holds; more go into a folder beside it.
+LARGE_EMBEDDED = 12_000_000
 
 
-def triage_data(source: Source) -> dict[str, Any]:
+def triage_data(source: Source, page: Path | None = None) -> dict[str, Any]:
     """Return the plain values of the triage view.
 
     Args:
         source: a scoring.
+        page: where the page will lie. Pictures that are too many or too large for it are written
+            into a folder beside it; without a page the first `EMBEDDED` are embedded.
 
     Returns:
         Columns ``path``, ``place``, ``patient``, ``score``, ``p``, ``label``, ``kind``, ``photo``,
-        ``level``, ``rebuilt``, ``marks`` of equal length, and what belongs to all cases.
+        ``level``, ``rebuilt``, ``contour``, ``large``, ``own``, ``marks`` and those of `KNOWN` that
+        are there, of equal length, and what belongs to all cases.
     """
     cases = source.cases
     if cases is None:
         raise TypeError("a run has no cases; triage_data takes a scoring")
     root, names = _split_root(cases.path)
-    pictures = _pictures(source, cases)
-    shown = [pictures.get(i) for i in range(len(cases))]
     return {
         "id": _identity(cases),
         "root": as_utf8(root),
         "path": list(map(as_utf8, names)),
         "place": cases.place,
         "patient": list(map(as_utf8, cases.patient_id)),
+        "known": {
+            name: list(map(as_utf8, cases.known[name]))
+            for name in KNOWN
+            if any(cases.known.get(name, ()))
+        },
+        "patients": {as_utf8(name): value for name, value in source.patients.items()},
         "score": _finite(cases.anomaly_score),
         "p": _finite(cases.p_value),
         "label": [None if label is None else int(label) for label in cases.is_anomalous],
         "kind": [kind or "" for kind in cases.kind],
-        "photo": [picture.photo if picture else "" for picture in shown],
-        "level": [picture.level if picture else "" for picture in shown],
-        "rebuilt": [bool(picture and picture.rebuilt) for picture in shown],
+        **_pictures(source, cases, page),
         "marks": read_marks(source.folder, cases),
-        "pictures": len(pictures),
         "threshold": _start(source),
         "kind_of_calibration": source.calibration.kind if source.calibration else "none",
         "calibration": _tail(source.calibration),
@@ -68,7 +85,7 @@ def triage_data(source: Source) -> dict[str, Any]:
             if threshold is not None
         ],
         "scale": source.details.get("colour_scale"),
-        "colours": _colours(),
+        "colours": [int(v) for v in palette().ravel()],
     }
 
 
@@ -109,13 +126,54 @@ def _split_root(paths: list[str]) -> tuple[str, list[str]]:
     return root, [p[cut:] for p in paths]
 
 
-def _pictures(source: Source, cases: Cases) -> dict[int, Any]:
+def _pictures(source: Source, cases: Cases, page: Path | None) -> dict[str, Any]:
+    """Return the columns of pictures: themselves, or their names in the folder beside the page."""
     wanted = [int(i) for i in cases.order]
-    named = source.details.get("pictures")
-    found = find_pictures(source.folder, cases, wanted, named)
-    files = list(found.items())[:EMBEDDED]
-    read = ((i, read_picture(file)) for i, file in files)
-    return {i: picture for i, picture in read if picture is not None}
+    small = find_pictures(source.folder, cases, wanted, source.details.get("pictures"))
+    large = find_large(source.folder, small)
+    weight = sum(file.stat().st_size for file in large.values())
+    apart = page is not None and (len(small) > EMBEDDED or weight > LARGE_EMBEDDED)
+    if not apart:
+        small = dict(list(small.items())[:EMBEDDED])
+    found: dict[str, Any] = {
+        "photo": [""] * len(cases),
+        "level": [""] * len(cases),
+        "rebuilt": [False] * len(cases),
+        "contour": [""] * len(cases),
+        "large": [""] * len(cases),
+        "own": [""] * len(cases),
+    }
+    shelf = Beside(page) if apart and page is not None else None
+    with shelf or nullcontext():
+        for i, picture, big in _read(small, large, coloured=apart):
+            _note(found, i, picture, big, shelf)
+    count = sum(map(bool, found["photo"]))
+    return found | {"pictures": count, "beside": shelf.url if shelf else ""}
+
+
+def _read(
+    small: dict[int, Path], large: dict[int, Path], *, coloured: bool
+) -> Iterator[tuple[int, Picture | None, Large | None]]:
+    """Read the pictures of the cases that have any, side by side: encoders take the time."""
+
+    def read(i: int) -> tuple[int, Picture | None, Large | None]:
+        picture = read_picture(small[i], coloured=coloured)
+        return i, picture, read_large(large[i], coloured=coloured) if i in large else None
+
+    yield from map_ahead(read, list(small), ahead=4)
+
+
+def _note(
+    found: dict[str, Any], i: int, picture: Picture | None, big: Large | None, shelf: Beside | None
+) -> None:
+    if picture is None:
+        return
+    found["rebuilt"][i], found["contour"][i] = picture.rebuilt, picture.contour
+    texts = {"photo": picture.photo, "level": picture.level}
+    if big is not None:
+        texts |= {"large": big.photo, "own": big.own}
+    for column, text in texts.items():
+        found[column][i] = shelf.keep(f"{i:06d}_{column}.webp", text) if shelf else text
 
 
 def _identity(cases: Cases) -> str:
@@ -145,10 +203,3 @@ def _tail(calibration: Calibration | None) -> dict[str, Any] | None:
         "scores": calibration.scores[order].tolist(),
         "above": np.cumsum(weight[order]).round(6).tolist(),
     }
-
-
-def _colours() -> list[int]:
-    """Return RGBA of each of the 256 levels of a map, as the overlays are painted."""
-    colours, opacity = heat(np.linspace(0, 1, 256), ColourScale(quiet=0.0, full=1.0))
-    alpha = (255 * opacity).round().astype(np.uint8)[:, None]
-    return [int(v) for v in np.concatenate([colours, alpha], axis=1).ravel()]

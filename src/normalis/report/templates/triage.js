@@ -1,4 +1,4 @@
-/* The triage view: sorts, filters and counts the cases, paints those in view, keeps notes. */
+/* The worklist: sorts, groups, filters and counts the cases, paints those in view, keeps notes. */
 (function () {
   const source = document.getElementById("cases-data");
   if (!source) return;
@@ -12,8 +12,20 @@
   const format = (value, digits = 4) => (value === null ? "–" : Number(value.toPrecision(digits)).toString());
   const percent = (share) => `${Number((100 * share).toPrecision(3))} %`;
 
-  const state = { order: [], cursor: 0, threshold: 0, columns: 1, height: 330, opacity: 80 };
+  const state = { order: [], groups: [], rows: [], rowOf: [], cursor: 0, threshold: 0, columns: 1, height: 330, opacity: 80 };
   const cards = new Map(); // position in the order -> card in the page
+  const heads = new Map(); // group -> its head in the page
+  const HEAD = 40;
+  const known = (name, i) => data.known[name]?.[i] || "";
+  const fileOf = (i) => data.path[i] + (data.place[i] === "" ? "" : ` [${data.place[i]}]`);
+  const pathOf = (i) => (data.root ? `${data.root}/${fileOf(i)}` : fileOf(i));
+
+  /* A long name is cut in the middle: its end tells files apart. */
+  function split(element, name) {
+    const tail = name.length > 24 ? 14 : 0;
+    element.querySelector(".start").textContent = tail ? name.slice(0, -tail) : name;
+    element.querySelector(".end").textContent = tail ? name.slice(-tail) : "";
+  }
 
   /* ---- notes: in this browser's storage where it has one ---- */
 
@@ -27,20 +39,24 @@
       kept = false;
     }
     const name = (i) => `${data.path[i]}|${data.place[i]}`;
-    const get = (i) => all[name(i)] || { mark: false, note: "" };
+    const get = (i) => all[name(i)] || { mark: false, note: "", seen: false };
+    const done = []; // what undo puts back: lists of [case, entry before]
     return {
       get,
-      count: () => Object.keys(all).length,
-      set(i, change) {
+      count: () => Object.values(all).filter((entry) => entry.mark || entry.note).length,
+      remember: (cases) => done.push(cases.map((i) => [i, get(i)])),
+      canUndo: () => done.length > 0,
+      takeBack: () => done.pop(),
+      set(i, change, show = true) {
         const entry = { ...get(i), ...change };
-        if (entry.mark || entry.note) all[name(i)] = entry;
+        if (entry.mark || entry.note || entry.seen) all[name(i)] = entry;
         else delete all[name(i)];
         try {
           localStorage.setItem(key, JSON.stringify(all));
         } catch {
           kept = false;
         }
-        showNotes();
+        if (show) showNotes();
       },
       get kept() { return kept; },
     };
@@ -51,6 +67,38 @@
     $("notes-state").textContent = notes.kept
       ? `${count} marked or noted, kept in this browser`
       : `${count} marked or noted; this browser keeps nothing: export before you close the page`;
+    let seen = 0;
+    for (let i = 0; i < n; i++) seen += Boolean(notes.get(i).seen);
+    $("reviewed-state").textContent = `${seen} of ${n} reviewed`;
+    $("undo").disabled = !notes.canUndo();
+  }
+
+  /* Change a case, or several at once, so that undo puts all of it back. */
+  function change(cases, entry) {
+    notes.remember(cases);
+    for (const i of cases) notes.set(i, entry, false);
+    showStates();
+  }
+
+  function undo() {
+    const before = notes.takeBack();
+    if (!before) return;
+    for (const [i, entry] of before) notes.set(i, entry, false);
+    showStates();
+    const what = before.length === 1 ? fileOf(before[0][0]) : `${before.length} images`;
+    $("notes-state").textContent += `; undone: ${what}`;
+  }
+
+  function showStates() {
+    showNotes();
+    cards.forEach((card) => {
+      const i = Number(card.dataset.case);
+      showMark(card, i);
+      const field = card.querySelector(".note");
+      if (document.activeElement !== field) field.value = notes.get(i).note;
+    });
+    heads.forEach((head, g) => showHead(head, state.groups[g]));
+    viewer.status();
   }
 
   /* ---- threshold and counts ---- */
@@ -201,32 +249,62 @@
     const search = $("search").value.trim().toLowerCase();
     const patient = $("patient").value.trim();
     const kind = $("class").value, which = $("which").value;
-    const known = patient && data.patient.includes(patient);
+    const isWhole = patient && data.patient.includes(patient);
+    const most = $("pmost").valueAsNumber;
+    const is = (name) => $(name).value && ((i) => known(name, i) === $(name).value);
     return [
-      search && ((i) => data.path[i].toLowerCase().includes(search)),
-      patient && ((i) => (known ? data.patient[i] === patient : data.patient[i].includes(patient))),
+      is("view"),
+      is("seen_by"),
+      Number.isFinite(most) && ((i) => data.p[i] !== null && data.p[i] <= most),
+      search && ((i) => data.path[i].toLowerCase().includes(search)
+        || known("accession_number", i).toLowerCase().includes(search)),
+      patient && ((i) => (isWhole ? data.patient[i] === patient : data.patient[i].includes(patient))),
       kind && ((i) => (kind.startsWith("kind:") ? data.kind[i] === kind.slice(5) : className(i) === kind)),
       which === "above" && above,
       which === "below" && ((i) => !above(i)),
       which === "missed" && ((i) => data.label[i] === 1 && !above(i)),
       which === "alarms" && ((i) => data.label[i] === 0 && above(i)),
       which === "marked" && ((i) => notes.get(i).mark || notes.get(i).note !== ""),
+      which === "unread" && ((i) => !notes.get(i).seen),
+      which === "read" && ((i) => notes.get(i).seen),
     ].filter(Boolean);
   }
 
-  function refresh() {
-    const current = state.order[state.cursor];
+  /* Show what fits the filters; the current case stays the current one, or the first becomes it. */
+  function refresh(stay = true) {
+    const current = stay ? state.order[state.cursor] : undefined;
     const tests = filters();
     state.order = [];
     for (let i = 0; i < n; i++) if (tests.every((fits) => fits(i))) state.order.push(i);
     state.order.sort(orders[$("sort").value]);
+    group();
     state.cursor = Math.max(0, state.order.indexOf(current));
-    cards.forEach((card) => card.remove());
-    cards.clear();
+    for (const shown of [cards, heads]) {
+      shown.forEach((element) => element.remove());
+      shown.clear();
+    }
     $("shown").textContent = `${state.order.length} of ${n} images`;
     $("none").hidden = state.order.length > 0;
     layout();
     preparePrint();
+  }
+
+  /* Cases of one patient or study stand together, where its first case of this order would. */
+  function group() {
+    const by = $("group").value;
+    const key = { none: () => "", patient: (i) => data.patient[i], study: (i) => known("study_uid", i) }[by];
+    const found = new Map();
+    state.order.forEach((i, at) => {
+      const name = by === "none" ? "" : key(i) || `?${at}`; // of whom nothing is known: alone
+      if (!found.has(name)) found.set(name, { name: key(i), cases: [] });
+      found.get(name).cases.push(i);
+    });
+    state.groups = [...found.values()];
+    const p = (g) => (by === "patient" ? data.patients[g.name] : undefined);
+    if (by === "patient" && $("sort").value === "p" && state.groups.some((g) => p(g) !== undefined)) {
+      state.groups.sort((a, b) => (p(a) ?? Infinity) - (p(b) ?? Infinity) || 0);
+    }
+    state.order = state.groups.flatMap((g) => g.cases);
   }
 
   /* ---- cards: only those in view exist ---- */
@@ -242,59 +320,157 @@
       state.height = probe.offsetHeight + GAP;
       probe.remove();
     }
-    list.style.height = `${Math.ceil(state.order.length / state.columns) * state.height}px`;
+    layRows();
     cards.forEach((card, position) => place(card, position));
+    heads.forEach((head, g) => placeHead(head, g));
     render();
   }
 
+  /* Rows of cards, and of heads where there are groups; each knows where it begins. */
+  function layRows() {
+    const headed = $("group").value !== "none";
+    state.rows = [];
+    state.rowOf = new Int32Array(state.order.length);
+    let top = 0, start = 0;
+    state.groups.forEach((group, g) => {
+      if (headed) {
+        state.rows.push({ top, head: g, start, count: 0 });
+        top += HEAD;
+      }
+      for (let k = 0; k < group.cases.length; k += state.columns) {
+        const count = Math.min(state.columns, group.cases.length - k);
+        state.rowOf.fill(state.rows.length, start, start + count);
+        state.rows.push({ top, start, count });
+        top += state.height;
+        start += count;
+      }
+    });
+    list.style.height = `${top}px`;
+  }
+
   function place(card, position) {
-    const x = (position % state.columns) * (state.width + GAP);
-    const y = Math.floor(position / state.columns) * state.height;
-    card.style.transform = `translate(${x}px, ${y}px)`;
+    const row = state.rows[state.rowOf[position]];
+    const x = (position - row.start) * (state.width + GAP);
+    card.style.transform = `translate(${x}px, ${row.top}px)`;
+  }
+
+  function placeHead(head, g) {
+    head.style.transform = `translate(0, ${state.rows.find((row) => row.head === g).top}px)`;
+  }
+
+  /* Return the first row that ends below a height. */
+  function rowAt(height) {
+    let low = 0, high = state.rows.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if ((state.rows[middle + 1]?.top ?? Infinity) <= height) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   function render() {
     const top = -list.getBoundingClientRect().top;
     const spare = 1.0 * innerHeight;
-    const first = Math.max(0, Math.floor((top - spare) / state.height) * state.columns);
-    const end = Math.min(state.order.length,
-      Math.ceil((top + innerHeight + spare) / state.height) * state.columns);
+    const wanted = new Set(), wantedHeads = new Map();
+    for (let r = rowAt(top - spare); r < state.rows.length; r++) {
+      const row = state.rows[r];
+      if (row.top > top + innerHeight + spare) break;
+      if (row.head !== undefined) wantedHeads.set(row.head, row);
+      for (let k = 0; k < row.count; k++) wanted.add(row.start + k);
+    }
     for (const [position, card] of cards) {
-      if ((position < first || position >= end) && !card.contains(document.activeElement)) {
+      if (!wanted.has(position) && !card.contains(document.activeElement)) {
         card.remove();
         cards.delete(position);
       }
     }
-    for (let position = first; position < end; position++) {
+    for (const [g, head] of heads) {
+      if (!wantedHeads.has(g) && !head.contains(document.activeElement)) {
+        head.remove();
+        heads.delete(g);
+      }
+    }
+    let isNew = false;
+    for (const position of wanted) {
       if (cards.has(position)) continue;
       const card = makeCard(position);
       place(card, position);
       cards.set(position, card);
-      // In reading order, for those who move with the tab key or a screen reader.
-      const next = [...cards.keys()].filter((p) => p > position).sort((a, b) => a - b)[0];
-      list.insertBefore(card, next === undefined ? null : cards.get(next));
+      isNew = true;
     }
+    for (const [g, row] of wantedHeads) {
+      if (heads.has(g)) continue;
+      const head = makeHead(g);
+      head.style.transform = `translate(0, ${row.top}px)`;
+      head.dataset.start = row.start;
+      heads.set(g, head);
+      isNew = true;
+    }
+    if (isNew) inReadingOrder();
     showCursor();
   }
+
+  /* For those who move with the tab key or a screen reader. What has the focus is not moved. */
+  function inReadingOrder() {
+    const at = (e) => 2 * Number(e.dataset.position ?? e.dataset.start) + (e.dataset.position ? 1 : 0);
+    const sorted = [...heads.values(), ...cards.values()].sort((a, b) => at(a) - at(b));
+    const still = sorted.findIndex((e) => e.contains(document.activeElement));
+    sorted.slice(0, Math.max(0, still)).forEach((e) => list.insertBefore(e, sorted[still]));
+    sorted.slice(still + 1).forEach((e) => list.append(e));
+  }
+
+  function makeHead(g) {
+    const head = $("group-head").content.firstElementChild.cloneNode(true);
+    showHead(head, state.groups[g]);
+    head.querySelector(".gseen").addEventListener("click", () => {
+      const all = state.groups[g].cases, left = all.filter((i) => !notes.get(i).seen);
+      change(left.length ? left : all, { seen: left.length > 0 });
+    });
+    return head;
+  }
+
+  function showHead(head, { name, cases }) {
+    const study = $("group").value === "study", first = cases[0];
+    const title = study ? known("accession_number", first) || name : name;
+    head.querySelector(".gname").textContent = title ? `${study ? "Study" : "Patient"} ${cutMiddle(title)}` : `No ${study ? "study" : "patient"} known`;
+    head.querySelector(".gname").title = name;
+    const facts = [cases.length === 1 ? "1 image" : `${cases.length} images`];
+    const p = study ? undefined : data.patients[name];
+    const lowest = Math.min(...cases.map((i) => last(data.p[i])));
+    if (p !== undefined) facts.push(`p of the patient ${format(p, 3)}`);
+    else if (Number.isFinite(lowest)) facts.push(`lowest p ${format(lowest, 3)}`);
+    const seen = cases.filter((i) => notes.get(i).seen).length;
+    if (seen) facts.push(`${seen} reviewed`);
+    head.querySelector(".gfacts").textContent = facts.join(" · ");
+    const button = head.querySelector(".gseen");
+    button.textContent = seen === cases.length ? "✓ all reviewed" : "○ all reviewed";
+    button.setAttribute("aria-pressed", String(seen === cases.length));
+    button.setAttribute("aria-label", `${button.textContent}: ${title || "nothing known"}`);
+  }
+
+  const cutMiddle = (name) => (name.length > 34 ? `${name.slice(0, 16)}…${name.slice(-14)}` : name);
 
   function makeCard(position) {
     const i = state.order[position];
     const card = template.content.firstElementChild.cloneNode(true);
     const part = (name) => card.querySelector(`.${name}`);
-    const file = data.path[i] + (data.place[i] === "" ? "" : ` [${data.place[i]}]`);
+    const file = fileOf(i);
     card.dataset.case = i;
     card.dataset.position = position;
     card.setAttribute("aria-posinset", position + 1);
     card.setAttribute("aria-setsize", state.order.length);
     card.setAttribute("aria-label", `${file}, ${className(i)}, score ${format(data.score[i])}`);
     part("rank").textContent = position + 1;
-    part("file").textContent = file;
-    part("file").title = data.root ? `${data.root}/${file}` : file;
+    split(part("file"), file);
+    part("file").title = pathOf(i);
     part("chip").className = `chip ${className(i)}`;
     part("chip").textContent = data.label[i] === null ? "" : data.kind[i] && data.label[i] ? data.kind[i] : className(i);
     const facts = [["p", format(data.p[i], 3)], ["score", format(data.score[i])]];
     if (data.p[i] === null) facts.shift();
-    if (data.patient[i]) facts.push(["patient", data.patient[i]]);
+    if (data.patient[i]) facts.push(["patient", cutMiddle(data.patient[i])]);
+    if (known("view", i)) facts.push(["view", known("view", i)]);
+    if (known("seen_by", i)) facts.push(["seen by", known("seen_by", i)]);
     facts.forEach(([name, value]) => {
       const b = document.createElement("b");
       b.textContent = value;
@@ -314,6 +490,10 @@
     const button = card.querySelector(".mark"), on = notes.get(i).mark;
     button.setAttribute("aria-pressed", String(on));
     button.textContent = on ? "★ marked" : "☆ mark";
+    const seen = card.querySelector(".seen"), is = Boolean(notes.get(i).seen);
+    seen.setAttribute("aria-pressed", String(is));
+    seen.textContent = is ? "✓ reviewed" : "○ reviewed";
+    card.classList.toggle("read", is);
   }
 
   function showFlag(card) {
@@ -324,9 +504,9 @@
 
   /* ---- pictures ---- */
 
-  async function decode(base64) {
+  async function decode(text) {
     const image = new Image();
-    image.src = `data:image/webp;base64,${base64}`;
+    image.src = data.beside ? data.beside + text : `data:image/webp;base64,${text}`;
     await image.decode();
     return image;
   }
@@ -389,8 +569,9 @@
   }
 
   function colour(canvas, level) {
-    const context = canvas.getContext("2d", { willReadFrequently: true });
+    const context = canvas.getContext("2d", { willReadFrequently: !data.beside });
     context.drawImage(level, 0, 0, canvas.width, canvas.height);
+    if (data.beside) return; // pictures of files are coloured already: none may be read here
     const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
     for (let k = 0; k < pixels.data.length; k += 4) {
       const at = 4 * pixels.data[k];
@@ -403,6 +584,8 @@
     state.opacity = value;
     $("opacity").value = value;
     $("opacity-value").textContent = `${value} %`;
+    $("v-opacity").value = value;
+    $("v-opacity-value").textContent = `${value} %`;
     document.documentElement.style.setProperty("--map-opacity", value / 100);
   }
 
@@ -418,7 +601,7 @@
   function moveTo(position) {
     if (!state.order.length) return;
     state.cursor = Math.min(state.order.length - 1, Math.max(0, position));
-    const row = Math.floor(state.cursor / state.columns) * state.height;
+    const row = state.rows[state.rowOf[state.cursor]].top;
     const top = list.getBoundingClientRect().top + row;
     const bar = document.querySelector(".bar").offsetHeight + GAP;
     if (top < bar || top + state.height > innerHeight) {
@@ -434,29 +617,98 @@
     return cards.get(state.cursor);
   }
 
-  function mark(card) {
-    const i = Number(card.dataset.case);
-    notes.set(i, { mark: !notes.get(i).mark });
-    showMark(card, i);
+  const toggle = (i, what) => change([i], { [what]: !notes.get(i)[what] });
+  const toggleOn = (what) => { const card = currentCard(); if (card) toggle(Number(card.dataset.case), what); };
+
+  /* The card in the same column of the next row of cards, or of the one before. */
+  function below(by) {
+    const row = state.rows[state.rowOf[state.cursor]], column = state.cursor - row.start;
+    let r = state.rowOf[state.cursor] + by;
+    while (state.rows[r] && !state.rows[r].count) r += by;
+    const next = state.rows[r];
+    moveTo(next ? next.start + Math.min(column, next.count - 1) : by > 0 ? state.order.length - 1 : 0);
+  }
+
+  function toggleMap() {
+    if (state.opacity > 0) mapBefore = state.opacity;
+    setOpacity(state.opacity > 0 ? 0 : mapBefore);
+  }
+
+  /* ---- the viewer: one case large ---- */
+
+  const natural = (image, width) => ({ source: image, width, height: image.naturalHeight });
+  const viewer = makeViewer({
+    split,
+    size: () => state.order.length,
+    at: (position) => state.order[position],
+    describe: (i) => ({
+      name: fileOf(i),
+      path: pathOf(i),
+      facts: [["p-value", format(data.p[i], 3)], ["score", format(data.score[i])],
+        ["class", data.label[i] === null ? "" : data.kind[i] || className(i)], ["patient", data.patient[i]],
+        ["p of the patient", data.patients[data.patient[i]] === undefined ? "" : format(data.patients[data.patient[i]], 3)],
+        ["study", known("study_uid", i)], ["accession", known("accession_number", i)],
+        ["series", known("series_description", i)],
+        ["view", [known("view", i), known("laterality", i)].filter(Boolean).join(", ")],
+        ["seen by", known("seen_by", i)], ["file", pathOf(i)]].filter(([, value]) => value !== ""),
+    }),
+    noted: (i) => notes.get(i),
+    isAbove: (i) => above(i),
+    hasPicture: (i) => Boolean(data.photo[i] || data.large[i]),
+    hasOwn: (i) => Boolean(data.own[i]),
+    async photo(i) {
+      const image = await decode(data.large[i] || data.photo[i]);
+      // A strip holds the reconstruction beside the image.
+      return natural(image, data.large[i] || !data.rebuilt[i] ? image.naturalWidth : image.naturalWidth / 2);
+    },
+    async map(i, own) {
+      const canvas = document.createElement("canvas");
+      [canvas.width, canvas.height] = [160, 160];
+      colour(canvas, await decode(own ? data.own[i] : data.level[i]));
+      return canvas;
+    },
+    marks: (i) => data.marks[i] || [],
+    contour: (i) => data.contour[i],
+    where: (i) => whereText(data.marks[i] || [])[1] || "map",
+    findings: (i) => (data.marks[i] || []).filter((m) => m[6]).map((m) => whereText([m])[1].replace("1 area above normal images; the highest has ", "")),
+    toggle,
+    canUndo: () => notes.canUndo(),
+    undo,
+    startNote: (i) => { noting = { i, entry: notes.get(i) }; },
+    note: (i, text) => writeNote(i, text),
+    toggleMap,
+    setOpacity,
+    closed: (position) => moveTo(position),
+  });
+
+  /* What is typed into a note is one step of undo, from when its field was entered. */
+  let noting = null;
+  function writeNote(i, text) {
+    if (noting?.i === i) notes.remember([i]);
+    noting = null;
+    notes.set(i, { note: text });
+    cards.forEach((card) => {
+      const field = card.querySelector(".note");
+      if (Number(card.dataset.case) === i && document.activeElement !== field) field.value = text;
+    });
+    viewer.status();
   }
 
   let mapBefore = 80;
   const anywhere = {
     j: () => moveTo(started() ? state.cursor + 1 : state.cursor),
     k: () => moveTo(started() ? state.cursor - 1 : state.cursor),
-    f: () => { const card = currentCard(); if (card) mark(card); },
+    f: () => toggleOn("mark"),
+    r: () => toggleOn("seen"),
     n: () => { moveTo(state.cursor); currentCard()?.querySelector(".note").focus(); },
-    m: () => {
-      if (state.opacity > 0) mapBefore = state.opacity;
-      setOpacity(state.opacity > 0 ? 0 : mapBefore);
-    },
+    m: toggleMap,
     "/": () => $("search").focus(),
   };
   const inList = {
     ArrowRight: () => moveTo(state.cursor + 1),
     ArrowLeft: () => moveTo(state.cursor - 1),
-    ArrowDown: () => moveTo(state.cursor + state.columns),
-    ArrowUp: () => moveTo(state.cursor - state.columns),
+    ArrowDown: () => below(1),
+    ArrowUp: () => below(-1),
     Home: () => moveTo(0),
     End: () => moveTo(state.order.length - 1),
   };
@@ -464,6 +716,17 @@
   const started = () => list.contains(document.activeElement);
 
   document.addEventListener("keydown", (event) => {
+    if (viewer.isOpen()) return;
+    if (event.key === "z" && (event.ctrlKey || event.metaKey) && !event.target.matches("input, textarea")) {
+      event.preventDefault();
+      undo();
+      return;
+    }
+    if (event.key === "Enter" && event.target.classList.contains("case")) {
+      event.preventDefault();
+      viewer.open(Number(event.target.dataset.position));
+      return;
+    }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.target;
     const writes = target.matches("input, select, textarea");
@@ -487,11 +750,20 @@
     showCursor();
   });
   list.addEventListener("click", (event) => {
-    if (event.target.classList.contains("mark")) mark(event.target.closest(".case"));
+    const card = event.target.closest(".case");
+    if (!card) return;
+    const i = Number(card.dataset.case);
+    if (event.target.classList.contains("mark")) toggle(i, "mark");
+    else if (event.target.classList.contains("seen")) toggle(i, "seen");
+    else if (event.target.closest(".open, .panels, .file")) viewer.open(Number(card.dataset.position));
+  });
+  list.addEventListener("focusin", (event) => {
+    if (!event.target.classList.contains("note")) return;
+    const i = Number(event.target.closest(".case").dataset.case);
+    noting = { i, entry: notes.get(i) };
   });
   list.addEventListener("input", (event) => {
-    const card = event.target.closest(".case");
-    notes.set(Number(card.dataset.case), { note: event.target.value });
+    writeNote(Number(event.target.closest(".case").dataset.case), event.target.value);
   });
 
   /* ---- export ---- */
@@ -505,14 +777,14 @@
 
   function exportNotes() {
     const columns = ["path", "slice", "patient_id", "anomaly_score", "p_value", "threshold",
-      "above_threshold", "marked", "note"];
+      "above_threshold", "marked", "reviewed", "note"];
     const rows = [columns];
     [...data.score.keys()].sort(orders.p).forEach((i) => {
-      const { mark: marked, note } = notes.get(i);
-      if (!marked && !note) return;
+      const { mark: marked, note, seen } = notes.get(i);
+      if (!marked && !note && !seen) return;
       const path = data.root ? `${data.root}/${data.path[i]}` : data.path[i];
       rows.push([path, data.place[i], data.patient[i], data.score[i], data.p[i], state.threshold,
-        Number(above(i)), Number(marked), note]);
+        Number(above(i)), Number(marked), Number(Boolean(seen)), note]);
     });
     const body = rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
     const link = document.createElement("a");
@@ -548,8 +820,8 @@
       const field = card.querySelector(".note"), note = document.createElement("span");
       note.className = "noted";
       note.textContent = field.value;
-      const isMarked = notes.get(Number(card.dataset.case)).mark;
-      card.querySelector(".actions").replaceChildren(isMarked ? "★ marked  " : "", note);
+      const { mark: isMarked, seen } = notes.get(Number(card.dataset.case));
+      card.querySelector(".actions").replaceChildren(`${isMarked ? "★ marked  " : ""}${seen ? "✓ reviewed  " : ""}`, note);
     }
     $("print-cases").replaceChildren(title, ...made);
   }
@@ -579,6 +851,17 @@
     $("patients").append(...patients.map((p) => option(p, "")));
     $("patient").disabled = !patients.length;
     if (!patients.length) $("patient").placeholder = "unknown";
+    for (const name of ["view", "seen_by"]) {
+      const values = [...new Set(data.known[name] || [])].filter(Boolean).sort(text.compare);
+      $(name).append(option("", "all"), ...values.map((v) => option(v, v)));
+      $(name).closest(".pair").hidden = values.length < 2;
+    }
+    const people = new Set(data.patient.filter(Boolean));
+    if (!people.size) $("group").querySelector("[value=patient]").remove();
+    if (!data.known.study_uid) $("group").querySelector("[value=study]").remove();
+    // Groups help where patients have several images; with one each they are only longer.
+    $("group").value = people.size && n >= 2 * people.size ? "patient" : "none";
+    if (data.p.every((p) => p === null)) $("pmost").disabled = true;
     const labels = data.label.some((l) => l !== null);
     for (const value of ["missed", "alarms"]) {
       if (!labels) $("which").querySelector(`[value=${value}]`).remove();
@@ -627,17 +910,29 @@
     if (Number.isFinite(e.target.valueAsNumber)) setThreshold(e.target.valueAsNumber, "number");
   });
   $("opacity").addEventListener("input", (e) => setOpacity(Number(e.target.value)));
-  for (const id of ["search", "patient", "class", "which", "sort"]) {
-    $(id).addEventListener("input", () => { state.cursor = 0; refresh(); });
+  for (const id of ["search", "patient", "view", "seen_by", "pmost", "class", "which", "sort", "group"]) {
+    $(id).addEventListener("input", () => refresh(false));
   }
   $("reset").addEventListener("click", () => {
-    $("search").value = $("patient").value = $("class").value = "";
+    for (const id of ["search", "patient", "class", "view", "seen_by", "pmost"]) $(id).value = "";
     $("which").value = "all";
     $("sort").value = "p";
     refresh();
   });
+  $("undo").addEventListener("click", undo);
   $("export").addEventListener("click", exportNotes);
   $("print").addEventListener("click", printNow);
+
+  /* What is folded is opened by a link to it, and on paper. */
+  for (const link of document.querySelectorAll(".bar a")) {
+    link.addEventListener("click", () => { const to = $(link.hash.slice(1)); if (to?.tagName === "DETAILS") to.open = true; });
+  }
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details.more:not([open])")];
+    folded.forEach((e) => { e.open = true; });
+  });
+  addEventListener("afterprint", () => folded.forEach((e) => { e.open = false; }));
 
   let waiting = false;
   addEventListener("scroll", () => {
