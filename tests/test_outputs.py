@@ -99,6 +99,7 @@ def test_maps_pictures_and_details_keep_the_tree(scored, source):
     inside = [p.relative_to(source).as_posix() for p in sorted(source.rglob("*.png"))]
     expected = [f"maps/{name}.npy" for name in inside]
     expected += [f"{kind}/{name}" for kind in ("overlays", "thumbnails") for name in inside]
+    expected += [f"pictures/{name}{end}" for end in (".webp", ".map.png") for name in inside]
     assert files(out) == sorted([*expected, "findings.csv", *DETAILS])
     details = json.loads((out / "score.json").read_text())
     assert details["params"]["latent_dim"] == 2
@@ -768,3 +769,16 @@ def test_at_every_step_of_replacing_both_scorings_are_whole(step, tmp_path, monk
     assert files(tmp_path) == ["maps/x.npy", "score.json", "scores.csv"]
     assert {(tmp_path / f).read_text() for f in files(tmp_path)} == {"new"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["maps", "score.json", "scores.csv"]
+
+
+def test_large_pictures_keep_their_shape_and_maps_are_on_their_own_scale():
+    from normalis.output.pictures import LARGEST, large_picture, own_scale
+
+    wide = large_picture(np.full((1, 700, 2100), 0.5, np.float32))
+    assert (wide.size, wide.mode) == ((LARGEST, round(LARGEST / 3)), "L")
+    assert np.asarray(wide).min() == np.asarray(wide).max() == 128
+    small = large_picture(np.zeros((3, 20, 30), np.float32))
+    assert (small.size, small.mode) == ((30, 20), "RGB")
+    own = np.asarray(own_scale(np.array([[2.0, 3.0], [2.5, 2.0]])))
+    assert own.tolist() == [[0, 255], [128, 0]]
+    assert np.asarray(own_scale(np.full((2, 2), 7.0))).max() == 0
