@@ -516,3 +516,38 @@ def test_arrays_with_labels_in_the_plural_and_arrays_of_no_split(tmp_path):
     assert data.counts()["test", "anomalous"] == 1
     assert [s.patient_id for s in data.split("test")] == ["a", "b"]
     assert data.notes == ("Arrays that are not read: foo.",)
+
+
+# --- other languages, labels in names, annotations that are no masks ----------------------------
+
+
+@pytest.mark.parametrize(
+    ("normal", "other"),
+    [("gesund", "krank"), ("sain", "malade"), ("正常", "異常"), ("class0", "class1")],
+)
+def test_class_folders_in_other_words(tmp_path, normal, other):
+    data = open_dataset(touch(tmp_path, *numbered(normal), *numbered(other)))
+    assert "--normal-class" in data.unclear
+    said = open_dataset(tmp_path, normal_class=normal)
+    assert sum(s.is_anomalous is False for s in said.samples) == 3
+
+
+def test_labels_in_the_names_of_files_are_said(tmp_path):
+    data = open_dataset(touch(tmp_path, "normal_1.png", "normal_2.png", "tumor_3.png"))
+    assert any("1 of 3 images speak of a finding (tumor_3.png)" in note for note in data.notes)
+
+
+def test_names_without_a_finding_are_not_doubted(tmp_path):
+    names = ("normal_1.png", "IM-0115.png", "TCGA_CS_4941_7.png", "axial_true.png", "scan no 1.png")
+    assert not open_dataset(touch(tmp_path, *names)).notes
+
+
+def test_annotations_that_are_no_masks_are_not_passed_over(tmp_path):
+    data = open_dataset(touch(tmp_path, *numbered("images"), "labels/0.txt", "labels/2.txt"))
+    assert "2 files annotate its images" in data.unclear
+
+
+def test_a_column_that_may_hold_labels_is_named(tmp_path):
+    touch(tmp_path, *numbered("img", 2))
+    (tmp_path / "m.csv").write_text("path,is_sick,split\nimg/0.png,0,train\nimg/1.png,1,train\n")
+    assert any("other columns: is_sick" in note for note in open_dataset(tmp_path / "m.csv").notes)

@@ -11,7 +11,16 @@ from typing import Literal
 
 from normalis.datasets.base import Split
 
-__all__ = ["SPLITS", "Meaning", "is_class_name", "is_mask_name", "meaning", "plain", "split_of"]
+__all__ = [
+    "SPLITS",
+    "Meaning",
+    "is_class_name",
+    "is_mask_name",
+    "meaning",
+    "plain",
+    "speaks_of_a_finding",
+    "split_of",
+]
 
 Meaning = Literal["normal", "anomalous", "unknown"]
 
@@ -29,7 +38,9 @@ _NORMAL = _words(
     "non covid, non demented, non tumor, non tumour, noncovid, nondefective, nondemented, "
     "nontumor, norm, normal, normal cases, normal data, normal images, normal slices, "
     "normals, not abnormal, not anomalous, notumor, notumour, ok, undamaged, uninfected, "
-    "unremarkable, wnl"
+    "unremarkable, wnl, "
+    "gesund, gesunde, unauffällig, unauffaellig, ohne befund, sain, sains, sano, sanos, sani, "
+    "saudável, saudáveis, normaal, gezond, норма, здоровые, 正常"
 )
 _ANOMALOUS = _words(
     "1, abnormal, abnormal cases, abnormal images, abnormality, abnormals, anomalies, "
@@ -37,7 +48,9 @@ _ANOMALOUS = _words(
     "disease, diseased, faulty, ill, infected, lesion, lesions, malignant, ng, no good, "
     "nogood, nok, non normal, nonnormal, not good, not normal, notgood, outlier, "
     "pathologic, pathological, pathology, pos, positive, sick, true, tumor, tumors, tumour, "
-    "tumours, ungood, unhealthy, yes"
+    "tumours, ungood, unhealthy, yes, "
+    "krank, kranke, auffällig, auffaellig, pathologisch, malade, malades, pathologique, enfermo, "
+    "enfermos, malati, doente, doentes, afwijkend, ziek, патология, больные, 異常, 异常, 不正常"
 )
 _UNKNOWN = _words(
     ", missing, n a, na, nan, none, not available, null, uncertain, undefined, unk, "
@@ -51,6 +64,7 @@ _FINDINGS = re.compile(
     r"|moderate|severe|proliferat\w*|\w*demented|hernia|polyps?|contamination|dementia"
     r"|alzheimer\w*|parkinson\w*|infect\w*|virus|viral|bacteria\w*|patholog\w*|diseased?|disease"
     r"|abnormal\w*|normals?|healthy|defect\w*|anomal\w*)( |$)"
+    r"|^(class|klasse|classe|clase|cls|category|label|grade|stage) ?\d$"
 )
 _SHORT = _words(  # names of classes only if they are the whole name
     "ad, akiec, amd, bcc, bkl, cn, cnv, crack, cut, cyst, df, dme, dr, hole, mass, mci, mel, mild, "
@@ -112,6 +126,12 @@ def is_class_name(name: str) -> bool:
     if meaning(name) in ("normal", "anomalous") and not name.isdigit():
         return True
     return bool(known & _SHORT) or any(_FINDINGS.search(text) for text in known)
+
+
+def speaks_of_a_finding(stem: str) -> bool:
+    """Whether a word of a file's name is that of an anomaly: ``tumor_4``, ``person1_virus_6``."""
+    words = (word for word in re.split(r"[\W\d_]+", stem) if len(word) > len("true"))
+    return any(is_class_name(word) and meaning(word) != "normal" for word in words)
 
 
 def is_mask_name(name: str) -> bool:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from normalis.datasets.base import Dataset, Options, Sample
-from normalis.datasets.listing import folders_in, list_images, quote_some
+from normalis.datasets.listing import Listing, folders_in, list_images, quote_some, stem_of
 from normalis.datasets.pairing import divide
-from normalis.datasets.words import meaning
+from normalis.datasets.words import is_mask_name, meaning, speaks_of_a_finding
 from normalis.errors import DataError
 
 __all__ = ["LAYOUT", "read", "recognise"]
@@ -44,7 +44,10 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     if not images:
         notes = listing.notes()
         raise DataError(f"{path}: no image found in this folder or below it. {' '.join(notes)}")
-    notes = (*listing.notes(), *_of_folders(images, path))
+    notes = (*listing.notes(), *_of_folders(images, path), *_of_names(images))
+    if marks := _annotations(listing, path):
+        said = f"{len(marks)} files annotate its images ({quote_some(masks_named(marks))})"
+        return _dataset(path, images, notes, _which(said))
     if not masks:
         return _dataset(path, images, notes)
     said = f"{len(masks)} of its files are masks by their names ({quote_some(masks_named(masks))})"
@@ -54,6 +57,16 @@ def read(path: Path, options: Options | None = None) -> Dataset:
 def masks_named(masks: tuple[Path, ...]) -> list[str]:
     """Return the names of masks, with their folder."""
     return [f"{mask.parent.name}/{mask.name}" for mask in masks]
+
+
+def _annotations(listing: Listing, root: Path) -> tuple[Path, ...]:
+    """Return the files in a folder of annotations that are named like images: boxes, outlines."""
+    stems = {stem_of(image) for image in listing.images}
+    return tuple(
+        file
+        for file in listing.others
+        if file.stem in stems and any(map(is_mask_name, file.relative_to(root).parts[:-1]))
+    )
 
 
 def _which(said: str) -> str:
@@ -77,6 +90,17 @@ def _of_folders(images: tuple[Path, ...], root: Path) -> list[str]:
     if meaning(root.resolve().name) == "anomalous":
         notes.append(f"The folder itself is named {root.resolve().name}: are its images normal?")
     return notes
+
+
+def _of_names(images: tuple[Path, ...]) -> list[str]:
+    """Say if names of files are those of anomalies, as where labels stand in the names."""
+    found = [path.name for path in images if speaks_of_a_finding(stem_of(path))]
+    if not found:
+        return []
+    return [
+        f"The names of {len(found)} of {len(images)} images speak of a finding "
+        f"({quote_some(found)}): are these images normal? A manifest says which are."
+    ]
 
 
 def _dataset(

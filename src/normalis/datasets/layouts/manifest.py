@@ -344,7 +344,9 @@ class _Reading:
             )
         taken = sum(s.split == "train" and s.is_anomalous is None for s in samples)
         if taken:
-            notes.append(f"{taken} training images have no label and are taken as normal.")
+            notes.append(
+                f"{taken} training images have no label and are taken as normal{self._unread()}."
+            )
         notes += self._of_unlabelled(samples)
         if aside:
             notes.append(f"Tables that are not read: {quote_some(aside)}.")
@@ -355,7 +357,13 @@ class _Reading:
         if not count:
             return []
         if self.columns.label is None and self.columns.split is None:
-            unread = [n for n in self.table.names if n.strip() and n not in self.columns.known]
-            also = f"; other columns: {quote_some(unread, limit=6)}" if unread else ""
+            also = self._unread()
             return [f"The table has no column of labels, so nothing is known of its images{also}."]
         return [f"{count} rows have no label; fit and evaluate leave them out."]
+
+    def _unread(self) -> str:
+        """Name the columns that were not read, where there is none of labels."""
+        unread = [n for n in self.table.names if n.strip() and n not in self.columns.known]
+        if self.columns.label or not unread:
+            return ""
+        return f"; other columns: {quote_some(unread, limit=6)}"
