@@ -100,6 +100,7 @@ def test_a_fit_says_what_calibrates_and_what_is_weak(run, tmp_path, count, optio
     assert status == 0, err
     assert said in shown
     assert not_said not in shown
+    assert "patients are unknown: each file counts as a patient of its own" in shown
 
 
 # --- help and errors --------------------------------------------------------------------------

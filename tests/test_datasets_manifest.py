@@ -132,3 +132,24 @@ def test_a_binary_file_called_csv(folder):
     (folder / "list.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="cannot be read"):
         open_dataset(folder / "list.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "header"),
+    [
+        ("StudyInstanceUID", "study_uid"),
+        ("AccessionNumber", "study_uid"),
+        ("study_id", "study_uid"),
+        ("Series Instance UID", "series_uid"),
+    ],
+)
+def test_columns_of_studies_and_series_make_units(tmp_path, column, header):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"x")
+    text = f"path,{column}\n0.png,1.2\n1.png,1.2\n2.png,1.3\n"
+    (tmp_path / "m.csv").write_text(text)
+    found = [s.header.get(header) for s in open_dataset(tmp_path / "m.csv").samples]
+    assert found == ["1.2", "1.2", "1.3"]
+    (tmp_path / "m.csv").write_text(text.replace("1.3", "1.2"))  # a project, not a study
+    found = [s.header.get(header) for s in open_dataset(tmp_path / "m.csv").samples]
+    assert found == [None] * 3

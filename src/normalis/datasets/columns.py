@@ -7,8 +7,8 @@ A name counts in any case and with any punctuation: ``Image Index``, ``image_ind
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from normalis.datasets.tables import Table, cell_text
@@ -43,6 +43,14 @@ MASKS = _listed(
     "mask maskpath maskfile maskfilename segmentation segmentationpath seg segpath "
     "segmentationfile groundtruthmask labelmask lesionmask roimask"
 )
+#: Of images taken together, which are no two independent ones: header key -> names of its column.
+EXAMS = {
+    "study_uid": _listed(
+        "studyuid studyinstanceuid studyid studyno studynumber accession accessionnumber "
+        "accessionno examid examno examination visitid sessionid encounterid"
+    ),
+    "series_uid": _listed("seriesuid seriesinstanceuid seriesid"),
+}
 SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "fold", "usage", "dataset")
 
 
@@ -58,6 +66,7 @@ class Columns:
         patient: of the patient.
         mask: of the region.
         split: train, validation or test.
+        exams: header key -> the column of studies or series, where images were taken together.
         notes: what a reader should know of the choice.
     """
 
@@ -68,6 +77,7 @@ class Columns:
     patient: str | None = None
     mask: str | None = None
     split: str | None = None
+    exams: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -111,6 +121,7 @@ def roles_of(table: Table, *, exists: Callable[[str], bool]) -> Columns:
         patient=_first(by_key, PATIENTS, path),
         mask=_first(by_key, MASKS, path),
         split=split,
+        exams=_exams(table, by_key),
         notes=notes,
     )
     if label is None:
@@ -139,6 +150,16 @@ def _path(table: Table, by_key: dict[str, str], exists: Callable[[str], bool]) -
 
 def _first(by_key: dict[str, str], names: Sequence[str], path: str) -> str | None:
     return next((by_key[n] for n in names if n in by_key and by_key[n] != path), None)
+
+
+def _exams(table: Table, by_key: dict[str, str]) -> dict[str, str]:
+    """Return the columns of studies and series; one value for all rows names a project."""
+    found = {}
+    for header, names in EXAMS.items():
+        column = next((by_key[name] for name in names if name in by_key), None)
+        if column and len({cell_text(row[column]) for _, row in table.rows}) > 1:
+            found[header] = column
+    return found
 
 
 def _split(table: Table, by_key: dict[str, str]) -> tuple[str | None, tuple[str, ...]]:

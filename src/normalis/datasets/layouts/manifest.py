@@ -228,12 +228,18 @@ class _Reading:
             patient_id=self._cell(row, self.columns.patient) or None,
             mask=self._mask(row),
             kind=self._kind(row) if label else None,
-            header={
-                name.strip().lower(): value
-                for name, value in row.items()
-                if name.strip() and name not in self.columns.known
-            },
+            header=self._header(row),
         )
+
+    def _header(self, row: Row) -> dict[str, Any]:
+        """Return what the further columns say, and by one name which exam an image is of."""
+        further = {
+            name.strip().lower(): value
+            for name, value in row.items()
+            if name.strip() and name not in self.columns.known
+        }
+        exams = {key: self._cell(row, name) for key, name in self.columns.exams.items()}
+        return further | {key: value for key, value in exams.items() if value}
 
     def _cell(self, row: Row, column: str | None) -> str:
         return cell_text(row.get(column)) if column else ""
