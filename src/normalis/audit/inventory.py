@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Fact", "count_properties", "image_key", "take_inventory"]
 
-_IDENTIFIERS = {"affine", "mode", "name", "patient_id", "volume_shape", "window"}
+_IDENTIFIERS = {
+    "accession_number", "affine", "mode", "name", "patient_id", "volume_shape", "window",
+}  # fmt: skip
 _SHOWN = ("format", "bits", "channels", "size", "modality")
 _LEAST_SLICES = 5  # of a patient, for "relative position" to mean something
 _MOSTLY = 0.8  # share of images in such stacks, for numbers in file names to be slices at all

@@ -9,12 +9,11 @@ import typer
 from rich.markup import escape
 
 from normalis.cli.console import console, errors, progress, table
-from normalis.errors import DataError, SettingsError, require
+from normalis.errors import SettingsError, require
 
 if TYPE_CHECKING:
     import ssl
 
-    from normalis.datasets import Sample
     from normalis.fitted import FittedDetector
     from normalis.pacs.peer import Peer
 
@@ -51,46 +50,60 @@ Key = Annotated[Path | None, typer.Option("--tls-key", help="Key of our certific
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `score` wrote.")]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", help="Where the images lie, if not where they were scored."),
+]
+
+
 @app.command("export-dicom")
 def export_dicom(
-    run: Run,
-    studies: Annotated[Path, typer.Argument(metavar="STUDIES", help="DICOM files to score.")],
+    out: Out,
     to: Annotated[Path, typer.Option("--to", help="Folder to write.")],
+    studies: Annotated[
+        Path | None,
+        typer.Argument(metavar="[STUDIES]", help="If OUT is a run: DICOM files to score by it."),
+    ] = None,
     kind: Kinds = None,
-    fpr: Fpr = 0.05,
+    images: Images = None,
     device: Device = "auto",
 ) -> None:
-    """Score STUDIES and write the results as DICOM objects, for a viewer or a PACS."""
-    from normalis.fitted import FittedDetector
-    from normalis.pacs.export import DEFAULT_KINDS, check_kinds, export_studies
-    from normalis.pacs.scoring import score_studies
+    """Write the results in OUT as DICOM objects, for a viewer or a PACS.
 
-    kinds = check_kinds(kind or DEFAULT_KINDS)
-    detector = FittedDetector.load(run, device=device)
-    samples = _dicom_samples(detector, studies)
-    skipped: list[tuple[Path, str]] = []
-    with progress("score and export") as bar:
-        bar.update(0, len(samples), "scoring")
-        found = score_studies(detector, samples, fpr=fpr, skipped=skipped)
-        done = export_studies(found, to, kinds=kinds)
-    for path, reason in skipped[:5]:
-        errors.print(f"skipped {escape(str(path))}: {escape(reason)}", soft_wrap=True)
-    for study, what, why in done.failed:
-        errors.print(f"no {what} of study {study}: {escape(why)}", soft_wrap=True)
-    console.print(f"{len(done.paths)} DICOM objects: {escape(str(to))}", soft_wrap=True)
+    With STUDIES, OUT is a run, which scores them first, into a folder scored/ beside the objects.
+    """
+    if studies is not None:
+        from normalis.fitted import FittedDetector
+
+        _score_folder(FittedDetector.load(out, device=device), studies, to / "scored")
+        out, images = to / "scored", None
+    _export(out, to, kind, images)
     console.print(f"next: normalis push {escape(str(to))} --pacs AET@HOST:PORT", soft_wrap=True)
     console.print("for triage and research, not for diagnosis")
 
 
-def _dicom_samples(detector: FittedDetector, studies: Path) -> tuple[Sample, ...]:
-    from normalis.datasets import open_dataset
-    from normalis.studies.index import read_header
+def _export(out: Path, to: Path, kinds: list[str] | None, images: Path | None = None) -> None:
+    from normalis.pacs.export import DEFAULT_KINDS, check_kinds, export_studies
+    from normalis.pacs.scored_folder import read_scored
 
-    data = detector.select(open_dataset(studies))
-    samples = tuple(s for s in data.to_score() if read_header(s.path) is not None)
-    if not samples:
-        raise DataError(f"{studies}: no DICOM image to score; results are written for DICOM only")
-    return samples
+    chosen = check_kinds(kinds or DEFAULT_KINDS)
+    scored = read_scored(out, images=images)
+    with progress("export") as bar:
+        done = export_studies(
+            scored.studies(), to, kinds=chosen,
+            progress=lambda number: bar.update(number, scored.n_studies),
+        )  # fmt: skip
+    for path, reason in scored.skipped[:5]:
+        errors.print(f"skipped {escape(str(path))}: {escape(reason)}", soft_wrap=True)
+    if len(scored.skipped) > 5:
+        errors.print(f"skipped {len(scored.skipped) - 5} more")
+    for study, what, why in done.failed:
+        errors.print(f"no {what} of study {study}: {escape(why)}", soft_wrap=True)
+    console.print(
+        f"{len(done.paths)} DICOM objects of {done.studies} studies: {escape(str(to))}",
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -125,41 +138,49 @@ def pull(
     )
     for uid, why in found.failed:
         errors.print(f"[yellow]study {uid} did not come:[/] {escape(why)}", soft_wrap=True)
-    _score_folder(detector, out)
+    _score_folder(detector, out / "dicom", out / "scored")
     console.print(
         f"next: normalis report {escape(str(out / 'scored'))}, or normalis export-dicom "
-        f"{escape(str(run))} {escape(str(out / 'dicom'))} --to FOLDER",
+        f"{escape(str(out / 'scored'))} --to FOLDER",
         soft_wrap=True,
     )
 
 
-def _score_folder(detector: FittedDetector, out: Path) -> None:
-    """Score what was fetched, into a folder of its own that is made anew."""
+def _score_folder(detector: FittedDetector, studies: Path, out: Path) -> None:
+    """Score DICOM files into a folder that is made anew."""
     from normalis.datasets import open_dataset
     from normalis.output.folder import ScoreOptions, score_to_folder
 
-    dataset = detector.select(open_dataset(out / "dicom"))
+    dataset = detector.select(open_dataset(studies))
     with progress("score") as bar:
         summary = score_to_folder(
-            detector, dataset.to_score(), out / "scored", root=out / "dicom",
-            options=ScoreOptions(), progress=bar.update,
+            detector, dataset.to_score(), out, root=studies, options=ScoreOptions(overwrite=True),
+            progress=bar.update, aside=dataset.aside,
         )  # fmt: skip
     console.print(f"{summary.images} images scored, {summary.skipped} skipped")
-    console.print(f"table: {escape(str(out / 'scored' / 'scores.csv'))}", soft_wrap=True)
+    console.print(f"table: {escape(str(out / 'scores.csv'))}", soft_wrap=True)
 
 
 @app.command()
 def push(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that export-dicom wrote.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder that export-dicom or score wrote.")
+    ],
     pacs: Pacs,
     aet: OwnTitle = "NORMALIS",
     tls_ca: CaFile = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
 ) -> None:
-    """Send result objects to a PACS, and ask for each whether it is there."""
+    """Send result objects to a PACS, and ask for each whether it is there.
+
+    Of a folder that score wrote, the objects are made first, in OUT/dicom.
+    """
     from normalis.pacs.transfer import push as send
 
+    if (out / "scores.csv").is_file():
+        _export(out, out / "dicom", None)
+        out /= "dicom"
     peer = _peer(pacs, aet, _tls(tls_ca, tls_cert, tls_key))
     paths = sorted(out.rglob("*.dcm")) if out.is_dir() else [out]
     with progress("send") as bar:

@@ -76,6 +76,14 @@ def score(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace scores in OUT once the new are complete.")
     ] = False,
+    pseudonyms: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEYFILE",
+            help="Replace patients, accession numbers and UIDs in tables by a keyed hash; the key "
+            "is made if the file is not there.",
+        ),
+    ] = None,
     relative_paths: Annotated[
         bool,
         typer.Option(
@@ -118,11 +126,13 @@ def score(
                 engine=engine,
                 overwrite=overwrite,
                 relative_paths=relative_paths,
+                pseudonyms=pseudonyms,
                 cluster=Cluster(
                     address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job
                 ),
             ),
             progress=bar.update,
+            aside=dataset.aside,
         )
     _summarise(summary, detector, fpr)
     console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)

@@ -4,11 +4,16 @@
 
     scores.csv      path, slice, patient_id, anomaly_score, p_value, flagged, at_border, of a panel
                     seen_by (the member that it surprises most); one row an
-                    image; at_border: the map's highest place lies in the outer 5 % of the image
+                    image; at_border: the map's highest place lies in the outer 5 % of the image.
+                    After these what is known of: study_uid, series_uid, sop_uid, frame (from 1),
+                    instance_number, series_number, series_description, view, laterality,
+                    accession_number
+    series.csv      one row a DICOM series: worst score, p-value, where, plane, how slices lie
     findings.csv    areas above what 1 in 20 normal images reach, with place, size and p-value; of
                     an image without any its highest place, above = 0 (`calibration.findings`)
     patients.csv    one row a patient, study or file: worst image, exact p-value, flag
-    skipped.csv     path, reason
+    skipped.csv     path, reason of what could not be read
+    aside.csv       path, reason of what rules left aside, if anything
     maps/           float32 anomaly maps at each image's own geometry: NPY, one NIfTI per volume
     overlays/       PNG: image, reconstruction, map; one colour scale for all
     score.json      settings, calibration and training history of the run that scored
@@ -49,12 +54,15 @@ from normalis.errors import RunError, SettingsError
 from normalis.files import ANY_NAME, is_temporary, read_csv, remove_temporaries, visible
 from normalis.fitted import fitted_of
 from normalis.loading.units import file_of, unit_name
+from normalis.output.details import kept_details
 from normalis.output.image_files import ImageFiles, do_all, slice_label
 from normalis.output.journal import END, Journal, stamp
+from normalis.output.origins import SERIES_COLUMNS, columns_of, origin_of, series_rows
 from normalis.output.overlays import grey, render
 from normalis.output.patients import COLUMNS as PATIENT_COLUMNS
 from normalis.output.patients import patient_rows
 from normalis.output.pictures import write_pictures
+from normalis.output.pseudonyms import replaced
 from normalis.output.replacing import NEW, put_in_place, remove_own
 from normalis.storage import content_hash, exclusive, write_atomically, write_csv, write_json
 
@@ -103,6 +111,8 @@ class ScoreOptions:
             complete, and an interrupted one of something else be dropped.
         relative_paths: whether tables name files relative to the scored folder, which tells
             nobody where the images lie; else as they were given, which other tables join by.
+        pseudonyms: file of a key by which patients, accession numbers and UIDs in tables are
+            replaced (`normalis.output.pseudonyms`); None leaves them as they are.
     """
 
     maps: bool = True
@@ -114,6 +124,7 @@ class ScoreOptions:
     cluster: Cluster = field(default_factory=Cluster)
     overwrite: bool = False
     relative_paths: bool = False
+    pseudonyms: Path | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -154,6 +165,7 @@ def score_to_folder(
     root: Path,
     options: ScoreOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
+    aside: Sequence[tuple[Path, str]] = (),
 ) -> ScoreSummary:
     """Score files and write the output folder.
 
@@ -164,6 +176,7 @@ def score_to_folder(
         root: folder that names of maps and pictures are relative to.
         options: what to write.
         progress: called with (files done, files in all).
+        aside: (path, reason) of files that rules left aside; listed in ``aside.csv``.
 
     Raises:
         RunError: if the folder holds something else or cannot be written.
@@ -177,7 +190,7 @@ def score_to_folder(
 
         fitted = on_engine(fitted, options.engine)
     with exclusive(folder / ".lock", what=f"{folder}: the output"):
-        return _score(_Writer(fitted, folder, root, options), samples, progress)
+        return _score(_Writer(fitted, folder, root, options, aside), samples, progress)
 
 
 def _score(
@@ -194,7 +207,7 @@ def _score(
                 f"{folder}: holds scores already, of other images, another model or other "
                 "settings; choose another --out, or add --overwrite"
             )
-        writer = _Writer(writer.detector, folder / NEW, writer.root, options)
+        writer = _Writer(writer.detector, folder / NEW, writer.root, options, writer.aside)
         writer.folder.mkdir(exist_ok=True)
     todo = writer.resume(samples)
     done = len(samples) - len(todo)
@@ -241,9 +254,16 @@ class _Writer:
     """Writes the folder part by part."""
 
     def __init__(
-        self, detector: FittedDetector, folder: Path, root: Path, options: ScoreOptions
+        self,
+        detector: FittedDetector,
+        folder: Path,
+        root: Path,
+        options: ScoreOptions,
+        aside: Sequence[tuple[Path, str]] = (),
     ) -> None:
         self.detector, self.folder, self.root, self.options = detector, folder, root, options
+        self.aside = tuple(aside)
+        self.leaves = replaced(options.pseudonyms)
         self.files = ImageFiles(folder, root)
         self.journal = Journal(folder)
         self.skipped: list[tuple[Path, str]] = []
@@ -324,13 +344,15 @@ class _Writer:
             total += _number(key, seen)
         total += sum(_number(_key(s), stamp(s.path)) for s in samples if _key(s) not in noted)
         options = self.options
-        asked = [
+        asked: list[Any] = [
             options.fpr,
-            options.fdr,
             options.overlays,
             options.all_overlays,
             options.relative_paths,
+            options.fdr,
         ]
+        asked.append(getattr(self.leaves, "identity", ""))  # which key, if any
+        asked.append([[str(path), why] for path, why in self.aside])
         labels = hashlib.sha256(repr([(s.is_anomalous, s.kind) for s in samples]).encode())
         return content_hash(
             [self._identity(samples), asked, str(total % 2**256), labels.hexdigest(), self._known()]
@@ -402,9 +424,9 @@ class _Writer:
             several = part.by_fold if part.readings is None else part.readings
             each = [] if several is None else several[:, i].tolist()
             folds = " ".join(map(repr, each))
-            shown = [*_shown(part, i), _unit(row), self._group(row)]
+            place = *_shown(part, i), _unit(row), self._group(row), origin_of(row)
             lines.append(
-                (row.path, [key, *_cells(row), repr(float(value)), *seen, folds, *shown, *end])
+                (row.path, [key, *_cells(row), repr(float(value)), *seen, folds, *place, *end])
             )
         self.journal.note(lines)
 
@@ -417,16 +439,20 @@ class _Writer:
         seen_by = self._seen_by(rows.scores)
         drift = self._drift(rows)
 
+        origins = columns_of(rows.origin)
+
         def line(i: int) -> dict[str, Any]:
+            known = json.loads(rows.origin[i]) if rows.origin[i] else {}
             return {
                 "path": self._said(samples[rows.sample[i]].path),
                 "slice": slice_label(samples[rows.sample[i]], rows.slice_index[i]),
-                "patient_id": rows.patient[i],
+                "patient_id": self.leaves("patient_id", rows.patient[i]),
                 "anomaly_score": float(rows.anomaly_score[i]),
                 "p_value": _p_value(p_values, i),
                 "flagged": "" if flagged is None else int(flagged[i]),
                 "at_border": int(rows.at_border[i]) if rows.at_border[i] else "",
                 **({"seen_by": seen_by[i]} if seen_by else {}),
+                **{name: self.leaves(name, known.get(name, "")) for name in origins},
             }
 
         ranked = np.argsort(-rows.anomaly_score, kind="stable")
@@ -438,24 +464,34 @@ class _Writer:
                 for i in chosen
             }
             self._draw([line(i) for i in chosen], [samples[rows.sample[i]] for i in chosen])
-        more = {"identity": self._whole(samples), "pictures": pictures}
+        more = {
+            "identity": self._whole(samples),
+            "pictures": pictures,
+            "study_p_values": self._study_p_values(rows),
+        }
         self._write_details([samples[i] for i in rows.sample], drift, more)
         order = {sample.path: i for i, sample in enumerate(samples)}
         skipped = sorted(self.skipped, key=lambda item: order[item[0]])
         unread = ((self._said(path), reason) for path, reason in skipped)
         write_csv(self.folder / "skipped.csv", ("path", "reason"), unread)
         if self.options.maps:
+            more_columns = ("sop_uid",) if "sop_uid" in origins else ()
             found = (
-                [*list(line(i).values())[:3], *one]
-                for i in range(len(rows.sample))
+                [*list(named.values())[:3], *one, *(named[name] for name in more_columns)]
+                for i, named in enumerate(map(line, range(len(rows.sample))))
                 for one in _finding_cells(rows.findings[i], rows.shape[i])
             )
-            write_csv(self.folder / "findings.csv", FINDING_COLUMNS, found)
+            columns = (*FINDING_COLUMNS, *more_columns)
+            write_csv(self.folder / "findings.csv", columns, found)
+        if "series_uid" in origins:
+            self._write_series(samples, rows, line)
+        if self.aside:
+            listed = ((self._said(path), reason) for path, reason in self.aside)
+            write_csv(self.folder / "aside.csv", ("path", "reason"), listed)
         table = (list(line(i).values()) for i in range(len(rows.sample)))
-        columns = (*_COLUMNS, "p_value", "flagged", "at_border", *(["seen_by"] if seen_by else []))
-        units = [
-            self._said_unit(u, samples[i]) for u, i in zip(rows.unit, rows.sample, strict=True)
-        ]
+        by_member = ["seen_by"] if seen_by else []
+        columns = (*_COLUMNS, "p_value", "flagged", "at_border", *by_member, *origins)
+        units = [self._named(rows, i, samples[rows.sample[i]]) for i in range(len(rows.sample))]
         patients = self._patients(rows, units, lambda i: (line(i)["path"], line(i)["slice"]))
         write_csv(self.folder / "patients.csv", PATIENT_COLUMNS, patients)
         write_csv(self.folder / "scores.csv", columns, table)
@@ -475,6 +511,40 @@ class _Writer:
         grouped = self.detector.grouped
         return () if grouped is None else grouped.too_few(self.options.fpr, rows.group)
 
+    def _write_series(
+        self, samples: Sequence[Sample], rows: _Rows, line: Callable[[int], dict[str, Any]]
+    ) -> None:
+        chosen = [i for i, text in enumerate(rows.origin) if '"series_uid"' in text]
+        found = series_rows(
+            [line(i) for i in chosen],
+            [samples[rows.sample[i]].header for i in chosen],
+            rows.scores[..., chosen],
+            self.detector.calibration,
+        )
+        write_csv(self.folder / "series.csv", SERIES_COLUMNS, found)
+
+    def _named(self, rows: _Rows, i: int, sample: Sample) -> str:
+        """Return the unit of an image as tables may name it."""
+        unit = rows.unit[i]
+        if unit == rows.patient[i].strip():
+            return self.leaves("patient_id", unit)
+        known = json.loads(rows.origin[i]) if rows.origin[i] else {}
+        kind = next((k for k in ("study_uid", "series_uid") if known.get(k) == unit), "")
+        return self.leaves(kind, unit) if kind else self._said_unit(unit, sample)
+
+    def _study_p_values(self, rows: _Rows) -> dict[str, float]:
+        """Return the p-value of each study as a unit with its images, for result objects."""
+        calibration = self.detector.calibration
+        known = [json.loads(text).get("study_uid", "") if text else "" for text in rows.origin]
+        chosen = [i for i, uid in enumerate(known) if uid]
+        if calibration is None or self.detector.grouped is not None or not chosen:
+            return {}
+        names, p_value = calibration.patient_p_values(
+            rows.scores[..., chosen], [known[i] for i in chosen]
+        )
+        pairs = zip(names, p_value, strict=True)
+        return {self.leaves("study_uid", str(uid)): float(p) for uid, p in pairs}
+
     def _rows(self, samples: Sequence[Sample]) -> _Rows:
         """Return all that was noted, in the order of the samples."""
         order = {_key(s): i for i, s in enumerate(samples)}
@@ -483,6 +553,7 @@ class _Writer:
         patients: list[str] = []
         border: list[str] = []
         findings: list[str] = []
+        origins: list[str] = []
         shapes: list[tuple[str, str]] = []
         units: list[str] = []
         groups: list[str] = []
@@ -494,6 +565,7 @@ class _Writer:
             shapes.append((sys.intern(row[9]), sys.intern(row[10])))
             units.append(sys.intern(row[11] or key))
             groups.append(sys.intern(row[12]))
+            origins.append(row[13])
             slices.append(sys.intern(slice_index))
             patients.append(sys.intern(patient))
             numbers.extend(map(float, (*values, *by_fold.split())))
@@ -507,6 +579,7 @@ class _Writer:
             shape=[shapes[i] for i in ranks],
             unit=[units[i] for i in ranks],
             group=[groups[i] for i in ranks],
+            origin=[origins[i] for i in ranks],
             values=np.asarray(numbers).reshape(len(where), -1 if where else 3)[ranks],
         )
 
@@ -598,6 +671,7 @@ class _Writer:
                 "engine": self.options.engine,
                 "drift": drift,
                 **more,
+                **kept_details(detector, None if self.options.relative_paths else self.root),
                 "is_anomalous": [s.is_anomalous for s in samples],
                 "kind": [s.kind for s in samples],
             },
@@ -712,6 +786,7 @@ class _Rows:
         shape: N heights and widths, as texts.
         unit: N names of units, see `normalis.loading.units.unit_name`.
         group: N values of what the calibration is grouped by, else empty.
+        origin: N texts of JSON (`normalis.output.origins`), empty where nothing is known.
         values: (N, 3 + F) score, statistics and, of a cross-fitted detector, scores by model.
     """
 
@@ -723,6 +798,7 @@ class _Rows:
     shape: list[tuple[str, str]]
     unit: list[str]
     group: list[str]
+    origin: list[str]
     values: NDArray[np.float64]
 
     @property

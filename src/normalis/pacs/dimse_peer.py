@@ -1,4 +1,4 @@
-"""A PACS over DIMSE, by pynetdicom: C-ECHO, C-FIND, C-GET (else C-MOVE to a listener), C-STORE."""
+"""A PACS over DIMSE, by pynetdicom: C-ECHO, C-FIND, C-GET, C-STORE."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ class Exported:
     """What was written.
 
     Attributes:
+        studies: how many.
         paths: of the objects.
         failed: (study, kind, reason) of what could not be made.
     """
 
+    studies: int = 0
     paths: list[Path] = field(default_factory=list)
     failed: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -70,7 +72,11 @@ def objects_of(
 
 
 def export_studies(
-    studies: Iterable[ScoredStudy], folder: Path, *, kinds: Sequence[str] = DEFAULT_KINDS
+    studies: Iterable[ScoredStudy],
+    folder: Path,
+    *,
+    kinds: Sequence[str] = DEFAULT_KINDS,
+    progress: Callable[[int], None] | None = None,
 ) -> Exported:
     """Write the objects of studies; the same study and model replace what they wrote before.
 
@@ -78,9 +84,13 @@ def export_studies(
         studies: scored.
         folder: where to.
         kinds: keys of `OBJECTS`.
+        progress: called as ``progress(studies done)``.
     """
     done, chosen = Exported(), check_kinds(kinds)
     for study in studies:
         below = folder / file_name(study.uid).removesuffix(".dcm")
         done.paths += [save(data, below) for data in objects_of(study, chosen, done.failed)]
+        done.studies += 1
+        if progress is not None:
+            progress(done.studies)
     return done

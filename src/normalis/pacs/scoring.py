@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,14 +50,18 @@ def score_studies(
     parts = [detector.with_findings(part) for part in detector.stream(samples, skipped=skipped)]
     p_values, flagged = _judged(detector, parts, fpr)
     studies: dict[str, list[ScoredImage]] = defaultdict(list)
+    whose: list[str] = []
     number = 0
     for part in parts:
         for i, row in enumerate(part.rows):
             image = _image(detector, part, i, p_values[number], flagged[number])
-            studies[str(image.source.get("StudyInstanceUID") or row.path)].append(image)
+            uid = str(image.source.get("StudyInstanceUID") or row.path)
+            studies[uid].append(image)
+            whose.append(uid)
             number += 1
+    patient_p = _of_studies(detector, parts, whose)
     for uid, images in studies.items():
-        yield _study(detector, uid, images, fpr)
+        yield _study(detector, uid, images, fpr, patient_p.get(uid))
 
 
 def _judged(
@@ -110,18 +114,30 @@ def _region(found: Finding) -> Region:
     )
 
 
+def _of_studies(
+    detector: FittedDetector, parts: Sequence[Scored], whose: Sequence[str]
+) -> dict[str, float]:
+    """Return the p-value of each study as a unit with its images."""
+    if detector.calibration is None or not whose:
+        return {}
+    names, p_value = detector.calibration.patient_p_values(joined_scores(parts), whose)
+    return {str(uid): float(p) for uid, p in zip(names, p_value, strict=True)}
+
+
 def _study(
-    detector: FittedDetector, uid: str, images: list[ScoredImage], fpr: float
+    detector: FittedDetector,
+    uid: str,
+    images: list[ScoredImage],
+    fpr: float,
+    patient_p_value: float | None,
 ) -> ScoredStudy:
     ranked = sorted(images, key=lambda image: -image.score)
     calibration = detector.calibration
-    patient: dict[str, Any] = {}
-    if calibration is not None:
-        patient["calibration_units"] = calibration.n_units
-        if not detector.cross_fitted:
-            scores = [image.score for image in ranked]
-            _, worst = calibration.patient_p_values(scores, ["one"] * len(scores))
-            patient["patient_p_value"] = float(worst[0])
     return ScoredStudy(
-        uid=uid, model=model_hash(detector), images=tuple(ranked), fpr=fpr, **patient
+        uid=uid,
+        model=model_hash(detector),
+        images=tuple(ranked),
+        patient_p_value=patient_p_value,
+        calibration_units=None if calibration is None else calibration.n_units,
+        fpr=fpr,
     )

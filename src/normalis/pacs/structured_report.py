@@ -57,7 +57,7 @@ def build(study: ScoredStudy) -> list[Any]:
         procedure_reported=code("363679005", "Imaging procedure", "SCT"),
         imaging_measurements=[_group(study, image, region, n) for image, region, n in chosen],
         title=code("126000", "Imaging Measurement Report", "DCM"),
-        referenced_images=[image.source for image in _unique(study)],
+        referenced_images=_library(study),
     )
     made = hd.sr.ComprehensiveSR(
         evidence=[image.source for image in _unique(study)],
@@ -95,6 +95,12 @@ def groups_of(study: ScoredStudy) -> list[tuple[ScoredImage, Region, int]]:
 def _unique(study: ScoredStudy) -> list[ScoredImage]:
     """Return one image of each instance: frames of one file are evidence once."""
     return list({image.source.SOPInstanceUID: image for image in reversed(study.images)}.values())
+
+
+def _library(study: ScoredStudy) -> list[Any] | None:
+    """Return the images for the image library, which has no form for functional groups."""
+    sources = [image.source for image in _unique(study)]
+    return [s for s in sources if "SharedFunctionalGroupsSequence" not in s] or None
 
 
 def _group(study: ScoredStudy, image: ScoredImage, region: Region, number: int) -> Any:

@@ -268,7 +268,7 @@ class Store:
     # --- looking ---
 
     def studies(self) -> list[dict[str, Any]]:
-        """Return every study with its result, its review and its outbox, by p-value."""
+        """Return every study with its result, its review and its outbox, by p-value, then score."""
         rows = self.run(
             "SELECT s.*, COALESCE(r.state,'new') AS review, COALESCE(r.note,'') AS note, "
             "COALESCE(r.who,'') AS reader, COALESCE(r.version,0) AS version, "
@@ -281,7 +281,7 @@ class Store:
             entry = dict(row)
             entry["result"] = json.loads(entry["result"]) if entry["result"] else {}
             found.append(entry)
-        return sorted(found, key=lambda e: (e["result"].get("p_value") or 2.0, -e["arrived"]))
+        return sorted(found, key=_rank)
 
     def counts(self) -> dict[str, int]:
         """Return studies and objects by state, for monitoring."""
@@ -326,3 +326,11 @@ class Store:
             path.unlink(missing_ok=True)
             removed += 1
         return removed
+
+
+def _rank(entry: dict[str, Any]) -> tuple[float, float, float]:
+    """Return what studies are sorted by: rare first, of equals the highest score, then the new."""
+    result = entry["result"]
+    p_value = result.get("p_value")
+    unscored = 2.0 if p_value is None else float(p_value)
+    return unscored, -float(result.get("score") or 0.0), -float(entry["arrived"])

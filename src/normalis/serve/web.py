@@ -138,6 +138,7 @@ class _Page:
             autoescape=select_autoescape(default=True),
             undefined=StrictUndefined,
         )
+        self.templates.filters["day"] = _day
 
     # --- who ---
 
@@ -253,6 +254,7 @@ class _Page:
             pictures=len(self._pictures(entry["key"])),
             objects=[dict(row) for row in objects],
             viewer=viewer,
+            sends=self.worker.peer is not None,
         )
 
     def _pictures(self, key: str) -> list[Path]:
@@ -364,6 +366,12 @@ class _Page:
         counts = {**self.store.counts(), "oldest_waiting_seconds": self.store.oldest_wait_s()}
         lines = [f"normalis_{name} {value:g}" for name, value in sorted(counts.items())]
         return PlainTextResponse("\n".join(lines) + "\n")
+
+
+def _day(text: str) -> str:
+    """Return a date of DICOM as people write it; anything else as it is."""
+    whole = len(text) == 8 and text.isdecimal()
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if whole else text
 
 
 def _template(name: str) -> str:

@@ -28,7 +28,7 @@ class Selection:
 
     Attributes:
         dataset: the images that are meant, which knows what was left aside; ``header`` of a DICOM
-            file's sample holds ``plane`` and ``slices``.
+            file's sample holds ``plane``, ``slices`` and ``lie``.
         aside: (sample, reason) of what was left aside.
         series: by Series Instance UID, of all DICOM files.
     """
@@ -60,11 +60,11 @@ def select(
     """
     entries = index_files((s.path for s in dataset.samples), progress=progress)
     series = series_of(e for e in entries.values() if e.aside is None)
-    slices = {e.path: s.images for s in series.values() for e in s.entries}
+    whose = {e.path: s for s in series.values() for e in s.entries}
     kept, aside = [], []
     for sample in dataset.samples:
         entry = entries.get(sample.path)
-        known = _known(sample, entry, slices.get(sample.path))
+        known = _known(sample, entry, whose.get(sample.path))
         always = entry.aside if entry is not None and entry.aside != CAPTURE else None
         reason = always or _why_not(rules, known)
         if reason:
@@ -107,14 +107,16 @@ def chosen_by(
     return select(dataset, parse_all(rules), progress=progress).dataset
 
 
-def _known(sample: Sample, entry: Entry | None, slices: int | None) -> dict[str, Any]:
+def _known(sample: Sample, entry: Entry | None, series: Series | None) -> dict[str, Any]:
     """Return all that is known of a sample by lower-case key; the data set's own columns win."""
     known: dict[str, Any] = {}
     if entry is not None:
         known |= {name.lower(): value for name, value in entry.values.items()}
         known |= dict(entry.columns)
         thickness = entry.values.get("SliceThickness")
-        known |= {"plane": entry.plane, "slices": slices, "thickness": thickness}
+        known |= {"plane": entry.plane, "thickness": thickness}
+        if series is not None:
+            known |= {"slices": series.images, "lie": series.stack.sentence()}
     known |= {str(name).lower(): value for name, value in sample.header.items()}
     if sample.patient_id:
         known["patient_id"] = sample.patient_id
@@ -131,5 +133,7 @@ def _why_not(rules: Sequence[Rule], known: Mapping[str, Any]) -> str | None:
 def _described(sample: Sample, entry: Entry | None, known: Mapping[str, Any]) -> Sample:
     if entry is None:
         return sample
-    header = {name: known[name] for name in ("plane", "slices") if known.get(name) is not None}
+    header = {
+        name: known[name] for name in ("plane", "slices", "lie") if known.get(name) is not None
+    }
     return replace(sample, header={**header, **sample.header})
