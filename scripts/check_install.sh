@@ -54,8 +54,7 @@ case "$how" in
         bin="$work/bin" ;;
     *) echo "--how must be wheel, source, uv or pipx, got $how" >&2; exit 2 ;;
 esac
-size=$(du -sm "$work/venv" "$work/pipx" 2>/dev/null | awk '{s += $1} END {print s}')
-say "installed in $(($(date +%s) - started)) s, $size MB"
+say "installed in $(($(date +%s) - started)) s, $(du -sm "$work" | cut -f1) MB"
 
 cd "$work" # never the clone: what is imported must be what was installed
 "$bin/normalis" --version
