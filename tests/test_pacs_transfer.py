@@ -159,3 +159,19 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path):
         found = pull(peer, tmp_path, query={})
     assert found.images == 4
     assert found.failed == [(broken, "the line went dead")]
+
+
+def test_a_study_that_holds_reports_is_fetched_whole():
+    """A PACS gives up a study at an object of a class that was not offered."""
+    from test_pacs_objects import BUILDERS, scored
+
+    if find_orthanc() is None:
+        pytest.skip("Orthanc is not installed (make pacs)")
+    case = scored("MR")
+    files = [i.source for i in case.images]
+    files += [data for kind in ("sc", "sr", "seg", "pm", "pr") for data in BUILDERS[kind](case)]
+    with orthanc() as server:
+        peer = peer_at(server.address)
+        assert {one.state for one in peer.store(files)} == {"kept"}
+        came = {str(d.SOPInstanceUID) for d in peer.fetch(str(files[0].StudyInstanceUID))}
+    assert came == {str(d.SOPInstanceUID) for d in files}

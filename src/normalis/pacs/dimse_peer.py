@@ -27,12 +27,22 @@ _FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")  # study root
 _GET = UID("1.2.840.10008.5.1.4.1.2.2.3")
 _PENDING = (0xFF00, 0xFF01)
 _STORED = (0x0000, 0xB000, 0xB006, 0xB007)
-#: Contexts of one association are 128 at most; the rest of C-GET's are other images.
-_IMAGE_CLASSES = tuple(
-    str(c.abstract_syntax)
-    for c in AllStoragePresentationContexts
-    if str(c.abstract_syntax).startswith("1.2.840.10008.5.1.4.1.1.")
-)[:120]
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_RARE = ("481.", "9.", "78.", "79.", "80.", "81.", "82.", "34.", "200.")  # plans, curves, eyes
+
+
+def _classes_to_get() -> tuple[str, ...]:
+    """Return the storage classes that a study may hold, the rare ones last.
+
+    Contexts of one association are 128 at most, one of them the query's. A PACS gives up the whole
+    study at an object of a class that we did not offer: reports and segmentations must be there.
+    """
+    known = [str(c.abstract_syntax) for c in AllStoragePresentationContexts]
+    stored = [c.removeprefix(_STORAGE) for c in known if c.startswith(_STORAGE)]
+    return tuple(_STORAGE + c for c in sorted(stored, key=lambda c: c.startswith(_RARE)))[:127]
+
+
+_IMAGE_CLASSES = _classes_to_get()
 _STUDY = {
     "StudyInstanceUID": "", "StudyDate": "", "ModalitiesInStudy": "", "PatientID": "",
     "NumberOfStudyRelatedInstances": "", "AccessionNumber": "", "StudyDescription": "",
