@@ -23,7 +23,7 @@ LAYERS = [
     {"panel"},
     {"scoring"},
     {"audit"},
-    {"fitting"},
+    {"fitting", "notebook"},
     {"fitted"},
     {"detector", "engines"},
     {"evaluation", "output"},

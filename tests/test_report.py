@@ -406,11 +406,11 @@ def test_contours_go_around_what_is_painted():
 def test_columns_that_are_there_are_shown(tmp_path):
     known = {"view": ["PA", "AP"] * 3, "seen_by": ["", *["ae"] * 5], "laterality": [""] * 6}
     folder = folders.score_folder(tmp_path / "s", n=6, known=known)
-    (folder / "patients.csv").write_text("patient_id,p_value\nP000,0.02\nP001,\n")
+    (folder / "patients.csv").write_text("patient,p_value\nP000,0.02\nP001,\n")
     cases = Page(write_report(folder, tmp_path / "page.html")).cases
     assert cases["known"] == {"view": known["view"], "seen_by": known["seen_by"]}
     assert cases["patients"] == {"P000": 0.02}
-    (folder / "patients.csv").write_text("patient_id,p_value\nP000,low\n")
+    (folder / "patients.csv").write_text("patient,p_value\nP000,low\n")
     with pytest.raises(RunError, match=r"patients\.csv: column p_value must hold numbers"):
         write_report(folder, tmp_path / "page.html")
 

@@ -101,7 +101,7 @@ def studies(tmp_path_factory):
         tmp_path_factory.mktemp("studies"), pictures=36, large=(500, 400), known=KNOWN
     )
     rows = [f"P{i:03d},{0.001 if i == 9 else 0.5}" for i in range(20)]
-    (folder / "patients.csv").write_text("\n".join(["patient_id,p_value", *rows]) + "\n")
+    (folder / "patients.csv").write_text("\n".join(["patient,p_value", *rows]) + "\n")
     return write_report(folder, folder / "page.html")
 
 

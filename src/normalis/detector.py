@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from html import escape
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -44,8 +45,11 @@ from normalis.loading.held_out import (
     units_of,
     with_units,
 )
+from normalis.loading.labels import check_all_normal
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Footprint
 from normalis.models.inputs import to_model_input
+from normalis.notebook.progress import listener
+from normalis.notebook.verbs import Verbs
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, pick_device
 from normalis.training.settings import TrainingSettings, settings_for
@@ -68,7 +72,7 @@ __all__ = ["AnomalyDetector"]
 _MOST_MEASURED = 3000  # images that a measurement looks at, evenly spread, at most
 
 
-class AnomalyDetector(BaseEstimator):
+class AnomalyDetector(Verbs, BaseEstimator):
     """Learn normal images; say of new ones how abnormal they are, and where.
 
     Args:
@@ -334,38 +338,42 @@ class AnomalyDetector(BaseEstimator):
     def fit(
         self,
         x: Images,
-        y: None = None,
+        y: Sequence[Any] | NDArray[Any] | None = None,
         *,
         patient_ids: Sequence[str | None] | None = None,
         run: str | Path | None = None,
         overwrite: bool = False,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Progress], None] | bool | None = None,
     ) -> Self:
         """Learn from normal images.
 
         Args:
             x: a folder or data set (its normal training images are used), a list of files, an
                 array or tensor (N, H, W) or (N, C, H, W).
-            y: ignored, for scikit-learn's sake; labels are never looked at.
+            y: for scikit-learn's sake: labels, which must all be 0, False or "normal". Nothing is
+                learnt from them.
             patient_ids: (N,) for arrays, so that whole patients are held out.
             run: folder to write the run into as it goes; an interrupted run found there is
                 resumed, with the result that it would have had.
             overwrite: whether a finished run in that folder may be replaced. Otherwise the same
                 fit of the same images is answered from what is there, and any other refused.
-            progress: called after each epoch.
+            progress: called after each epoch; True shows a bar in a notebook and a line on standard
+                error elsewhere, None a bar in a notebook alone, False nothing.
 
         Raises:
-            DataError: if there is no readable normal image, or if the validation split shares
-                patients, files or copies with the training images.
+            DataError: if a label is not normal, if there is no readable normal image, or if the
+                validation split shares patients, files or copies with the training images.
             SettingsError: if a setting is out of its range.
             RunError: if the run folder cannot be used.
 
         Warns:
             CalibrationWarning: of unknown patients, and if few units calibrate.
         """
+        check_all_normal(y)
+        hears = listener(progress)
         first = self._checked()
         if run is None:
-            self.fitted_ = self._fit(first, x, patient_ids, None, progress)
+            self.fitted_ = self._fit(first, x, patient_ids, None, hears)
             _warn(self.fitted_)
             return self
         folder = RunFolder(run)
@@ -373,7 +381,7 @@ class AnomalyDetector(BaseEstimator):
         with folder.locked():
             folder.check_writable(overwrite=overwrite or self._may_have_written(folder))
             there = None if overwrite or not folder.finished else folder
-            fitted = self._fit(first, x, patient_ids, folder, progress, there)
+            fitted = self._fit(first, x, patient_ids, folder, hears, there)
             if there is None:
                 fitted.write(folder)
         self.fitted_ = fitted
@@ -650,6 +658,24 @@ class AnomalyDetector(BaseEstimator):
             SettingsError: if too few normal images were held out to certify the rate.
         """
         return self._fitted().predict(x, fpr=self.fpr)
+
+    def fit_predict(
+        self, x: Images, y: Sequence[Any] | NDArray[Any] | None = None
+    ) -> NDArray[np.int64]:
+        """Fit on normal images, then return `predict` of the same ones, PyOD's and scikit-learn's.
+
+        The model has seen most of them, so that fewer than ``fpr`` of them are flagged: this says
+        nothing of new images.
+        """
+        return self.fit(x, y).predict(x)
+
+    def _repr_html_(self) -> str:
+        if not hasattr(self, "fitted_"):
+            return f"<pre>{escape(repr(self))}</pre>"
+        return super()._repr_html_()
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def calibrate(
         self, normals: Images, *, patient_ids: Sequence[str | None] | None = None

@@ -59,6 +59,7 @@ from normalis.loading.held_out import (
     with_units,
 )
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
+from normalis.notebook.verbs import Verbs
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
 from normalis.shelf import named_by_a_file
@@ -75,7 +76,7 @@ _MAP_SCALE = "map_scale."  # before the names of its arrays
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class FittedDetector:
+class FittedDetector(Verbs):
     """Trained models with all that was fixed on normal images; it scores, and is saved.
 
     Attributes:
@@ -130,6 +131,9 @@ class FittedDetector:
     def latent_dim(self) -> int:
         """Size of the bottleneck."""
         return int(self.models[0].settings.latent_dim)
+
+    def _fitted(self) -> FittedDetector:
+        return self
 
     def require_calibration(self) -> Calibration:
         """Return the calibration.

@@ -265,13 +265,13 @@ def _read_cases(file: Path, details: Mapping[str, Any]) -> Cases:
 def _read_patients(file: Path) -> dict[str, float]:
     """Return the p-value of each patient, empty if there is no such table or it has none."""
     rows = _read_table(file) if file.is_file() else []
-    if not rows or not {"patient_id", "p_value"} <= rows[0].keys():
+    if not rows or not {"patient", "p_value"} <= rows[0].keys():
         return {}
     values = _numbers(file, rows, "p_value")
     return {
-        row["patient_id"]: float(value)
+        row["patient"]: float(value)
         for row, value in zip(rows, values, strict=True)
-        if row["patient_id"] and np.isfinite(value)
+        if row["patient"] and np.isfinite(value)
     }
 
 
