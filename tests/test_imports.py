@@ -17,7 +17,7 @@ LAYERS = [
     {"shelf"},
     {"entropy", "metrics", "images", "baselines", "duplicates", "files"},
     {"backbones"},
-    {"models", "scorers", "datasets", "storage"},
+    {"models", "scorers", "datasets", "storage", "similar"},
     {"studies"},
     {"training", "loading", "calibration"},
     {"panel"},

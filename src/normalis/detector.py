@@ -50,6 +50,7 @@ from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Foot
 from normalis.models.inputs import to_model_input
 from normalis.notebook.progress import listener
 from normalis.notebook.verbs import Verbs
+from normalis.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, pick_device
 from normalis.training.settings import TrainingSettings, settings_for
@@ -118,6 +119,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
             (`AnomalyModel.default_options`).
         scorer_options: further settings of the scorer.
         members: methods of the panel, instead of the default ones; one alone is that method.
+        keep_similar: whether to keep small pictures of the normal images in the run, to be shown
+            beside images that resemble them, where the method names these (`normalis.similar`).
+            They are pictures of other people, without name, path or patient id.
 
     Attributes:
         fitted_: the `FittedDetector`, immutable. What it holds can be read here as well:
@@ -164,6 +168,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
         method_options: dict[str, Any] | None = None,
         scorer_options: dict[str, Any] | None = None,
         members: Sequence[str] | None = None,
+        keep_similar: bool = True,
     ) -> None:
         self.method = method
         self.latent_dim = latent_dim
@@ -192,6 +197,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
         self.method_options = method_options
         self.scorer_options = scorer_options
         self.members = members
+        self.keep_similar = keep_similar
 
     # --- settings of the steps below, made from the parameters ---
 
@@ -461,7 +467,10 @@ class AnomalyDetector(Verbs, BaseEstimator):
         }
         if isinstance(built[0], CompositeModel):
             info |= {"members": list(built[0].parts()), "left_out": built[0].left_out}
-        return replace(fitted, **vars(fixed), info=info)
+        # Of folds the first model names them, among the images that it has seen.
+        seen = None if fold is None else np.flatnonzero(fold != 0)
+        kept = SimilarImages.of(built[0], train.pixels, seen) if self.keep_similar else None
+        return replace(fitted, **vars(fixed), info=info, similar=kept)
 
     def _normal_images(
         self, x: Images, patient_ids: Sequence[str | None] | None, watches: bool
@@ -633,6 +642,13 @@ class AnomalyDetector(Verbs, BaseEstimator):
     def anomaly_map(self, x: Images) -> NDArray[np.float32]:
         """Return one map per image (N, S, S), higher is more anomalous."""
         return self._fitted().anomaly_map(x)
+
+    def similar_normals(self, x: Images, k: int = SHOWN) -> SimilarNormals:
+        """Return the normal images that each image resembles most, with their pictures.
+
+        See `FittedDetector.similar_normals`.
+        """
+        return self._fitted().similar_normals(x, k)
 
     def calibrated_map(self, x: Images) -> NDArray[np.float32]:
         """Return one calibrated map per image (N, S, S); see `FittedDetector.calibrated_map`."""

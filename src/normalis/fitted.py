@@ -63,6 +63,7 @@ from normalis.notebook.verbs import Verbs
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
 from normalis.shelf import named_by_a_file
+from normalis.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.storage import RunFolder, content_hash
 from normalis.studies.select import chosen_by
 from normalis.training.loop import pick_device
@@ -97,6 +98,8 @@ class FittedDetector(Verbs):
         skipped: (path, reason) of normal images that could not be read.
         trained_on: a mark of each image that was trained on, so that none of them calibrates.
         grouped: calibrations within groups, None where there is one for all.
+        similar: small pictures of the normal images that the model can name; None where it names
+            none, or none are to be kept (``keep_similar``).
     """
 
     params: Mapping[str, Any]
@@ -114,6 +117,7 @@ class FittedDetector(Verbs):
     skipped: Sequence[tuple[Path, str]] = ()
     trained_on: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     grouped: Grouped | None = None
+    similar: SimilarImages | None = None
 
     # --- what it is ---
 
@@ -180,7 +184,12 @@ class FittedDetector(Verbs):
     # --- score ---
 
     def score(
-        self, batches: Iterable[Loaded], *, maps: bool = True, reconstructions: bool = False
+        self,
+        batches: Iterable[Loaded],
+        *,
+        maps: bool = True,
+        reconstructions: bool = False,
+        similar: int = 0,
     ) -> Iterator[Scored]:
         """Score batches of images that were read by `image_settings` and `rule`.
 
@@ -188,8 +197,11 @@ class FittedDetector(Verbs):
             batches: of `normalis.loading`.
             maps: whether to compute anomaly maps.
             reconstructions: whether to return reconstructions.
+            similar: how many of the most similar normal images to name of each.
         """
-        yield from scoring.score(self, batches, maps=maps, reconstructions=reconstructions)
+        yield from scoring.score(
+            self, batches, maps=maps, reconstructions=reconstructions, similar=similar
+        )
 
     def stream(
         self,
@@ -201,6 +213,7 @@ class FittedDetector(Verbs):
         need_one: bool = True,
         workers: int | None = None,
         seen: Callable[[Loaded], object] | None = None,
+        similar: int = 0,
     ) -> Iterator[Scored]:
         """Score files batch after batch in constant memory; unreadable ones are skipped.
 
@@ -212,6 +225,7 @@ class FittedDetector(Verbs):
             need_one: whether it is an error if nothing can be read.
             workers: threads that read files; None means one per core.
             seen: receives each batch as it was read, for who needs the images beside the scores.
+            similar: how many of the most similar normal images to name of each.
         """
         batches = stream(
             samples,
@@ -231,7 +245,8 @@ class FittedDetector(Verbs):
                 yield batch
 
         anything = False
-        for part in self.score(noting(), maps=maps, reconstructions=reconstructions):
+        scored = self.score(noting(), maps=maps, reconstructions=reconstructions, similar=similar)
+        for part in scored:
             finite, left_out = scoring.finite_only(part)
             if skipped is not None:
                 skipped.extend(left_out)
@@ -249,7 +264,7 @@ class FittedDetector(Verbs):
         """
         yield from scoring.detail(self, samples)
 
-    def scored(self, x: Images, *, maps: bool = True) -> list[Scored]:
+    def scored(self, x: Images, *, maps: bool = True, similar: int = 0) -> list[Scored]:
         """Score images in memory, files or a data set; all of them must be readable.
 
         Raises:
@@ -257,7 +272,8 @@ class FittedDetector(Verbs):
         """
         if is_array(x):
             loaded = from_array(x, self.image_settings, rule=self.rule, fit_rule=False)
-            found = list(scoring.score_loaded(self, loaded, maps=maps))
+            batches = scoring.batches_of(loaded)
+            found = list(scoring.score(self, batches, maps=maps, similar=similar))
             scores = np.concatenate([part.anomaly_score for part in found])
             if not np.isfinite(scores).all():
                 raise DataError(
@@ -267,7 +283,7 @@ class FittedDetector(Verbs):
             return found
         skipped: list[tuple[Path, str]] = []
         samples = samples_to_score(self.select(as_dataset(x)))
-        parts = list(self.stream(samples, maps=maps, skipped=skipped))
+        parts = list(self.stream(samples, maps=maps, skipped=skipped, similar=similar))
         if skipped:
             path, reason = skipped[0]
             raise DataError(
@@ -285,6 +301,33 @@ class FittedDetector(Verbs):
         """Return one map per image (N, S, S), higher is more anomalous."""
         parts = self.scored(x)
         return np.concatenate([p.anomaly_map for p in parts if p.anomaly_map is not None])
+
+    def similar_normals(self, x: Images, k: int = SHOWN) -> SimilarNormals:
+        """Return the normal images that each image resembles most, nearest first.
+
+        Args:
+            x: N images.
+            k: how many of each; fewer where the detector knows fewer.
+
+        Raises:
+            SettingsError: if the detector keeps no pictures of normal images.
+        """
+        if k < 1:
+            raise SettingsError(f"k must be at least 1, got {k}")
+        kept = self.similar
+        if kept is None:
+            raise SettingsError(
+                f"this {self.params['method']} keeps no pictures of normal images: fit a panel, "
+                "spade or feature-knn with keep_similar=True"
+            )
+        parts = self.scored(x, maps=False, similar=k)
+        places = kept.places(np.concatenate([p.similar for p in parts if p.similar is not None]))
+        far = [p.similar_distance for p in parts if p.similar_distance is not None]
+        return SimilarNormals(
+            numbers=kept.numbers[places],
+            distances=np.concatenate(far),
+            pictures=kept.pixels[places],
+        )
 
     def calibrated_map(self, x: Images) -> NDArray[np.float32]:
         """Return one calibrated map per image (N, S, S): each place judged by normal images.
@@ -504,6 +547,7 @@ class FittedDetector(Verbs):
         folder.write(
             self._arrays()
             | self._map_arrays()
+            | (self.similar.state() if self.similar else {})
             | {"decision_scores": self.normal_scores, "trained_on": self.trained_on},
             {
                 "params": self.params,
@@ -596,6 +640,7 @@ class FittedDetector(Verbs):
             info=body["info"],
             trained_on=arrays.get("trained_on", np.empty(0, np.uint64)),
             grouped=Grouped.from_dict(grouped) if grouped else None,
+            similar=SimilarImages.restore(arrays),
         )
 
 

@@ -220,12 +220,25 @@ class Panel(CompositeModel):
 
         None if no member knows them.
         """
-        for name, (model, _) in self._members.items():
-            find = getattr(model, "similar", None)
-            if find is not None:
-                found: tuple[Tensor, Tensor] = find(self.seen_by_part(name, x), k)
-                return found
-        return None
+        name = self._names_similar
+        if name is None:
+            return None
+        found: tuple[Tensor, Tensor] = self._similar(name).similar(self.seen_by_part(name, x), k)
+        return found
+
+    @property
+    def kept_images(self) -> Tensor | None:
+        """Numbers (M,) of the images that `similar` can name, ascending; None if none."""
+        name = self._names_similar
+        return None if name is None else self._similar(name).kept_images
+
+    @property
+    def _names_similar(self) -> str | None:
+        """The first member that knows which normal images are most similar."""
+        return next((k for k, (m, _) in self._members.items() if hasattr(m, "similar")), None)
+
+    def _similar(self, name: str) -> Any:
+        return self._members[name][0]
 
     # --- state ---
 

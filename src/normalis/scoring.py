@@ -67,6 +67,9 @@ class Scored:
         at_border: (B,) whether the raw map's highest place lies in the outer 5 % of the image;
             None if not asked for.
         readings: (V, B) of a panel, which ``anomaly_score`` is made of; None for other methods.
+        similar: (B, k) the most similar normal images as the model numbers them, nearest first;
+            None if not asked for or if the method names none.
+        similar_distance: (B, k) their distances; None likewise.
     """
 
     rows: list[Row]
@@ -78,6 +81,8 @@ class Scored:
     findings: list[list[Finding]] = field(default_factory=list)
     at_border: NDArray[np.bool_] | None = None
     readings: NDArray[np.float64] | None = None
+    similar: NDArray[np.int64] | None = None
+    similar_distance: NDArray[np.float64] | None = None
 
 
 def image_statistics(pixels: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
@@ -153,6 +158,24 @@ def score_pixels(
     return np.stack(scores), _mean(shown), _mean(rebuilt)
 
 
+@torch.inference_mode()
+def _similar(
+    fitted: Fitted, pixels: NDArray[Any], k: int
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float64] | None]:
+    """Return numbers and distances (B, k) by the first model; a network's pass is shared."""
+    find, found = getattr(fitted.models[0], "similar", None), []
+    if find is None:
+        return None, None
+    for start in range(0, len(pixels), BATCH_SIZE):
+        some = as_tensor(pixels[start : start + BATCH_SIZE]).to(fitted.device)
+        x = to_model_input(some, standardize=fitted.standardize)
+        found.append(find(x.contiguous(memory_format=torch.channels_last), k))
+    if not found or found[0] is None:
+        return None, None
+    numbers, distances = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    return numbers.astype(np.int64), distances.astype(np.float64)
+
+
 def _array(tensor: Tensor | None) -> NDArray[np.float32] | None:
     return None if tensor is None else tensor.float().cpu().numpy()
 
@@ -171,14 +194,24 @@ def score(
     *,
     maps: bool = True,
     reconstructions: bool = False,
+    similar: int = 0,
 ) -> Iterator[Scored]:
-    """Score batch after batch; see `score_pixels` for the arguments."""
+    """Score batch after batch; see `score_pixels` for the arguments.
+
+    Args:
+        fitted: as there.
+        batches: of images.
+        maps: as there.
+        reconstructions: as there.
+        similar: how many of the most similar normal images to name; 0 looks for none.
+    """
     panel = fitted.models[0] if isinstance(fitted.models[0], CompositeModel) else None
 
     def scored(batch: Loaded) -> Scored:
         scores, shown, rebuilt = _in_pieces(
             fitted, batch.pixels, maps=maps, reconstructions=reconstructions
         )
+        named = _similar(fitted, batch.pixels, similar) if similar else (None, None)
         return Scored(
             rows=list(batch.rows),
             anomaly_score=panel.surprise(scores) if panel else scores.mean(axis=0),
@@ -187,6 +220,8 @@ def score(
             statistics=image_statistics(batch.pixels),
             by_fold=scores if fitted.cross_fitted else None,
             readings=scores if panel else None,
+            similar=named[0],
+            similar_distance=named[1],
         )
 
     filled = (batch for batch in batches if batch.rows)
@@ -257,6 +292,8 @@ def finite_only(part: Scored) -> tuple[Scored, list[tuple[Path, str]]]:
         statistics={name: values[kept] for name, values in part.statistics.items()},
         by_fold=None if part.by_fold is None else part.by_fold[:, kept],
         readings=None if part.readings is None else part.readings[:, kept],
+        similar=None if part.similar is None else part.similar[kept],
+        similar_distance=None if part.similar_distance is None else part.similar_distance[kept],
     )
     return rest, list(reasons.values())
 

@@ -58,6 +58,14 @@ def fit(
             "auto: fast in a panel, else paper."
         ),
     ] = "auto",
+    keep_similar: Annotated[
+        bool,
+        typer.Option(
+            "--keep-similar/--no-keep-similar",
+            help="Keep small pictures of the normal images in the run, to show beside images that "
+            "resemble them. They are pictures of other people, without names or ids.",
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished run.")] = False,
@@ -222,6 +230,7 @@ def fit(
         method_options=options,
         where=where or (),
         members=members.split(",") if members else None,
+        keep_similar=keep_similar,
     )
     _notice_latent(method, latent_dim)
     if footprint := detector.footprint(len(dataset.to_train_on())):
@@ -292,5 +301,12 @@ def _summarise_fit(detector: Any, out: Path) -> None:
     if measured := info.get("measured"):
         said = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
         console.print(f"measured on held-out normal images: {said}", soft_wrap=True)
+    if kept := detector.fitted_.similar:
+        side = kept.pixels.shape[-1]
+        console.print(
+            f"kept in the run: pictures of {len(kept.rows)} normal images, {side} x {side}, "
+            "without names or ids, to show beside similar ones; --no-keep-similar keeps none",
+            soft_wrap=True,
+        )
     say_calibration(detector.fitted_)
     console.print(f"run: {out}\nnext: normalis score {out} IMAGES --out OUT", soft_wrap=True)

@@ -45,6 +45,10 @@ def score(
     all_overlays: Annotated[
         bool, typer.Option("--all-overlays", help="Pictures of all, even beyond 1,000 images.")
     ] = False,
+    similar: Annotated[
+        bool,
+        typer.Option(help="Write the most similar normal images, where RUN keeps pictures."),
+    ] = True,
     scorer: Annotated[
         str | None, typer.Option(help="Read the model another way; needs --normals.")
     ] = None,
@@ -127,6 +131,7 @@ def score(
                 overwrite=overwrite,
                 relative_paths=relative_paths,
                 pseudonyms=pseudonyms,
+                similar=similar,
                 cluster=Cluster(
                     address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job
                 ),

@@ -63,6 +63,7 @@ class _Task:
     device: str
     maps: MapFiles | None
     threads: int
+    similar: int = 0
 
 
 @lru_cache(maxsize=1)
@@ -87,6 +88,7 @@ def score_part(samples: Sequence[Sample], task: _Task) -> _Part:
         skipped=skipped,
         need_one=False,
         workers=task.threads,
+        similar=task.similar,
     ):
         if task.maps is not None and part.anomaly_map is not None:
             task.maps.write_maps(part.rows, part.anomaly_map)
@@ -104,6 +106,7 @@ def stream_on_ray(
     maps: bool,
     skipped: list[tuple[Path, str]],
     need_one: bool = True,
+    similar: int = 0,
 ) -> Iterator[Scored]:
     """Score files on a cluster; yield parts in the order in which they are done.
 
@@ -116,6 +119,7 @@ def stream_on_ray(
         maps: whether to write maps.
         skipped: receives (path, reason) of what could not be read.
         need_one: whether it is an error if nothing can be read.
+        similar: how many of the most similar normal images to name of each.
 
     Raises:
         MissingExtraError: if Ray is not installed.
@@ -129,6 +133,7 @@ def stream_on_ray(
             device=detector.params["device"],
             maps=files if maps else None,
             threads=cluster.threads,
+            similar=similar,
         )
         for parts, unread in _results(ray, cluster, samples, task):
             skipped.extend(unread)

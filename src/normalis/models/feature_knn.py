@@ -101,6 +101,11 @@ class FeatureKNN(FeatureModel):
         self.arrays = {"bank": bank / scale, "scale": scale, "rows": kept.to(x.device)}
         return self
 
+    @property
+    def kept_images(self) -> Tensor:
+        """Numbers (M,) of the images that `similar` can name, ascending."""
+        return self.fitted("rows")
+
     def similar(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the normal images most similar to x, nearest first.
 

@@ -193,6 +193,11 @@ class SPADE(FeatureModel):
         found: Tensor = vectors[:, -self._depth :].float().contiguous()
         return found
 
+    @property
+    def kept_images(self) -> Tensor:
+        """Numbers (M,) of the images that `similar` can name, ascending."""
+        return self.fitted("rows")
+
     def similar(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the normal images most similar to x, nearest first.
 

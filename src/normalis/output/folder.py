@@ -19,6 +19,10 @@
     score.json      settings, calibration and training history of the run that scored
     thumbnails/     small pictures for the report
     pictures/       large ones for its viewer, and each map on its own scale (`output.pictures`)
+    similar.csv     of each image the 3 most similar normal images, nearest first: rank, number of
+                    the normal image among those of the fit, distance of the features
+    similar/        small pictures of these normal images by number, each once; both only where the
+                    run keeps pictures of them (``fit --no-keep-similar``, `normalis.similar`)
 
 Maps and pictures keep the tree and the whole names of the files (`normalis.output.image_files`).
 
@@ -64,6 +68,7 @@ from normalis.output.patients import patient_rows
 from normalis.output.pictures import write_pictures
 from normalis.output.pseudonyms import replaced
 from normalis.output.replacing import NEW, put_in_place, remove_own
+from normalis.similar import SHOWN
 from normalis.storage import content_hash, exclusive, write_atomically, write_csv, write_json
 
 if TYPE_CHECKING:
@@ -90,6 +95,8 @@ _FINDINGS = tuple(f.name for f in fields(Finding))
 _STATISTICS = ("mean intensity", "contrast")
 #: Of findings.csv; the shape is of the image that places are in.
 FINDING_COLUMNS = (*_COLUMNS[:3], *_FINDINGS, "image_height", "image_width")
+#: Of similar.csv.
+SIMILAR_COLUMNS = ("path", "slice", "rank", "normal_image", "distance")
 #: Side of a picture in the report, in pixels.
 THUMBNAIL = 160
 
@@ -109,6 +116,7 @@ class ScoreOptions:
         cluster: of the engine ``ray``.
         overwrite: whether a finished scoring in the folder may be replaced, once the new one is
             complete, and an interrupted one of something else be dropped.
+        similar: whether to write the most similar normal images, where the run keeps pictures.
         relative_paths: whether tables name files relative to the scored folder, which tells
             nobody where the images lie; else as they were given, which other tables join by.
         pseudonyms: file of a key by which patients, accession numbers and UIDs in tables are
@@ -125,6 +133,7 @@ class ScoreOptions:
     overwrite: bool = False
     relative_paths: bool = False
     pseudonyms: Path | None = None
+    similar: bool = True
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -234,7 +243,12 @@ def _scored(
     """Yield scored batches; `loading.arrays.stream` never ends one in the middle of a file."""
     if not samples:  # it was interrupted after the last image, before the pictures
         return
-    given: dict[str, Any] = {"maps": options.maps, "skipped": writer.skipped, "need_one": need_one}
+    given: dict[str, Any] = {
+        "maps": options.maps,
+        "skipped": writer.skipped,
+        "need_one": need_one,
+        "similar": writer.similar,
+    }
     if options.engine == "ray":
         from normalis.engines.ray_scoring import stream_on_ray
 
@@ -267,6 +281,11 @@ class _Writer:
         self.files = ImageFiles(folder, root)
         self.journal = Journal(folder)
         self.skipped: list[tuple[Path, str]] = []
+
+    @property
+    def similar(self) -> int:
+        """How many of the most similar normal images are written of each image."""
+        return SHOWN if self.options.similar and self.detector.similar is not None else 0
 
     # --- resuming ---
 
@@ -328,6 +347,7 @@ class _Writer:
                 "engine": "onnx" if self.options.engine == "onnx" else "torch",  # ray is torch
                 "files": files.hexdigest(),
                 "by": self.detector.grouped.by if self.detector.grouped else "",
+                **({"similar": self.similar} if self.similar else {}),
             }
         )
 
@@ -425,9 +445,8 @@ class _Writer:
             each = [] if several is None else several[:, i].tolist()
             folds = " ".join(map(repr, each))
             place = *_shown(part, i), _unit(row), self._group(row), origin_of(row)
-            lines.append(
-                (row.path, [key, *_cells(row), repr(float(value)), *seen, folds, *place, *end])
-            )
+            more = [*place, _similar(part, i), *end]
+            lines.append((row.path, [key, *_cells(row), repr(float(value)), *seen, folds, *more]))
         self.journal.note(lines)
 
     # --- the end ---
@@ -488,6 +507,8 @@ class _Writer:
         if self.aside:
             listed = ((self._said(path), reason) for path, reason in self.aside)
             write_csv(self.folder / "aside.csv", ("path", "reason"), listed)
+        if self.similar:
+            self._write_similar([list(line(i).values())[:2] for i in range(len(rows.sample))], rows)
         table = (list(line(i).values()) for i in range(len(rows.sample)))
         by_member = ["seen_by"] if seen_by else []
         columns = (*_COLUMNS, "p_value", "flagged", "at_border", *by_member, *origins)
@@ -545,6 +566,20 @@ class _Writer:
         pairs = zip(names, p_value, strict=True)
         return {self.leaves("study_uid", str(uid)): float(p) for uid, p in pairs}
 
+    def _write_similar(self, names: Sequence[list[Any]], rows: _Rows) -> None:
+        """Write the most similar normal images of each image, and a picture of each of them."""
+        kept, table = self.detector.similar, []
+        assert kept is not None  # or nothing was to be written
+        for name, noted in zip(names, rows.similar, strict=True):
+            for rank, (row, distance) in enumerate(json.loads(noted or "[]")):
+                number = int(kept.numbers[kept.places(np.asarray(row))])
+                table.append([*name, rank + 1, number, distance])
+        for number in sorted({line[3] for line in table}):
+            pixels = kept.picture(number)
+            picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+            _save(self.folder / "similar" / f"{number:04d}.png", picture)
+        write_csv(self.folder / "similar.csv", SIMILAR_COLUMNS, table)
+
     def _rows(self, samples: Sequence[Sample]) -> _Rows:
         """Return all that was noted, in the order of the samples."""
         order = {_key(s): i for i, s in enumerate(samples)}
@@ -557,6 +592,7 @@ class _Writer:
         shapes: list[tuple[str, str]] = []
         units: list[str] = []
         groups: list[str] = []
+        similar: list[str] = []
         for row in self.journal.rows():
             key, slice_index, patient, *values, by_fold = row[:7]
             where.append(order[key])
@@ -566,6 +602,7 @@ class _Writer:
             units.append(sys.intern(row[11] or key))
             groups.append(sys.intern(row[12]))
             origins.append(row[13])
+            similar.append(row[14] if self.similar else "")
             slices.append(sys.intern(slice_index))
             patients.append(sys.intern(patient))
             numbers.extend(map(float, (*values, *by_fold.split())))
@@ -580,6 +617,7 @@ class _Writer:
             unit=[units[i] for i in ranks],
             group=[groups[i] for i in ranks],
             origin=[origins[i] for i in ranks],
+            similar=[similar[i] for i in ranks],
             values=np.asarray(numbers).reshape(len(where), -1 if where else 3)[ranks],
         )
 
@@ -762,6 +800,14 @@ def _p_value(p_values: NDArray[np.float64] | None, i: int) -> float | str:
     return "" if p_values is None or np.isnan(p_values[i]) else float(p_values[i])
 
 
+def _similar(part: Scored, i: int) -> str:
+    """Return what is noted of an image's most similar normal images."""
+    if part.similar is None or part.similar_distance is None:
+        return ""
+    pairs = zip(part.similar[i].tolist(), part.similar_distance[i].tolist(), strict=True)
+    return json.dumps(list(pairs))
+
+
 def _finding_cells(noted: str, shape: tuple[str, str]) -> Iterator[list[Any]]:
     """Yield the rows of findings.csv of one image, without its name."""
     for one in json.loads(noted or "[]"):
@@ -787,6 +833,7 @@ class _Rows:
         unit: N names of units, see `normalis.loading.units.unit_name`.
         group: N values of what the calibration is grouped by, else empty.
         origin: N texts of JSON (`normalis.output.origins`), empty where nothing is known.
+        similar: N texts of JSON: numbers and distances of similar normal images; may be empty.
         values: (N, 3 + F) score, statistics and, of a cross-fitted detector, scores by model.
     """
 
@@ -799,6 +846,7 @@ class _Rows:
     unit: list[str]
     group: list[str]
     origin: list[str]
+    similar: list[str]
     values: NDArray[np.float64]
 
     @property

@@ -19,7 +19,7 @@ __all__ = ["NEW", "OWN", "is_being_replaced", "put_in_place", "remove_own"]
 #: What `normalis score` writes into its folder.
 OWN = (
     "maps", "overlays", "thumbnails", "pictures", "findings.csv", "series.csv", "patients.csv",
-    "aside.csv", "skipped.csv", "score.json", "scores.csv",
+    "aside.csv", "skipped.csv", "score.json", "scores.csv", "similar", "similar.csv",
 )  # fmt: skip
 NEW, _READY, _OLD = ".new", ".ready", ".old"
 

@@ -89,6 +89,7 @@ def _check_out(page: Path) -> None:
 def _source_page(source: Source, page: Path) -> str:
     from normalis.report import sections
     from normalis.report.page import render
+    from normalis.report.similar import similar_data
     from normalis.report.triage import triage_data
 
     some = source.cases is not None and len(source.cases) > 0
@@ -105,6 +106,7 @@ def _source_page(source: Source, page: Path) -> str:
         "evaluations": [sections.evaluation_part(body) for body in source.evaluations],
         "skipped": source.skipped,
         "source": source,
+        "similar": similar_data(source),
         "triage": triage,
     }
     return render("source.html.j2", context, beside=bool(triage and triage["beside"]))

@@ -32,7 +32,9 @@ def render(template: str, context: Mapping[str, Any], *, beside: bool = False) -
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    script = "\n".join(_asset(name) for name in ("tables.js", "viewer.js", "triage.js"))
+    script = "\n".join(
+        _asset(name) for name in ("tables.js", "viewer.js", "triage.js", "similar.js")
+    )
     return environment.get_template(template).render(
         **context,
         style=_asset("page.css"),

@@ -44,6 +44,7 @@ class Cases:
         is_anomalous: (N,) None where nobody said.
         kind: (N,) name of the anomaly, None where unknown.
         known: name -> (N,) of the columns `KNOWN` that are there; empty where unknown.
+        similar: (N,) number and distance of the most similar normal images, nearest first.
     """
 
     path: list[str]
@@ -54,6 +55,7 @@ class Cases:
     is_anomalous: list[bool | None]
     kind: list[str | None]
     known: Mapping[str, list[str]] = field(default_factory=dict)
+    similar: list[list[tuple[int, float]]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.path)
@@ -259,6 +261,7 @@ def _read_cases(file: Path, details: Mapping[str, Any]) -> Cases:
         known={
             name: [row[name] or "" for row in rows] for name in KNOWN if rows and name in rows[0]
         },
+        similar=_read_similar(file.with_name("similar.csv"), rows),
     )
 
 
@@ -273,6 +276,21 @@ def _read_patients(file: Path) -> dict[str, float]:
         for row, value in zip(rows, values, strict=True)
         if row["patient"] and np.isfinite(value)
     }
+
+
+def _read_similar(file: Path, cases: list[dict[str, str]]) -> list[list[tuple[int, float]]]:
+    """Return the similar normal images of each case, nearest first, none without a table."""
+    found: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
+    for row in _read_table(file) if file.is_file() else []:
+        try:
+            one = int(row["rank"]), int(row["normal_image"]), float(row["distance"])
+            found.setdefault((row["path"], row["slice"] or ""), []).append(one)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{file}: is not what normalis writes ({error!r}); restore it"
+            ) from error
+    named = (sorted(found.get((row["path"], row["slice"] or ""), [])) for row in cases)
+    return [[(number, distance) for _, number, distance in one] for one in named]
 
 
 def _numbers(file: Path, rows: list[dict[str, str]], column: str) -> NDArray[np.float64]:
