@@ -97,6 +97,7 @@ function makeViewer(work) {
       [canvas.width, canvas.height] = [map.width, map.height];
       canvas.getContext("2d", { willReadFrequently: true }).drawImage(map, 0, 0);
       $("viewer-size").textContent = `image, ${photo.width} × ${photo.height}`;
+      if ($("viewer-similar")) window.showSimilar(i, images[0], $("viewer-similar"));
       drawLines();
       fit();
       dialog.dataset.painted = String(i);
