@@ -213,7 +213,10 @@ def serve(
         list[str] | None, typer.Option(help="Title that may send; repeatable; by default all.")
     ] = None,
     quiet: Annotated[
-        float, typer.Option(help="Seconds without a further image until a study is scored.")
+        float,
+        typer.Option(
+            "--quiet-seconds", help="Seconds without a further image until a study is scored."
+        ),
     ] = 60.0,
     kind: Kinds = None,
     fpr: Fpr = 0.05,
