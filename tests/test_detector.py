@@ -726,3 +726,18 @@ def test_a_limit_of_the_system_on_files_is_one_line(fitted, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "run").glob("*model*"))
+
+
+def test_the_same_fit_of_a_panel_with_members_is_answered(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32), np.uint8)
+
+    def fit(*members):
+        made = AnomalyDetector(method="panel", members=members, image_size=32)
+        return made.fit(images, run=tmp_path / "run").fitted_
+
+    first = fit("pca", "mean-image")
+    written = (tmp_path / "run" / "model.json").stat().st_mtime_ns
+    assert fit("pca", "mean-image").params == first.params
+    assert (tmp_path / "run" / "model.json").stat().st_mtime_ns == written
+    with pytest.raises(RunError, match="finished run"):
+        fit("pca", "knn")

@@ -401,7 +401,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
         stored = folder.read_settings().get("params", {})
         asked = self.get_params(deep=False) | {"method": models.method_name(self.method)}
         open_ = ("device", "method_options", "scorer_options", "reduction", "scorer", "where",
-                 "calibration_share", "folds")  # fmt: skip
+                 "calibration_share", "folds", "members", "backbone")  # fmt: skip
         fixed = {k: v for k, v in asked.items() if k not in open_ and v not in (None, "auto")}
         return all(stored.get(k) == _plain(v) for k, v in fixed.items())
 
