@@ -183,6 +183,13 @@ def test_a_table_never_breaks_a_word(width, terminal):
     assert "Scores" in said
 
 
+def test_a_path_and_a_label_are_both_whole():
+    stream = io.StringIO()
+    PlainConsole(file=stream, width=60).print(table("", ["", ""], [["cache of images", LONG]]))
+    assert "cache of images" in stream.getvalue()
+    assert LONG in stream.getvalue()
+
+
 def test_a_narrow_terminal_gets_rows_below_each_other():
     assert f"image: {LONG}" in shown(30, terminal=True)
     assert "│" not in shown(30, terminal=True)

@@ -30,6 +30,7 @@ __all__ = [
 #: Seconds between two lines of progress where there is no terminal.
 EVERY_S = 30.0
 _WIDEST = 10_000  # columns that no table needs
+_SHORT = 24  # characters of a label that is never wrapped
 
 
 def escape(text: str) -> str:
@@ -218,10 +219,20 @@ class _Lines:
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
     """Return a table; the first column is text, the others are figures."""
     made = Table(title=visible(title), title_justify="left", header_style="bold")
+    shown = [[cell(value) for value in row] for row in rows]
     for i, column in enumerate(columns):
-        made.add_column(visible(column), justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*(cell(value) for value in row))
+        texts = [visible(column), *(row[i] for row in shown)]
+        whole = max(map(len, texts)) <= _SHORT or all(" " not in text for text in texts)
+        pieces = texts if whole else [word for text in texts for word in text.split()]
+        made.add_column(
+            texts[0],
+            justify="left" if i == 0 else "right",
+            overflow="fold",
+            no_wrap=whole,
+            min_width=max(map(len, pieces)),
+        )
+    for row in shown:
+        made.add_row(*row)
     return made
 
 

@@ -112,7 +112,8 @@ def _folders() -> list[list[Any]]:
     return [
         ["package", str(Path(normalis.__file__).parent)],
         ["Python", sys.executable],
-        ["cache of decoded images", f"{cache} ({size}); NORMALIS_CACHE moves it"],
+        ["cache of decoded images", str(cache)],
+        ["its size", f"{size}; NORMALIS_CACHE moves it"],
     ]
 
 
