@@ -1,7 +1,10 @@
 """An absent extra is answered by a line that works where the user is."""
 
+import ast
 import importlib.metadata
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,43 @@ def test_an_absent_module_is_answered_by_that_line():
         require("no_such_module", extra="onnx", why="the engine onnx")
     assert str(error.value).startswith("the engine onnx needs the package 'no_such_module'")
     assert str(error.value).endswith(install_line("onnx"))
+
+
+# -- what is imported is promised ------------------------------------------------------------------
+
+
+def third_party():
+    """Yield (file, module) of every import of the package that is not its own or Python's."""
+    for file in sorted((ROOT / "src/normalis").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in names:
+                top = name.partition(".")[0]
+                if top != "normalis" and top not in sys.stdlib_module_names:
+                    yield file.relative_to(ROOT), top
+
+
+def test_every_import_is_of_a_declared_dependency():
+    """What is there only because the tests need it is missing where users install."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    own = [d for extra in extras if extra not in ("test", "dev", "docs") for d in extras[extra]]
+    promised = {
+        re.match(r"[\w.-]+", d)[0].lower().replace("_", "-")
+        for d in [*project["dependencies"], *own]
+    }
+    distributions = importlib.metadata.packages_distributions()
+    missing = {
+        (str(file), module)
+        for file, module in third_party()
+        if not promised & {d.lower().replace("_", "-") for d in distributions.get(module, [module])}
+    }
+    assert missing - {(file, module) for file, module in missing if module in INDIRECT} == set()
+
+
+#: Modules of packages that a declared one always brings.
+INDIRECT = {"click", "joblib", "lazy_loader"}
