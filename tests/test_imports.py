@@ -17,7 +17,7 @@ LAYERS = [
     {"shelf"},
     {"entropy", "metrics", "images", "baselines", "duplicates", "files"},
     {"backbones"},
-    {"models", "scorers", "datasets", "storage", "similar"},
+    {"models", "scorers", "datasets", "storage"},
     {"studies"},
     {"training", "loading", "calibration"},
     {"panel"},

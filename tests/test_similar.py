@@ -12,9 +12,9 @@ from normalis import AnomalyDetector
 from normalis.cli import app
 from normalis.errors import RunError, SettingsError
 from normalis.fitted import FittedDetector
+from normalis.loading.similar import SIDE, SimilarImages
 from normalis.output.folder import ScoreOptions, score_to_folder
 from normalis.report import write_report
-from normalis.similar import SIDE, SimilarImages
 from small_runs import anomalies, phantoms, write_pngs
 
 NORMAL = phantoms(24)

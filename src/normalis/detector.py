@@ -46,11 +46,11 @@ from normalis.loading.held_out import (
     with_units,
 )
 from normalis.loading.labels import check_all_normal
+from normalis.loading.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Footprint
 from normalis.models.inputs import to_model_input
 from normalis.notebook.progress import listener
 from normalis.notebook.verbs import Verbs
-from normalis.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, pick_device
 from normalis.training.settings import TrainingSettings, settings_for
@@ -120,8 +120,8 @@ class AnomalyDetector(Verbs, BaseEstimator):
         scorer_options: further settings of the scorer.
         members: methods of the panel, instead of the default ones; one alone is that method.
         keep_similar: whether to keep small pictures of the normal images in the run, to be shown
-            beside images that resemble them, where the method names these (`normalis.similar`).
-            They are pictures of other people, without name, path or patient id.
+            beside images that resemble them, where the method names these
+            (`normalis.loading.similar`). They are pictures of other people, without name, path or patient id.
 
     Attributes:
         fitted_: the `FittedDetector`, immutable. What it holds can be read here as well:

@@ -58,12 +58,12 @@ from normalis.loading.held_out import (
     units_of,
     with_units,
 )
+from normalis.loading.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.notebook.verbs import Verbs
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
 from normalis.shelf import named_by_a_file
-from normalis.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.storage import RunFolder, content_hash
 from normalis.studies.select import chosen_by
 from normalis.training.loop import pick_device

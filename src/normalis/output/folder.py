@@ -22,7 +22,7 @@
     similar.csv     of each image the 3 most similar normal images, nearest first: rank, number of
                     the normal image among those of the fit, distance of the features
     similar/        small pictures of these normal images by number, each once; both only where the
-                    run keeps pictures of them (``fit --no-keep-similar``, `normalis.similar`)
+                    run keeps pictures of them (``fit --no-keep-similar``)
 
 Maps and pictures keep the tree and the whole names of the files (`normalis.output.image_files`).
 
@@ -57,6 +57,7 @@ from normalis.engines.cluster import Cluster
 from normalis.errors import RunError, SettingsError
 from normalis.files import ANY_NAME, is_temporary, read_csv, remove_temporaries, visible
 from normalis.fitted import fitted_of
+from normalis.loading.similar import SHOWN
 from normalis.loading.units import file_of, unit_name
 from normalis.output.details import kept_details
 from normalis.output.image_files import ImageFiles, do_all, slice_label
@@ -68,7 +69,6 @@ from normalis.output.patients import patient_rows
 from normalis.output.pictures import write_pictures
 from normalis.output.pseudonyms import replaced
 from normalis.output.replacing import NEW, put_in_place, remove_own
-from normalis.similar import SHOWN
 from normalis.storage import content_hash, exclusive, write_atomically, write_csv, write_json
 
 if TYPE_CHECKING:
