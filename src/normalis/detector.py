@@ -121,7 +121,8 @@ class AnomalyDetector(Verbs, BaseEstimator):
         members: methods of the panel, instead of the default ones; one alone is that method.
         keep_similar: whether to keep small pictures of the normal images in the run, to be shown
             beside images that resemble them, where the method names these
-            (`normalis.loading.similar`). They are pictures of other people, without name, path or patient id.
+            (`normalis.loading.similar`). They are pictures of other people, without name, path or
+            patient id.
 
     Attributes:
         fitted_: the `FittedDetector`, immutable. What it holds can be read here as well:
