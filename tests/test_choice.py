@@ -41,11 +41,12 @@ def test_a_split_that_was_chosen_is_steady_and_leaves_two_to_train_on(units, rat
         assert int(rate * (choice.held + 1) + 1e-9) >= ABOVE
         assert choice.held <= max(units / 3, 0.2 * units + 1)
     else:
-        assert choice.held <= max(units / 2, 1)
+        assert choice.held <= max(units / 3, 0.2 * units + 1)
 
 
-def test_a_method_that_cannot_be_cross_fitted_holds_out_more():
-    assert [choose(n, 0.05, cross_fit=False).held for n in (10, 60, 120, 1000)] == [5, 30, 60, 200]
+def test_a_method_that_cannot_be_cross_fitted_is_split_with_a_third_at_most():
+    held = [choose(n, 0.05, cross_fit=False).held for n in (10, 60, 120, 300, 1000)]
+    assert held == [3, 20, 39, 60, 200]
 
 
 def test_few_units_have_as_many_folds():

@@ -201,7 +201,7 @@ def test_scoring_without_ray_answers_with_the_install_line(tmp_path, monkeypatch
     fitted = detector(epochs=1).fit(phantoms(20))
     write_pngs(tmp_path / "scans", phantoms(2))
     samples = open_dataset(tmp_path / "scans").samples
-    with pytest.raises(MissingExtraError, match=r"normalis\[ray\]"):
+    with pytest.raises(MissingExtraError, match=r"\[ray\]"):
         score_to_folder(
             fitted, samples, tmp_path / "out", root=tmp_path, options=ScoreOptions(engine="ray")
         )
@@ -213,7 +213,7 @@ def test_missing_ray_answers_with_the_install_line(tmp_path, monkeypatch):
     from normalis.research.ray import run_plan_on_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"normalis\[ray\]"):
+    with pytest.raises(MissingExtraError, match=r"\[ray\]"):
         run_plan_on_ray([], tmp_path)
 
 

@@ -13,7 +13,9 @@ may hide every anomaly. Measured on three data sets with 30 to 240 units
 * holding out half to reach six cost the ranking about a point of AUROC.
 
 So ``auto`` is ``split`` where a third of the units or less hold six above the threshold, and else
-``cv+``. A method that cannot be cross-fitted is split all the same, with up to half of the units.
+``cv+``. A method that cannot be cross-fitted is split all the same: with the usual fifth, or as many
+as leave two above the threshold, and with a third at most. A panel that held out half of 278 brain
+slices ranked five points worse and flagged no more.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ ABOVE = 6
 #: False-positive rate where nobody asks for another.
 USUAL_RATE = 0.05
 _SHARE = 0.2  # held out where units abound
+_LEAST_ABOVE = 2  # where a method cannot be cross-fitted
 _EPS = 1e-9
 
 
@@ -83,12 +86,12 @@ def choose(n_units: int, rate: float, *, folds: int = 5, cross_fit: bool = True)
             f"takes: {count} models are fitted, and every image is held out of one"
         )
         return Choice(kind="cv+", n_units=n_units, folds=count, reason=reason)
-    held = max(1, min(steady, n_units // 2, n_units - 2), min(usual, n_units - 2))
-    reason = f"{held} of {n_units} are held out, "
-    if held >= steady:
-        reason += f"enough for a steady threshold at {rate:g}, since the method is fitted once"
-    else:
-        reason += f"fewer than the {steady} that a steady threshold at {rate:g} takes"
+    least = min(_needed(_LEAST_ABOVE, rate), n_units // 3)
+    held = max(1, min(max(usual, least), n_units - 2))
+    reason = (
+        f"{held} of {n_units} are held out, fewer than the {steady} that a steady threshold at "
+        f"{rate:g} takes"
+    )
     return Choice(kind="split", n_units=n_units, held=held, reason=reason)
 
 
