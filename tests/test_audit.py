@@ -274,7 +274,7 @@ def test_a_validation_split_that_was_trained_on_is_a_leak(clean):
 def test_an_audit_says_what_the_units_certify(clean):
     (text,) = [t for t in texts(audit(dataset(clean)), "note") if "certify" in t]
     assert text.startswith("The normal training images are 30 images; patients are unknown")
-    assert text.endswith("15 images, which certify false-positive rates from 1/16 = 6.2 %.")
+    assert text.endswith("10 images, which certify false-positive rates from 1/11 = 9.1 %.")
 
 
 def test_array_rows(tmp_path):

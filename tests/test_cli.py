@@ -270,7 +270,7 @@ def test_scoring_without_pictures_or_p_values(run, root, tmp_path):
     assert status == 0
     assert "no p-values" in out
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"scores.csv", "score.json", "skipped.csv"}
+    assert names == {"patients.csv", "scores.csv", "score.json", "skipped.csv"}
 
 
 def test_a_rate_that_cannot_be_certified_is_told(run, root, fitted, tmp_path):

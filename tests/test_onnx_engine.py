@@ -46,11 +46,12 @@ def test_scores_maps_and_p_values_are_those_of_pytorch(fitted, on_onnx):
     np.testing.assert_allclose(on_onnx.anomaly_score(x), scores, rtol=1e-5)
     maps = fitted.anomaly_map(x)
     np.testing.assert_allclose(on_onnx.anomaly_map(x), maps, atol=1e-5 * maps.max())
-    # None of these images lies within the tolerance of a held-out one.
-    nearest = np.abs(scores[:, None] / fitted.decision_scores_ - 1).min()
-    assert nearest > onnx_engine.TOLERANCE
-    np.testing.assert_array_equal(on_onnx.p_value(x), fitted.p_value(x))
-    np.testing.assert_array_equal(on_onnx.predict(x), fitted.predict(x))
+    # An image within the tolerance of a held-out one may fall on its other side.
+    nearest = np.abs(scores[:, None] / fitted.decision_scores_ - 1).min(axis=1)
+    clear = nearest > onnx_engine.TOLERANCE
+    assert clear.mean() > 0.8
+    np.testing.assert_array_equal(on_onnx.p_value(x)[clear], fitted.p_value(x)[clear])
+    np.testing.assert_array_equal(on_onnx.predict(x)[clear], fitted.predict(x)[clear])
 
 
 def test_the_detector_given_is_left_as_it_is(fitted, on_onnx, tmp_path):

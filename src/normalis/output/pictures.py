@@ -57,11 +57,11 @@ def write_pictures(files: ImageFiles, seen: Detail, calibrated: NDArray[np.float
         seen: the image at full size.
         calibrated: (S, S) its calibrated map.
     """
-    path = files.name("pictures", seen.row, ".webp")
+    target = files.name("pictures", seen.row, ".map.png")  # the longer of the two names
+    path = target.with_name(f"{target.name.removesuffix('.map.png')}.webp")
     picture = large_picture(seen.original)
     write_atomically(path, partial(_save_webp, picture=picture), tidy=False)
     own = own_scale(calibrated)
-    target = path.with_name(f"{path.name.removesuffix('.webp')}.map.png")
     write_atomically(target, lambda p: own.save(p, format="PNG"), tidy=False)
 
 
