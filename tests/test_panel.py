@@ -185,6 +185,12 @@ def test_calibration_names_the_member_that_saw_an_image(fitted):
     assert set(named) <= set(fitted.info_["members"])
 
 
+def test_advice_never_names_what_a_panel_refuses(fitted):
+    (said,) = fitted.calibration_.advice(2 / (fitted.calibration_.n_units + 1))
+    assert "an odd one among them" in said
+    assert "cv+" not in said
+
+
 def test_calibrating_anew_leaves_the_first_calibration_alone(fitted):
     x = blobs(4, seed=5)
     before = fitted.anomaly_score(x)

@@ -348,7 +348,8 @@ class Calibration:
         if above > 2:
             return ()
         which = "the highest" if above < 2 else "the second highest"
-        others = "--calibration cv+ makes use of all" if self.kind == "split" else "give more"
+        cross_fits = self.kind == "split" and self.readings is None  # a panel is fitted once
+        others = "--calibration cv+ makes use of all" if cross_fits else "give more"
         return (
             f"at {rate:g} an image is flagged if it scores above {which} of "
             f"{plural(self.n_units, self.level)} held out, so that an odd one among them can hide "
