@@ -1,11 +1,17 @@
+import logging
+
 import pytest
 import torch
+from torch import nn
 
 from normalis import models
 from normalis.errors import DataError, SettingsError, TrainingError
+from normalis.models.adversarial import frozen, gradient_penalty
+from normalis.models.base import Autoencoder, ModelSettings, Phase
 from normalis.models.inputs import to_model_input
 from normalis.training.loop import Training, batches, fit, pick_device, train
 from normalis.training.settings import TrainingSettings, settings_for
+from normalis.training.stack import groups
 
 SMALL = {"image_size": 16, "latent_dim": 2, "hidden_dim": 16}
 FLOAT32 = {"precision": "float32", "batch_size": 8}
@@ -163,3 +169,272 @@ def test_a_recipe_knows_its_epochs_and_its_rate(recipe, n_images, given, expecte
 def test_an_unknown_recipe_is_refused_by_name():
     with pytest.raises(SettingsError, match="recipe must be one of paper, fast, got 'slow'"):
         settings_for("slow", n_images=10)
+
+
+# ---------------------------------------------------------------- several phases
+
+
+class Staged(Autoencoder):
+    """A critic that steps thrice for half of the training, and an autoencoder for the rest."""
+
+    def __init__(self, settings, **critic):
+        super().__init__(settings)
+        pixels = settings.image_size**2
+        self.encoder, self.decoder = nn.Linear(pixels, 2), nn.Linear(2, pixels)
+        self.critic = nn.Sequential(nn.Linear(pixels, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.given = {"repeat": 3, "span": (0.0, 0.5), "betas": (0.0, 0.9), **critic}
+        self.calls = []
+
+    def encode(self, x):
+        return self.encoder(x.flatten(1))
+
+    def decode(self, z):
+        size = self.settings.image_size
+        return self.decoder(z).unflatten(1, (1, size, size))
+
+    def draw(self, x, generator):
+        return {"mix": torch.rand(len(x), generator=generator)}
+
+    def losses(self, x, **draws):
+        self.calls.append(("own", self.trained_share, draws["mix"]))
+        return {"reconstruction": (self(x) - x).square().mean()}
+
+    def judge(self, x, **draws):
+        self.calls.append(("critic", self.trained_share, draws["mix"]))
+        fake = self(x).detach()
+        gap = self.critic(fake.flatten(1)).mean() - self.critic(x.flatten(1)).mean()
+        penalty = gradient_penalty(
+            lambda v: self.critic(v.flatten(1)), real=x, fake=fake, mix=draws["mix"]
+        )
+        return {"gap": gap.float(), "penalty": 10 * penalty}
+
+    def phases(self):
+        own = [*self.encoder.parameters(), *self.decoder.parameters()]
+        return [
+            Phase("critic ", list(self.critic.parameters()), self.judge, **self.given),
+            Phase("", own, self.losses, span=(0.5, 1.0), rate=0.1),
+        ]
+
+
+def staged(**critic):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Staged(ModelSettings(image_size=16), **critic)
+
+
+def trained_in_stages(model, epochs=4, recipe="paper", **given):
+    settings = TrainingSettings(epochs=epochs, recipe=recipe, **{**FLOAT32, **given})
+    training = Training([model], images(), settings=settings, seeds=[0])
+    model.calls.clear()
+    return training
+
+
+def test_phases_step_within_their_spans_and_as_often_as_they_ask():
+    training = trained_in_stages(staged())
+    training._trial = lambda: lambda: None  # choosing threads calls the losses as well
+    training.run()
+    model = training.members[0].model
+    steps = [name for name, *_ in model.calls]
+    assert steps == ["critic"] * (2 * 3 * 3) + ["own"] * (2 * 3)  # epochs x batches x repeats
+    shares = [share for _, share, _ in model.calls]
+    assert shares[::3][:6] == pytest.approx([i / 12 for i in range(6)])
+    assert shares[-6:] == pytest.approx([i / 12 for i in range(6, 12)])
+    assert [set(epoch) for epoch in training.history] == [
+        {"critic gap", "critic penalty"}, {"critic gap", "critic penalty"},
+        {"reconstruction"}, {"reconstruction"},
+    ]  # fmt: skip
+
+
+def test_each_repeated_step_has_randomness_of_its_own():
+    training = trained_in_stages(staged(span=(0.0, 1.0)), epochs=1)
+    training._trial = lambda: lambda: None
+    training.run()
+    calls = training.members[0].model.calls[:8]
+    mixes = [mix for _, _, mix in calls if len(mix) == 8]
+    assert len({tuple(mix.tolist()) for mix in mixes}) == len([c for c in calls if c[0] != "own"])
+
+
+def test_a_phase_that_ends_within_an_epoch_is_averaged_over_the_images_it_saw():
+    """Half of one epoch of three batches is the first two: 0/3 and 1/3 of it are done."""
+    model = staged()
+    seen = []
+    model.losses = lambda x, **draws: {"one": 0 * model(x).mean() + 1.0}
+    model.judge = lambda x, **draws: seen.append(x) or {"one": 0 * model.critic(
+        x.flatten(1)).mean() + 1.0}  # fmt: skip
+    training = trained_in_stages(model, epochs=1)
+    training._trial = lambda: lambda: None
+    training.run()
+    assert len(seen) == 2 * 3
+    assert training.history == [{"critic one": pytest.approx(1.0), "one": pytest.approx(1.0)}]
+
+
+def test_each_phase_has_its_own_adam():
+    critic, own = trained_in_stages(staged()).members[0].optimisers
+    assert critic.param_groups[0]["betas"] == (0.0, 0.9)
+    assert critic.param_groups[0]["lr"] == 1e-3
+    assert own.param_groups[0]["betas"] == (0.9, 0.999)
+    assert own.param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def test_without_a_first_moment_adam_is_rmsprop_after_its_first_steps():
+    torch.manual_seed(0)
+    gradients = torch.randn(600, 5).double()
+    moved = []
+    for kind, options in (
+        (torch.optim.Adam, {"betas": (0.0, 0.99)}), (torch.optim.RMSprop, {"alpha": 0.99})
+    ):  # fmt: skip
+        weight = nn.Parameter(torch.zeros(5).double())
+        optimiser = kind([weight], 1e-3, eps=1e-12, **options)
+        for gradient in gradients:
+            before = weight.detach().clone()
+            weight.grad = gradient.clone()
+            optimiser.step()
+        moved.append(weight.detach() - before)
+    torch.testing.assert_close(moved[0], moved[1], rtol=2e-3, atol=0)
+
+
+def test_the_schedule_of_the_fast_recipe_runs_over_each_span():
+    training = trained_in_stages(staged(), epochs=10, recipe="fast")
+    member = training.members[0]
+    rates = []
+    for done in (0.0, 0.05, 0.25, 0.4999, 0.5, 0.55, 0.9999):
+        member.set_rate(done)
+        rates.append([o.param_groups[0]["lr"] for o in member.optimisers])
+    peak = training.settings.learning_rate
+    critic, own = zip(*rates, strict=True)
+    assert critic[0] == pytest.approx(0.04 * peak)
+    assert critic[1] == pytest.approx(peak)
+    assert critic[3] == pytest.approx(0, abs=1e-6)
+    assert own[4] == pytest.approx(0.1 * 0.04 * peak)
+    assert own[5] == pytest.approx(0.1 * peak)
+    assert own[6] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fast"])
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_a_training_in_stages_resumes_as_if_uninterrupted(recipe, stopped_after):
+    whole = trained_in_stages(staged(), recipe=recipe)
+    whole.run()
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.epoch == stopped_after:
+            raise Stop
+
+    first = trained_in_stages(staged(), recipe=recipe)
+    with pytest.raises(Stop):
+        first.run(stop)
+    second = trained_in_stages(staged(), recipe=recipe)
+    second.resume({k: v.clone() for k, v in first.state().items()}, first.progress())
+    second.run()
+    assert torch.equal(weights(whole.members[0].model), weights(second.members[0].model))
+    assert whole.history == second.history
+
+
+def test_the_trial_of_threads_does_the_work_of_the_phases_that_have_their_turn():
+    training = trained_in_stages(staged())
+    seen = []
+    model = training.members[0].model
+    judge, losses = Staged.judge, Staged.losses
+    try:
+        Staged.judge = lambda self, x, **d: seen.append("critic") or judge(self, x, **d)
+        Staged.losses = lambda self, x, **d: seen.append("own") or losses(self, x, **d)
+        before = weights(model).clone()
+        training._trial()()
+        training.epoch = 2
+        training._trial()()
+    finally:
+        Staged.judge, Staged.losses = judge, losses
+    assert seen == ["critic"] * 3 + ["own"]
+    assert torch.equal(weights(model), before)
+
+
+def test_what_does_not_step_plainly_is_not_stacked():
+    class One(Staged):
+        stackable = "any width"
+
+        def phases(self):
+            return [Phase("", list(self.parameters()), self.losses, **self.given)]
+
+    def pair(**given):
+        plain = {"repeat": 1, "span": (0.0, 1.0), "betas": (0.9, 0.999)}
+        return [One(ModelSettings(image_size=16), **{**plain, **given}) for _ in range(2)]
+
+    assert groups(pair()) == [[0, 1]]
+    for given in ({"repeat": 2}, {"span": (0.0, 0.5)}, {"betas": (0.5, 0.9)}, {"rate": 2.0}):
+        assert groups(pair(**given)) == [[0], [1]]
+    assert groups([staged(), staged()]) == [[0], [1]]
+
+
+def test_a_phase_without_a_step_is_told_of(caplog):
+    with caplog.at_level(logging.WARNING, "normalis.training"):
+        trained_in_stages(staged(span=(0.0, 0.5)), epochs=1, batch_size=24).run()
+    assert "phase '', from 0.5 to 1 of the training, has none of its 1 steps" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"repeat": 0}, "repeat must be at least 1, got 0"),
+        ({"span": (0.5, 0.5)}, "span must be 0 <= from < to <= 1"),
+        ({"span": (-0.1, 0.5)}, "span must be"),
+        ({"span": (0.5, 1.1)}, "span must be"),
+        ({"rate": 0.0}, "rate must be above 0, got 0.0"),
+    ],
+)
+def test_a_phase_that_cannot_be_is_refused(given, message):
+    with pytest.raises(SettingsError, match=message):
+        Phase("", [], lambda x: {}, **given)
+
+
+# ---------------------------------------------------------------- the penalty of a critic
+
+
+def test_the_penalty_of_a_linear_critic_is_known():
+    w = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    real, fake = torch.rand(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    w.requires_grad_()
+    penalty = gradient_penalty(lambda v: (v * w).flatten(1).sum(1), real, fake, torch.rand(5))
+    torch.testing.assert_close(penalty, (w.norm() - 1).square())
+    (slope,) = torch.autograd.grad(penalty, w)  # differentiated twice
+    torch.testing.assert_close(slope, (2 * (w.norm() - 1) * w / w.norm()).detach())
+
+
+def test_the_penalty_is_taken_between_the_two():
+    """Of D(v) = |v|²/2 the gradient is v: one minus the norm of the mixture, squared."""
+    real, fake, mix = torch.rand(4, 6), torch.rand(4, 6), torch.tensor([0.0, 1.0, 0.25, 0.5])
+    found = gradient_penalty(lambda v: v.square().sum(1) / 2, real, fake, mix)
+    between = mix[:, None] * real + (1 - mix[:, None]) * fake
+    torch.testing.assert_close(found, (between.norm(dim=1) - 1).square().mean())
+
+
+def test_the_penalty_is_float32_under_autocast_and_finite_for_a_critic_that_is_flat():
+    layer = nn.Conv2d(1, 2, 3)
+    x = torch.rand(2, 1, 8, 8)
+    plain = gradient_penalty(lambda v: layer(v).flatten(1).sum(1), x, 1 - x, torch.rand(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = gradient_penalty(lambda v: layer(v).flatten(1).sum(1), x, 1 - x, torch.rand(2))
+    assert torch.equal(cast, plain)
+    nn.init.zeros_(layer.weight)
+    flat = gradient_penalty(lambda v: layer(v).flatten(1).sum(1), x, 1 - x, torch.rand(2))
+    flat.backward()
+    assert flat == 1
+    assert torch.isfinite(layer.weight.grad).all()
+
+
+def test_frozen_networks_pass_gradients_on_and_come_back_as_they_were():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
+    model[2].eval()
+    model[0].bias.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.rand(4, 3, requires_grad=True)
+    with frozen(model):
+        y = model(x).sum()
+    y.backward()
+    assert x.grad is not None
+    assert all(p.grad is None for p in model.parameters())
+    assert [m.training for m in model] == [True, True, False]
+    assert [p.requires_grad for p in model[0].parameters()] == [True, False]
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

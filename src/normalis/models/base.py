@@ -129,7 +129,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Phase:
-    """One half of a training step: these parameters follow these losses.
+    """One part of a training step: these parameters follow these losses, by an Adam of their own.
+
+    With every batch the phases step in their order. A method with an adversary has two, one that is
+    trained in stages has phases whose spans follow each other.
 
     Attributes:
         name: prefix of the logged losses; empty for the main phase. What several phases log by one
@@ -138,6 +141,16 @@ class Phase:
         losses: ``(x, **draws)`` -> named losses, already weighted.
         after: called once the optimiser has stepped, with the losses' values.
         clip: largest norm of a step's gradient over all parameters; a larger one is scaled down.
+        repeat: steps with every batch. The first has the batch's draws, as all phases do; each
+            further one calls `Autoencoder.draw` anew.
+        span: (from, to) in shares of all steps of the training: the phase steps from the one until
+            before the other. The schedule of the ``fast`` recipe runs over this span.
+        rate: factor on the learning rate.
+        betas: of Adam. With (0, b) it is RMSProp of decay b, but for Adam's correction of the
+            first steps.
+
+    Raises:
+        SettingsError: if the method asks for what no training can do.
     """
 
     name: str
@@ -145,6 +158,29 @@ class Phase:
     losses: Callable[..., dict[str, Tensor]]
     after: Callable[[dict[str, float]], None] | None = None
     clip: float | None = None
+    repeat: int = 1
+    span: tuple[float, float] = (0.0, 1.0)
+    rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        check_at_least(1, repeat=self.repeat)
+        start, end = self.span
+        if not 0 <= start < end <= 1:
+            raise SettingsError(f"span must be 0 <= from < to <= 1, got {self.span}")
+        if not self.rate > 0:
+            raise SettingsError(f"rate must be above 0, got {self.rate!r}")
+
+    def has_turn(self, done: float) -> bool:
+        """Return whether the phase steps when this share of the training is done, in [0, 1)."""
+        start, end = self.span
+        return start <= done < end
+
+    @property
+    def plain(self) -> bool:
+        """Whether it steps once with every batch, by the settings' own Adam."""
+        usual = (1, (0.0, 1.0), 1.0, (0.9, 0.999))
+        return (self.repeat, self.span, self.rate, self.betas) == usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +349,9 @@ class Autoencoder(nn.Module, AnomalyModel):
     #: may have any width then. The losses of most methods run code that depends on values, step an
     #: adversary, or were not compared with a training alone (`normalis.training.stack`).
     stackable: ClassVar[Literal["no", "one width", "any width"]] = "no"
+    #: Share of the training's steps that are done, in [0, 1): set before each step, for losses
+    #: whose weights change on the way.
+    trained_share: float = 0.0
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()

@@ -11,12 +11,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +22,8 @@ from torch import Tensor
 from normalis.errors import DataError, SettingsError, TrainingError
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, DirectModel
 from normalis.models.inputs import to_model_input
-from normalis.training.settings import (
-    PRECISION_VARIABLE,
-    Precision,
-    TrainingSettings,
-)
+from normalis.training.member import Member, autocast, load_slots, one_cycle, step_of
+from normalis.training.settings import TrainingSettings
 from normalis.training.stack import Stack, groups
 from normalis.training.threads import choose_threads, threads
 
@@ -82,42 +77,6 @@ def pick_device(device: str = "auto") -> torch.device:
     return picked
 
 
-def _asked_precision() -> Precision:
-    text = os.environ.get(PRECISION_VARIABLE, "auto") or "auto"
-    for known in get_args(Precision):
-        if text == known:
-            found: Precision = known
-            return found
-    raise SettingsError(
-        f"{PRECISION_VARIABLE} must be one of {', '.join(get_args(Precision))}, got {text!r}"
-    )
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        found: bool = torch.cuda.is_bf16_supported()
-        return found
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    return "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()
-
-
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which forward passes of training run.
-
-    ``auto`` follows the environment variable `PRECISION_VARIABLE` where it is set.
-
-    Raises:
-        SettingsError: if that variable names no precision.
-    """
-    if precision == "auto":
-        precision = _asked_precision()
-    if precision == "auto":
-        precision = "bfloat16" if _has_bfloat16(device) else "float32"
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
 def batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """Return a random partition of n images into batches of at least two.
 
@@ -129,52 +88,6 @@ def batches(n: int, batch_size: int, generator: torch.Generator) -> list[Tensor]
         last = parts.pop()
         parts[-1] = torch.cat([parts[-1], last])
     return parts
-
-
-@dataclass
-class _Member:
-    """One model of the stack, with its optimisers and its own source of randomness.
-
-    ``rows`` are the images that it is trained on; None for all.
-    """
-
-    model: Autoencoder
-    seed: int
-    settings: TrainingSettings
-    rows: Tensor | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
-        self.phases = self.model.phases()
-        self.optimisers = [
-            torch.optim.Adam(phase.parameters, self.settings.learning_rate, fused=True)
-            for phase in self.phases
-        ]
-
-    def step(self, x: Tensor) -> dict[str, Tensor]:
-        """Take one optimiser step for every phase; return the losses."""
-        draws = {k: v.to(x.device) for k, v in self.model.draw(x, self.generator).items()}
-        logged: dict[str, list[Tensor]] = {}
-        for phase, optimiser in zip(self.phases, self.optimisers, strict=True):
-            optimiser.zero_grad(set_to_none=True)
-            with autocast(self.settings.precision, x.device):
-                losses = phase.losses(x, **draws)
-            torch.stack(list(losses.values())).sum().backward()
-            if phase.clip is not None:
-                torch.nn.utils.clip_grad_norm_(phase.parameters, phase.clip)
-            optimiser.step()
-            found = {f"{phase.name}{name}": loss.detach() for name, loss in losses.items()}
-            if phase.after:
-                phase.after({k: float(v) for k, v in found.items()})
-            for name, value in found.items():
-                logged.setdefault(name, []).append(value)
-        return {name: torch.stack(values).mean(0) for name, values in logged.items()}
-
-    def set_rate(self, factor: float) -> None:
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = self.settings.learning_rate * factor
 
 
 class Training:
@@ -236,12 +149,12 @@ class Training:
             model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         parts: Sequence[Tensor | None] = [None] * len(models) if rows is None else rows
         self.members = [
-            _Member(model, seed, settings, part)
+            Member(model, seed, settings, part)
             for model, seed, part in zip(models, seeds, parts, strict=True)
         ]
         wanted = self.device.type == "cuda" if stacked is None else stacked
         self.stacked = wanted and rows is None
-        self._stacks: list[tuple[Stack, list[_Member]]] = []
+        self._stacks: list[tuple[Stack, list[Member]]] = []
 
     def run(self, callback: Callable[[Progress], None] | None = None) -> None:
         """Train to the last epoch, calling back after each."""
@@ -249,6 +162,7 @@ class Training:
         for member in self.members:
             member.model.train()
         self._stacks = self._make_stacks()
+        self._tell_of_idle_phases()
         if self.threads is None and self.device.type == "cpu":
             self.threads = choose_threads(self._trial())
         try:
@@ -278,16 +192,32 @@ class Training:
         if len(x) < 2:
             x = x.expand(2, -1, -1, -1)
 
+        done = self.epoch / self.settings.epochs
+
         def step() -> None:
             for phase in model.phases():
-                draws = {k: v.to(x.device) for k, v in model.draw(x, generator).items()}
-                with autocast(self.settings.precision, x.device):
-                    losses = phase.losses(x, **draws)
-                torch.stack(list(losses.values())).sum().backward()
+                for _ in range(phase.repeat if phase.has_turn(done) else 0):
+                    draws = {k: v.to(x.device) for k, v in model.draw(x, generator).items()}
+                    step_of(phase, x, draws, self.settings.precision)
 
         return step
 
-    def _make_stacks(self) -> list[tuple[Stack, list[_Member]]]:
+    def _tell_of_idle_phases(self) -> None:
+        """Warn of phases whose span is so short that they never step."""
+        for member in self.members:
+            n = len(self.pixels) if member.rows is None else len(member.rows)
+            epochs = self.settings.epochs
+            per_epoch = len(batches(n, self.settings.batch_size, torch.Generator()))
+            turns = [(e + i / per_epoch) / epochs for e in range(epochs) for i in range(per_epoch)]
+            for phase in member.phases:
+                if not any(map(phase.has_turn, turns)):
+                    _log.warning(
+                        "%s: the phase %r, from %g to %g of the training, has none of its %d "
+                        "steps, so that what it trains stays as it was drawn: take more epochs",
+                        type(member.model).__name__, phase.name.strip(), *phase.span, len(turns),
+                    )  # fmt: skip
+
+    def _make_stacks(self) -> list[tuple[Stack, list[Member]]]:
         if not self.stacked:
             return []
         parts = [[self.members[i] for i in g] for g in groups([m.model for m in self.members])]
@@ -320,7 +250,7 @@ class Training:
             if self.held is not None and member.model.needs_held_out:
                 member.model.watch(self._input(self.held), self._input(self._sample(member)))
 
-    def _sample(self, member: _Member) -> Tensor:
+    def _sample(self, member: Member) -> Tensor:
         """Return at most `_WATCHED` of the images that a model is trained on, evenly spread."""
         rows = torch.arange(len(self.pixels)) if member.rows is None else member.rows
         return self.pixels[rows[:: -(-len(rows) // _WATCHED)].to(self.device)]
@@ -329,17 +259,17 @@ class Training:
         x = to_model_input(pixels, standardize=self.settings.standardize)
         return x.contiguous(memory_format=torch.channels_last)
 
-    def _train_stack(self, stack: Stack, members: Sequence[_Member]) -> None:
+    def _train_stack(self, stack: Stack, members: Sequence[Member]) -> None:
         n, size = len(self.pixels), self.settings.batch_size
         parts = zip(*(batches(n, size, m.generator) for m in members), strict=True)
         n_parts = len(range(0, n, size))
         totals: dict[str, Tensor] = {}
         for i, indices in enumerate(parts):
+            done = (self.epoch + i / n_parts) / self.settings.epochs
             if self.settings.recipe == "fast":
-                factor = _one_cycle((self.epoch + i / n_parts) / self.settings.epochs)
-                stack.set_rate(self.settings.learning_rate * factor)
-                for member in members:
-                    member.set_rate(factor)
+                stack.set_rate(self.settings.learning_rate * one_cycle(done))
+            for member in members:
+                member.set_rate(done)
             index = torch.stack(indices)
             x = to_model_input(
                 self.pixels[index.flatten().to(self.device)],
@@ -357,20 +287,20 @@ class Training:
             _check_finite(means, self.epoch + 1, self.settings)
             member.history.append(means)
 
-    def _train_epoch(self, member: _Member) -> None:
+    def _train_epoch(self, member: Member) -> None:
         n = len(self.pixels) if member.rows is None else len(member.rows)
         parts = batches(n, self.settings.batch_size, member.generator)
         totals: dict[str, Tensor] = {}
+        seen: dict[str, int] = {}  # images by loss: a phase may begin or end within an epoch
         for i, index in enumerate(parts):
-            if self.settings.recipe == "fast":
-                done = self.epoch + i / len(parts)
-                member.set_rate(_one_cycle(done / self.settings.epochs))
+            done = (self.epoch + i / len(parts)) / self.settings.epochs
             chosen = index if member.rows is None else member.rows[index]
             x = self._input(self.pixels[chosen.to(self.device)])
-            for name, value in member.step(x).items():
+            for name, value in member.step(x, done).items():
                 share = value * (len(index) / n)
                 totals[name] = totals[name] + share if name in totals else share
-        means = {name: float(value) for name, value in totals.items()}
+                seen[name] = seen.get(name, 0) + len(index)
+        means = {name: float(value) * (n / seen[name]) for name, value in totals.items()}
         _check_finite(means, self.epoch + 1, self.settings)
         member.history.append(means)
 
@@ -411,40 +341,9 @@ class Training:
             member.generator.set_state(state[f"{i}.generator"].cpu())
             member.history = progress["history"][i]
             for j, optimiser in enumerate(member.optimisers):
-                _load_slots(optimiser, state, f"{i}.optimiser.{j}.")
+                load_slots(optimiser, state, f"{i}.optimiser.{j}.")
         self.epoch, self.seconds = progress["epoch"], progress["seconds"]
         self.threads = progress.get("threads")
-
-
-def _load_slots(optimiser: torch.optim.Optimizer, state: dict[str, Tensor], prefix: str) -> None:
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        if key.startswith(prefix):
-            index, name = key.removeprefix(prefix).split(".", 1)
-            slots.setdefault(int(index), {})[name] = value
-    groups = optimiser.state_dict()["param_groups"]
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    for at, named in slots.items():
-        slots[at] = {k: _laid_out_as(parameters[at], v) for k, v in named.items()}
-    optimiser.load_state_dict({"state": slots, "param_groups": groups})
-
-
-def _laid_out_as(parameter: Tensor, slot: Tensor) -> Tensor:
-    """Copy a slot into the memory order of its parameter, which files do not keep.
-
-    Fused Adam walks parameter, gradient and moments by memory, so a difference would pair the
-    wrong elements without an error.
-    """
-    if slot.shape != parameter.shape:
-        return slot.clone()
-    return torch.empty_like(parameter, dtype=slot.dtype).copy_(slot)
-
-
-def _one_cycle(done: float, warm_up: float = 0.1) -> float:
-    """Return the learning rate's factor: linear warm-up, then half a cosine to zero."""
-    if done < warm_up:
-        return 0.04 + 0.96 * done / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
 
 
 def _average(means: Sequence[dict[str, float]]) -> dict[str, float]:

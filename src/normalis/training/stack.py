@@ -56,7 +56,10 @@ def groups(models: Sequence[Autoencoder]) -> list[list[int]]:
 def _alike(a: Autoencoder, b: Autoencoder) -> bool:
     if type(a) is not type(b):
         return False
-    if a.stackable == "no" or len(a.phases()) > 1:
+    if a.stackable == "no":
+        return False
+    (phase, *more) = a.phases()
+    if more or not phase.plain:
         return False
     other = replace(b.settings, latent_dim=a.settings.latent_dim)
     return bool((other if a.stackable == "any width" else b.settings) == a.settings)
