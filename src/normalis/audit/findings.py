@@ -51,6 +51,7 @@ class Finding:
 def find(audit: Audit) -> tuple[Finding, ...]:
     """Return the sentences about an audit, the most harmful first."""
     parts = (
+        _marked,
         _validation,
         _copies,
         _patients,
@@ -64,6 +65,19 @@ def find(audit: Audit) -> tuple[Finding, ...]:
     )
     found = [finding for part in parts for finding in part(audit)]
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _marked(audit: Audit) -> Iterator[Finding]:
+    """Say which normal images have a lesion by their masks."""
+    if audit.marked:
+        one = len(audit.marked) == 1
+        yield Finding(
+            severity="leak",
+            text=f"{plural(len(audit.marked), 'image')} {'counts' if one else 'count'} as normal "
+            f"and {'has' if one else 'have'} a mask that marks something ({some(audit.marked)}): "
+            "the label or the mask is wrong, unless the masks are of an organ. `fit` refuses such "
+            "training images.",
+        )
 
 
 def _copies(audit: Audit) -> Iterator[Finding]:

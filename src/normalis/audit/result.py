@@ -65,6 +65,7 @@ class Audit:
         notes: sentences of the data set and about what could not be checked.
         pattern: name and expression of a file-name pattern that would give patients, if one fits
             and was not confirmed.
+        marked: names of images that count as normal and have a mask that marks something.
         margins: which images have something at their edges that most have not; None if that was
             not looked at.
     """
@@ -83,6 +84,7 @@ class Audit:
     notes: tuple[str, ...]
     pattern: tuple[str, str] | None
     margins: Margins | None = None
+    marked: tuple[str, ...] = ()
 
     @cached_property
     def keys(self) -> tuple[str, ...]:

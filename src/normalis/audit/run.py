@@ -57,6 +57,7 @@ def audit(
         SettingsError: if the pattern is not usable.
     """
     from normalis.datasets.patients import offer_pattern, patients_from_pattern
+    from normalis.loading.marked import marked_normals
     from normalis.loading.units import find_units
 
     if patient_pattern is not None:
@@ -83,6 +84,7 @@ def audit(
         shifts=tuple(_shifts(pixels, facts, units.member)),
         notes=(*dataset.notes, *map(_sentence, (*about_values, *units.notes))),
         pattern=offered,
+        marked=tuple(marked_normals(dataset.samples)),
         margins=_margins(pixels, np.array([fact.is_test for fact in facts], dtype=bool), tell),
     )
 

@@ -26,8 +26,9 @@ class Sample:
             scores them.
         is_anomalous: None where nobody said.
         patient_id: None where unknown.
-        mask: file of the ground-truth region, None where there is none. A normal test image of a
-            data set with masks has None and counts as an empty mask.
+        mask: file of the ground-truth region, None where there is none, which counts as an empty
+            one. A normal image may have one too; that it is empty is looked at by
+            `normalis.loading.marked`.
         more_masks: further masks of the same image; the region is the union of all.
         kind: name of the anomaly (``glioma``), None where unknown.
         index: row in an array file; None for a file of its own.
@@ -141,8 +142,8 @@ class Dataset:
 
     @property
     def has_masks(self) -> bool:
-        """Whether any test image has a ground-truth region."""
-        return any(s.mask is not None for s in self.samples)
+        """Whether any image that may be anomalous has a ground-truth region."""
+        return any(s.mask is not None and s.is_anomalous is not False for s in self.samples)
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Count files by (split, normal | anomalous | unlabelled)."""

@@ -24,6 +24,7 @@ from normalis.errors import DataError, SettingsError
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.fitted import fitted_of
 from normalis.loading.arrays import Loaded, Row, load, load_masks, to_unit
+from normalis.loading.marked import marked_normals
 from normalis.scoring import joined_scores
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def evaluate_detector(
     tell("metrics", 0.0)
     notes: list[str] = []
     masks = _masks(rows, fitted.image_settings.image_size, notes) if data.has_masks else None
+    if masks is None and (marked := marked_normals(samples)):
+        notes.append(f"{len(marked)} images are labelled normal and have marked pixels.")
     labels = _labels(rows, masks, notes)
     result = evaluate(
         scores,

@@ -28,7 +28,14 @@ from normalis.images.arrays import open_array
 from normalis.images.frame import Frame
 from normalis.images.reader import read_frames
 
-__all__ = ["check_grid", "fit_mask", "is_inverted", "read_masks", "read_masks_of_array"]
+__all__ = [
+    "check_grid",
+    "fit_mask",
+    "is_inverted",
+    "marks_something",
+    "read_masks",
+    "read_masks_of_array",
+]
 
 Mask = NDArray[np.bool_]
 
@@ -98,6 +105,15 @@ def read_masks_of_array(
     for grid in grids:
         check_grid(path, masks.shape[-2:], {}, grid)
     return [_above(np.asarray(masks[i]).reshape(masks.shape[-2:])) for i in rows]
+
+
+def marks_something(path: Path) -> bool:
+    """Return whether a mask marks any pixel, of any of its frames or slices.
+
+    Raises:
+        UnreadableImageError: if the mask cannot be read.
+    """
+    return any(bool(_inside(frame).any()) for frame in _frames(path, "axial"))
 
 
 def check_grid(

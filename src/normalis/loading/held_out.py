@@ -24,6 +24,7 @@ from normalis.duplicates import pixel_digests
 from normalis.errors import DataError
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, load, to_unit
+from normalis.loading.marked import refuse_marked
 from normalis.loading.units import Units, find_units, shared_with, some
 from normalis.studies.select import chosen_by
 
@@ -98,8 +99,9 @@ def normal_images(
         fit_rule: whether to fit one to these images.
 
     Raises:
-        DataError: if there is no readable normal image, if there are too few to hold any out, or
-            if the validation split shares patients, files or copies with the training images.
+        DataError: if there is no readable normal image, if there are too few to hold any out, if
+            a mask marks something in a normal image, or if the validation split shares patients,
+            files or copies with the training images.
     """
     if is_array(x):
         loaded, name = from_array(x, settings, rule=rule, fit_rule=fit_rule), "array"
@@ -108,8 +110,10 @@ def normal_images(
     else:
         data = chosen_by(as_dataset(x), settings.where)
         given: dict[str, Any] = {"rule": rule, "fit_rule": fit_rule, "cache": True}
-        loaded, name = load(data.to_train_on(), settings, **given), data.name
+        normal = data.to_train_on()
         validation = tuple(s for s in data.split("validation") if s.is_anomalous is not True)
+        refuse_marked((*normal, *validation))
+        loaded, name = load(normal, settings, **given), data.name
     if hold_out is None:
         return Normals(train=loaded, held=None, name=name)
     if validation:

@@ -193,10 +193,7 @@ def _with_masks(samples: list[Sample], images: Path) -> tuple[list[Sample], list
     places = {s.path: s.path.relative_to(images) for s in samples}
     pairs = pair_masks(places.items(), masks)
     anomalous = [s.path for s in samples if s.is_anomalous]
-    found = [
-        dataclasses.replace(s, **pairs.of(s.path)) if s.is_anomalous else s  # type: ignore[arg-type]
-        for s in samples
-    ]
+    found = [dataclasses.replace(s, **pairs.of(s.path)) for s in samples]  # type: ignore[arg-type]
     return found, pairs.notes(anomalous, any_masks=True)
 
 

@@ -4,7 +4,8 @@
 columns of ``participants.tsv`` are columns of the images, so that ``--where suffix=FLAIR --where
 group=control`` chooses among them. In ``derivatives`` masks of lesions are masks of their images,
 which are then anomalous; other derivatives are left aside. A participant whose ``group``,
-``diagnosis`` or the like is a word for normal is normal, one with a word for ill anomalous.
+``diagnosis`` or the like is a word for normal is normal, also with a mask, which should be empty;
+one with a word for ill is anomalous.
 
 Reference: Gorgolewski et al., *The brain imaging data structure*, Scientific Data 3 (2016).
 """
@@ -84,8 +85,8 @@ def _sample(image: Path, people: Mapping[str, Mapping[str, str]], masks: list[Pa
     if "ses" in named:
         header["session"] = named["ses"]
     words = [meaning(said[name]) for name in said if name.casefold() in _SAYS]
-    is_normal = "normal" in words and not masks
-    is_anomalous = bool(masks) or "anomalous" in words
+    is_normal = "normal" in words and "anomalous" not in words
+    is_anomalous = not is_normal and (bool(masks) or "anomalous" in words)
     return Sample(
         path=image,
         split="test" if is_anomalous else "train" if is_normal else "unlabelled",

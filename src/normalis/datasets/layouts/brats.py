@@ -9,6 +9,8 @@ Reference: Cai, Zhang, Chen, Cheng, *MedIAnomaly*, arXiv:2404.04518 (2024).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from normalis.datasets.base import Dataset, Options, Sample, Split
@@ -38,15 +40,14 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     train, normal, tumor = (list_images(path / p) for p in ("train", "test/normal", "test/tumor"))
     annotation = path / "test" / "annotation"
     masks = list_images(annotation).images if annotation.is_dir() else ()
-    pairs = pair_masks(
-        ((image, image.relative_to(path / "test" / "tumor")) for image in tumor.images),
-        ((mask, mask.relative_to(annotation)) for mask in masks),
-    )
+    pairs = _pairs(tumor, path / "test" / "tumor", masks, annotation)
+    of_normal = _pairs(normal, path / "test" / "normal", pairs.left, annotation)
     samples = (
         *_samples(train, "train", is_anomalous=False),
-        *_samples(normal, "test", is_anomalous=False),
+        *_samples(normal, "test", is_anomalous=False, pairs=of_normal),
         *_samples(tumor, "test", is_anomalous=True, pairs=pairs),
     )
+    pairs = replace(pairs, left=of_normal.left)
     if not samples:
         raise DataError(f"{path}: train, test/normal and test/tumor hold no image")
     return Dataset(
@@ -55,6 +56,13 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         layout=LAYOUT,
         samples=samples,
         notes=(*_notes(tumor, pairs), *_joined(train, normal, tumor).notes()),
+    )
+
+
+def _pairs(listing: Listing, folder: Path, masks: Iterable[Path], annotation: Path) -> Pairs:
+    return pair_masks(
+        ((image, image.relative_to(folder)) for image in listing.images),
+        ((mask, mask.relative_to(annotation)) for mask in masks),
     )
 
 

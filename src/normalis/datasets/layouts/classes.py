@@ -174,13 +174,13 @@ def _labelled(
 
 
 def _sample(path: Path, root: Path, normal: list[str], depth: int, pairs: Pairs) -> Sample:
-    parts = _without_splits(path, root)
+    parts, found = _without_splits(path, root), pairs.of(path)
     if any(part in normal for part in parts):
-        return Sample(path=path, split=_split_in(path, root) or "train", is_anomalous=False)
+        split = _split_in(path, root) or "train"
+        return Sample(path=path, split=split, is_anomalous=False, **found)  # type: ignore[arg-type]
     if len(parts) <= depth:
         return Sample(path=path, split="unlabelled")
     split = _split_in(path, root) or "test"
-    found = pairs.of(path)
     return Sample(path=path, split=split, is_anomalous=True, kind=parts[depth], **found)  # type: ignore[arg-type]
 
 

@@ -76,7 +76,7 @@ def _of_test(images: Path, labels: Path) -> tuple[list[Sample], int]:
                 path=image,
                 split="unlabelled" if is_anomalous is None else "test",
                 is_anomalous=is_anomalous,
-                mask=mask if is_anomalous and is_file(mask) else None,
+                mask=mask if is_anomalous is not None and is_file(mask) else None,
             )
         )
     return samples, unknown

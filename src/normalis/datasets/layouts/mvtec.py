@@ -75,10 +75,13 @@ def _normals(folder: Path, split: Split, notes: list[str]) -> list[Sample]:
     """List the good images of ``train`` or ``valid``; say how many others are left aside."""
     samples: list[Sample] = []
     for kind, place in (folders_in(folder) if folder.is_dir() else {}).items():
-        listing = _images(place)
+        listing, pairs = _images(place)
         if meaning(kind) == "normal":
-            samples += [Sample(path=p, split=split, is_anomalous=False) for p in listing.images]
-            notes += listing.notes()
+            samples += [
+                Sample(path=p, split=split, is_anomalous=False, **pairs.of(p))  # type: ignore[arg-type]
+                for p in listing.images
+            ]
+            notes += [*listing.notes(), *pairs.notes((), any_masks=True)]
         elif listing.images:
             notes.append(
                 f"Left aside {len(listing.images)} images of {folder.name}/{kind}: "
@@ -112,20 +115,34 @@ def _sample(path: Path, kind: str, pairs: Pairs) -> Sample:
         split="test",
         is_anomalous=is_anomalous,
         kind=kind if is_anomalous and kind.lower() not in _NO_KIND else None,
-        **(pairs.of(path) if is_anomalous else {}),  # type: ignore[arg-type]
+        **pairs.of(path),  # type: ignore[arg-type]
     )
 
 
-def _images(place: Path) -> Listing:
-    """List the images of one class, which the nested form keeps in ``img/`` beside ``label/``."""
+def _images(place: Path) -> tuple[Listing, Pairs]:
+    """List the images of one class, which the nested form keeps in ``img/`` beside ``label/``.
+
+    Returns:
+        The images, and the masks that belong to them.
+    """
     listing = list_images(place)
-    return listing.without(divide(listing.images, place)[1])
+    images, masks = divide(listing.images, place)
+    pairs = pair_masks(
+        ((p, _without_img(p.relative_to(place))) for p in images),
+        ((mask, below_masks(mask, place)) for mask in masks),
+    )
+    return listing.without(masks), pairs
+
+
+def _without_img(place: PurePath) -> PurePath:
+    first, *rest = place.parts
+    return PurePath(*rest) if rest and first == "img" else place
 
 
 def _place(image: Path, test: Path) -> PurePath:
     """Return an image's path below ``test``, without the nested form's ``img``."""
     kind, *rest = image.relative_to(test).parts
-    return PurePath(kind, *(rest[1:] if len(rest) > 1 and rest[0] == "img" else rest))
+    return PurePath(kind, _without_img(PurePath(*rest)))
 
 
 def _apart(place: Path) -> Iterator[tuple[Path, PurePath]]:
