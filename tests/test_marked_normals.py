@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import anomalies, detector, phantoms, write_mvtec, write_pngs
 
 from normalis.audit import audit
 from normalis.datasets import Sample, open_dataset
 from normalis.errors import DataError
 from normalis.evaluation.of_detector import evaluate_detector
 from normalis.loading.marked import marked_normals
+from small_runs import anomalies, detector, phantoms, write_mvtec, write_pngs
 
 MARKED = np.zeros((32, 32), np.uint8)
 MARKED[4:9, 4:9] = 255
