@@ -126,13 +126,26 @@ def sweep(
 
 @app.command()
 def reproduce(
-    part: Annotated[str, typer.Argument(help="table1, table2, figure3 or methods.")],
+    part: Annotated[str, typer.Argument(help="table1, table2, figure3, methods or cited.")],
     out: Out,
     data: Root = None,
     dataset: Annotated[
-        list[str] | None, typer.Option(help="Only this data set; repeatable.")
+        list[str] | None,
+        typer.Option("--dataset", "--sets", help="Only this data set; repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each kind.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Trainings of each kind; 3, of cited 2.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this system or method (cited); repeatable."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="fast, the default of cited, or paper (cited).")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of every training, not the recipe's (cited).")
+    ] = None,
     dry_run: DryRun = False,
     only_draw: Annotated[
         bool, typer.Option("--only-draw", help="Train nothing; draw what there is.")
@@ -149,14 +162,51 @@ def reproduce(
     from normalis.research.reproduce import datasets_under, plan_of
 
     engine_options = _engine(engine, jobs, device, address, gpus_per_job, keep_models, stack)
+    if not only_draw and data is None:
+        raise SettingsError("--data is needed to train (--only-draw draws what there is)")
+    if part == "cited":
+        asked: dict[str, Any] = {"only": only or (), "recipe": recipe or "fast", "epochs": epochs}
+        asked |= {"sets": dataset or (), "seeds": range(seeds or 2)}
+        _reproduce_cited(out, None if only_draw else data, dry_run, engine_options, asked)
+        return
+    if only or recipe or epochs:
+        raise SettingsError(f"--only, --recipe and --epochs are of the part cited, got {part!r}")
     if not only_draw:
-        if data is None:
-            raise SettingsError("--data is needed to train (--only-draw draws what there is)")
-        names = dataset or datasets_under(data)
-        tables = [plan_of(part, names, seeds=range(seeds))]
+        names = dataset or datasets_under(data)  # type: ignore[arg-type]
+        tables = [plan_of(part, names, seeds=range(seeds or 3))]
         _run(tables, out, data, dry_run, engine_options)
     if not dry_run:
         _show(part, out)
+
+
+def _reproduce_cited(
+    out: Path,
+    data: Path | None,
+    dry_run: bool,
+    engine: tuple[str, dict[str, Any]],
+    asked: dict[str, Any],
+) -> None:
+    """Run the systems that the paper cites, as far as they are asked for; write their table."""
+    from normalis.research import cited
+    from normalis.research.cited_table import write_cited
+    from normalis.research.data import Store
+
+    name, options = engine
+    if name != "local":
+        raise SettingsError("the part cited runs on --engine local: run pieces of it with --only")
+    if data is not None:
+        store = Store(out, data)
+        with errors.status("reading the data"):
+            experiments = cited.plan_cited(store, **asked)
+        if dry_run:
+            _print_plan(experiments, out, store)
+            return
+        with _progress() as hear:
+            failed = cited.run_cited(experiments, out, callback=hear, **options)
+        for title, message in failed.items():  # a row of the table, not the end of it
+            errors.print(f"[red]failed[/] {escape(title)}: {escape(message)}", soft_wrap=True,
+                         markup=True)  # fmt: skip
+    console.print(f"written: {', '.join(map(str, write_cited(out)))}", soft_wrap=True, markup=False)
 
 
 def _show(part: str, out: Path) -> None:

@@ -121,14 +121,14 @@ class Experiment:
     images: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from normalis.models.base import Autoencoder
+        from normalis.models.base import Autoencoder, CompositeModel
 
         cls = model_class(self.method)
         if not cls.has_latent:
             object.__setattr__(self, "latent_dim", None)
         elif self.latent_dim is None:
             object.__setattr__(self, "latent_dim", 16)
-        if not issubclass(cls, Autoencoder):
+        if not issubclass(cls, Autoencoder | CompositeModel):
             kept = TrainingSettings(standardize=self.training.standardize)
             object.__setattr__(self, "training", kept)
         settings = cls.Settings.from_mapping({**self.model_options, **self.options})

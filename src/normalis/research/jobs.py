@@ -26,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 
 from normalis import models, scorers
-from normalis.errors import MetricError, SettingsError
+from normalis.errors import DataError, MetricError, SettingsError
 from normalis.fitted import FittedDetector
 from normalis.fitting import fit_scorers, train_models
 from normalis.loading.arrays import ImageSettings, Loaded
-from normalis.models.base import AnomalyModel, Autoencoder
+from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.models.inputs import as_tensor
 from normalis.research.data import Arrays, Store
 from normalis.research.experiments import Experiment
@@ -302,6 +302,8 @@ def fitted(
     model = _build(experiment)
     if folder.finished:
         known: dict[str, Any] = folder.read_settings()["info"]
+        for name, reason in known.get("left_out", {}).items():
+            model.leave_out(name, reason)  # type: ignore[attr-defined]
         model.load_state({k: torch.from_numpy(v) for k, v in folder.read_arrays().items()})
         if hasattr(model, "to"):
             model.to(place)
@@ -319,9 +321,31 @@ def fitted(
         identity=experiment.training_key,
         progress=(lambda step: callback(step.epoch, step.epochs)) if callback else None,
     )
-    info = {"fit_s": trained.seconds}
+    info: dict[str, Any] = {"fit_s": trained.seconds}
+    if isinstance(model, CompositeModel):
+        model = _measuring(model, experiment, arrays, place)
+        info |= {"left_out": model.left_out} if model.left_out else {}
     info = _keep(experiment, model, results, trained.history, info, place, len(pixels))
     return _evaluating(model), info
+
+
+def _measuring(
+    model: CompositeModel, experiment: Experiment, arrays: Arrays, place: torch.device
+) -> CompositeModel:
+    """Return a panel that measures by its readings of normal images it was not trained on.
+
+    Raises:
+        DataError: if the experiment holds none out (``subset.validation_share``).
+    """
+    unseen = arrays.loaded(arrays.split == "validation")
+    if not unseen.rows:
+        raise DataError(f"{experiment}: a panel needs a subset with a validation_share above 0")
+    for part in model.parts().values():
+        _evaluating(part)
+    detector = detector_of(experiment, model, arrays, place)
+    parts = list(detector.score(batches_of(unseen, _BATCH), maps=False))
+    readings = [part.readings for part in parts if part.readings is not None]
+    return model.referred(np.concatenate(readings, axis=1))
 
 
 def _build(experiment: Experiment) -> AnomalyModel:

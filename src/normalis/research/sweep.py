@@ -212,6 +212,12 @@ class Monitor:
 #: (index of the job, kind of event, epoch, message)
 Tell = Callable[..., None]
 
+#: What one job may fail by without the others being held up: a fault of a method's own among them.
+_FAILURES = (
+    NormalisError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
+    ArithmeticError, MemoryError,
+)  # fmt: skip
+
 
 def _work(todo: Sequence[Job], state: Any, tell: Tell, *, results: str, device: str,
           keep_models: bool, stacks: dict[int, list[int]]) -> None:  # fmt: skip
@@ -256,7 +262,7 @@ def _take(
 
     try:
         mine = run_job(job, results, device=device, keep_models=keep_models, callback=after_epoch)
-    except (NormalisError, RuntimeError, ValueError, MemoryError) as error:
+    except _FAILURES as error:
         state[i] = 2
         tell(i, "failed", 0, f"{type(error).__name__}: {error}")
         return True
