@@ -61,7 +61,11 @@ def without_leak(data: Dataset) -> Dataset:
 
 
 def measure(
-    data: Dataset, seed: int, readings: Path | None = None, **settings: Any
+    data: Dataset,
+    seed: int,
+    readings: Path | None = None,
+    runs: Path | None = None,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     """Fit on a data set's normal images, score its test; return one row per reading.
 
@@ -69,10 +73,13 @@ def measure(
         data: with patients where they are known.
         seed: of everything random.
         readings: folder to keep the readings of unseen images in.
+        runs: folder to save the fitted detector in.
         settings: of the detector.
     """
     detector = AnomalyDetector(random_state=seed, **settings)
     detector.fit(data)
+    if runs is not None:
+        detector.save(runs / f"{data.name} {seed}")
     fitted, calibration = detector.fitted_, detector.calibration_
     started = time.perf_counter()
     parts = list(fitted.stream(data.split("test")))
@@ -172,6 +179,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--readings", type=Path, help="folder for readings of unseen images")
+    parser.add_argument("--runs", type=Path, help="folder to save the fitted detectors in")
     parser.add_argument("--members", nargs="*", help="of the panel; the default ones if not given")
     parser.add_argument("--table", action="store_true", help="print the file's rows and stop")
     given = parser.parse_args()
@@ -192,7 +200,7 @@ def main() -> None:
         for seed in given.seeds:
             if (data.name, str(seed)) in done:
                 continue
-            rows = measure(data, seed, given.readings, method="panel", **settings)
+            rows = measure(data, seed, given.readings, given.runs, method="panel", **settings)
             new = not given.out.exists()
             with given.out.open("a", newline="") as stream:
                 writer = csv.DictWriter(stream, COLUMNS, restval="")
