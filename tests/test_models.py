@@ -73,6 +73,7 @@ def build(perceptual_options):
         extra = {
             "dae": {"width": 4},
             "restore": {"width": 4},
+            "morphaeus": {"width": 4},
             "feature-ae": {"steps": 20},
             "ae-perceptual": perceptual_options[channels],
         }

@@ -33,6 +33,7 @@ MODELS = Shelf(
         "dae": "normalis.models.dae:DAE",
         "restore": "normalis.models.restore:Restore",
         "ganomaly": "normalis.models.ganomaly:GANomaly",
+        "morphaeus": "normalis.models.morphaeus:MorphAEus",
         "mean-image": "normalis.models.mean_image:MeanImage",
         "intensity": "normalis.models.intensity:Intensity",
         "feature-knn": "normalis.models.feature_knn:FeatureKNN",

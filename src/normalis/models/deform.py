@@ -1,0 +1,112 @@
+"""Deformations of images: warping, smooth invertible flows, and what compares warped images.
+
+::
+
+    warp(x, u)(p) = x(p + u(p))                     bilinear; u in pixels, (down, right)
+    integrate(v)  = u with p + u(p) = exp(v)(p):    u = v / 2^k, then k times u <- u + warp(u, u)
+    likeness(a, b) = cov(a, b)² / (var a var b)     in a window around each pixel, in [0, 1]
+
+A stationary velocity v, integrated by scaling and squaring, gives a deformation that can be undone:
+exp(-v) is the inverse of exp(v), up to interpolation.
+
+Reference: Balakrishnan et al., "VoxelMorph: a learning framework for deformable medical image
+registration", IEEE TMI 2019; Dalca et al., MICCAI 2018, for the integration.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["folded_share", "integrate", "likeness", "roughness", "warp"]
+
+#: Added above and below in `likeness`: what has no contrast in a window has nothing to align, is
+#: alike, and gives no gradient. Without it flat backgrounds divide 0 by 0.
+_EPSILON = 1e-5
+
+
+def warp(x: Tensor, flow: Tensor) -> Tensor:
+    """Return x looked up at places moved by a flow, float32.
+
+    Args:
+        x: (B, C, H, W); beyond its border lies the border's value.
+        flow: (B, 2, H, W) in pixels, down and right: 1 down shows the row below.
+
+    Returns:
+        (B, C, H, W). Where H and W are powers of two a flow of whole pixels is exact, else up to
+        rounding.
+    """
+    height, width = x.shape[-2:]
+    flow = flow.float()
+    # Centres of pixels as fractions, (2 i + 1) / H - 1: exact in binary where H is a power of two.
+    down = (2 * torch.arange(height, device=x.device) + 1).view(-1, 1) / height - 1
+    right = (2 * torch.arange(width, device=x.device) + 1).view(1, -1) / width - 1
+    grid = torch.stack([right + 2 * flow[:, 1] / width, down + 2 * flow[:, 0] / height], -1)
+    return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False)
+
+
+def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
+    """Return the flow of a stationary velocity after one unit of time.
+
+    Args:
+        velocity: (B, 2, H, W) in pixels.
+        steps: doublings; each of the 2^steps small steps must stay well below a pixel.
+
+    Returns:
+        (B, 2, H, W), float32.
+    """
+    flow = velocity.float() / 2**steps
+    for _ in range(steps):
+        flow = flow + warp(flow, flow)
+    return flow
+
+
+def likeness(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
+    """Return the squared correlation of two images around each pixel, (B, C, H, W) in [0, 1].
+
+    It is 1 wherever one is a linear function of the other, and where one of them is flat.
+
+    Args:
+        a: (B, C, H, W).
+        b: (B, C, H, W).
+        window: side of the window, odd; at the border the part that lies inside.
+    """
+    a, b = a.float(), b.float()
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
+
+    mean_a, mean_b = mean(a), mean(b)
+    cov = mean(a * b) - mean_a * mean_b
+    # Differences of squares may round to below zero.
+    var_a = (mean(a * a) - mean_a.square()).clamp_min(0)
+    var_b = (mean(b * b) - mean_b.square()).clamp_min(0)
+    return (cov.square() + _EPSILON**2) / (var_a * var_b + _EPSILON**2)
+
+
+def roughness(flow: Tensor) -> Tensor:
+    """Return the mean square of a field's derivatives, a scalar: 0 of a translation.
+
+    Derivatives are central differences, pixels per pixel: the number of one deformation is the same
+    at any image size.
+
+    Args:
+        flow: (B, 2, H, W) velocity or displacement in pixels.
+    """
+    flow = flow.float()
+    down = (flow[:, :, 2:] - flow[:, :, :-2]) / 2
+    right = (flow[..., 2:] - flow[..., :-2]) / 2
+    return (down.square().mean() + right.square().mean()) / 2
+
+
+def folded_share(flow: Tensor) -> Tensor:
+    """Return the share of pixels (B,) where a flow folds the image over: a Jacobian below 0.
+
+    Args:
+        flow: (B, 2, H, W) displacement in pixels.
+    """
+    down = flow[:, :, 1:, :-1] - flow[:, :, :-1, :-1]
+    right = flow[:, :, :-1, 1:] - flow[:, :, :-1, :-1]
+    jacobian = (1 + down[:, 0]) * (1 + right[:, 1]) - down[:, 1] * right[:, 0]
+    return (jacobian < 0).float().flatten(1).mean(1)
