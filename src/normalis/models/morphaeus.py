@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -96,7 +97,7 @@ class _Deformer(nn.Module):
         self.blocks = nn.ModuleList(_block(c, _HIDDEN) for c in inputs)
         self.output = nn.Conv2d(_HIDDEN, 2, 3, padding=1)
         nn.init.normal_(self.output.weight, std=1e-5)  # it begins with no movement
-        nn.init.zeros_(self.output.bias)
+        nn.init.zeros_(self.output.bias)  # type: ignore[arg-type]
 
     def forward(self, seen: Sequence[Tensor], rebuilt: Sequence[Tensor], side: int) -> Tensor:
         """Return the velocity (B, 2, S, S) in pixels, float32."""
@@ -123,12 +124,10 @@ class MorphAEus(Autoencoder):
         sides = [-(-settings.image_size // 2**i) for i in range(depth)]
         self._sides = sides[::-1]  # of the decoder's levels, coarsest first
         down = [settings.channels, *widths, settings.latent_dim]
-        self.encoder = nn.ModuleList(
-            _block(a, b, stride=2) for a, b in zip(down[:-2], down[1:-1], strict=True)
-        )
+        self.encoder = nn.ModuleList(_block(a, b, stride=2) for a, b in pairwise(down[:-1]))
         self.latent = nn.Conv2d(down[-2], down[-1], 3, stride=2, padding=1)
         up = [settings.latent_dim, *widths[::-1], settings.width]
-        self.decoder = nn.ModuleList(_block(a, b) for a, b in zip(up[:-1], up[1:], strict=True))
+        self.decoder = nn.ModuleList(_block(a, b) for a, b in pairwise(up))
         self.output = nn.Conv2d(settings.width, settings.channels, 1)
         self.deformer = _Deformer(widths[:_LEVELS])
 
@@ -197,7 +196,7 @@ class MorphAEus(Autoencoder):
 
     def _smoothness(self) -> float:
         """Return β at this step; it rises linearly."""
-        full = self.settings.smoothness
+        full: float = self.settings.smoothness
         share = min(1.0, self.trained_share / self.settings.rising)
         return min(full, _ROUGH_AT_FIRST + share * full)
 
