@@ -43,7 +43,8 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     down = (2 * torch.arange(height, device=x.device) + 1).view(-1, 1) / height - 1
     right = (2 * torch.arange(width, device=x.device) + 1).view(1, -1) / width - 1
     grid = torch.stack([right + 2 * flow[:, 1] / width, down + 2 * flow[:, 0] / height], -1)
-    return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False)
+    moved: Tensor = F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False)
+    return moved
 
 
 def integrate(velocity: Tensor, steps: int = 7) -> Tensor:

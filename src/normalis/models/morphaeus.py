@@ -196,9 +196,10 @@ class MorphAEus(Autoencoder):
 
     def _smoothness(self) -> float:
         """Return β at this step; it rises linearly."""
-        full: float = self.settings.smoothness
+        full = self.settings.smoothness
         share = min(1.0, self.trained_share / self.settings.rising)
-        return min(full, _ROUGH_AT_FIRST + share * full)
+        now: float = min(full, _ROUGH_AT_FIRST + share * full)
+        return now
 
     def phases(self) -> list[Phase]:
         """Train the autoencoder alone, then with the deformer."""
