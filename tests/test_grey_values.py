@@ -265,3 +265,59 @@ def test_a_score_that_is_not_finite_is_the_files_reason(files, fitted, monkeypat
     assert [path for path, _ in skipped] == [new[3].path]
     assert "its score is nan" in skipped[0][1]
     assert sum(len(part.rows) for part in parts) == 5
+
+
+# --- a value that stands alone ------------------------------------------------------------------
+
+
+def with_missing(count, missing, *, value=-9999.0):
+    """Return (count, 32, 32) floats of 0 to 100, the first ``missing`` with a wide border."""
+    x = np.random.default_rng(3).uniform(0, 100, (count, 32, 32)).astype(np.float32)
+    x[:missing, :6] = value
+    return x
+
+
+def write_floats(folder, images):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:02d}.tif")
+    return [Sample(path=p, split="train") for p in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize("missing", [3, 10, 20])
+@pytest.mark.parametrize("value", [-9999.0, 65535.0])
+def test_a_value_for_missing_ones_that_decides_the_rule_is_said(tmp_path, missing, value):
+    images = with_missing(20, missing, value=value)
+    said = rf"{missing} of 20 training images hold {value:.6g} \(19% of their pixels; .*runs from"
+    with pytest.warns(NormalisWarning, match=said):
+        loaded = load(write_floats(tmp_path / "f", images), SMALL)
+    assert len(loaded.notes) == 1
+    with pytest.warns(NormalisWarning, match=said):
+        from_array(images, SMALL)
+
+
+def test_background_of_zero_and_a_hot_pixel_are_no_missing_values(tmp_path, recwarn):
+    images = 1000 + with_missing(20, 0)
+    images[:, :6] = 0
+    images[:, 16, 16] = 60_000
+    assert not load(write_floats(tmp_path / "f", images), SMALL).notes
+    from_array(images, SMALL)
+    assert not recwarn
+
+
+def test_a_value_for_missing_ones_that_training_lacks_is_not_scored(tmp_path):
+    trained = from_array(with_missing(8, 0), SMALL)
+    new = write_floats(tmp_path / "f", with_missing(3, 1))
+    (batch,) = stream(new, SMALL, rule=trained.rule)
+    ((path, reason),) = batch.skipped
+    assert (path.name, len(batch.rows)) == ("00.tif", 2)
+    assert "holds -9999, where the training images usually lie within" in reason
+    with pytest.raises(DataError, match="-9999"):
+        from_array(with_missing(3, 1), SMALL, rule=trained.rule, fit_rule=False)
+
+
+def test_a_few_arrays_that_decide_the_rule_are_said():
+    x = with_missing(15, 0)
+    x[4] *= 1000
+    with pytest.warns(NormalisWarning, match=r"because of 1 files \(image 4\)"):
+        from_array(x, SMALL)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 __all__ = ["DEFAULT_LIMIT", "ArrayCache", "cache_folder", "cache_key", "stamp"]
 
 DEFAULT_LIMIT = 2 * 1024**3  # bytes
-_VERSION = 2  # of what an entry holds; raise it when decoding changes its result
+_VERSION = 3  # of what an entry holds; raise it when decoding changes its result
 _DECODERS = (
     "pillow",
     "pydicom",

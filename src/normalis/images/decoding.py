@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.errors import UnreadableImageError
+from normalis.images.alone import value_alone
 from normalis.images.arrays import ArrayRows, open_array, row_of
 from normalis.images.cache import ArrayCache, cache_key, stamp
 from normalis.images.fit import fit_pixels
@@ -28,7 +29,16 @@ from normalis.images.limits import MAX_KEPT
 from normalis.images.reader import describe, read_frames
 from normalis.images.units import units_of_dtype
 
-__all__ = ["Decoded", "DecodedImage", "Recipe", "Source", "decode", "decode_all", "map_ahead"]
+__all__ = [
+    "Decoded",
+    "DecodedImage",
+    "Recipe",
+    "Source",
+    "decode",
+    "decode_all",
+    "map_ahead",
+    "said_of_values",
+]
 
 AHEAD_BYTES = 128 * 2**20
 """Bytes of decoded images that may wait for their turn, besides the file that is next."""
@@ -309,7 +319,8 @@ def _one_by_one(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Iterator
             "units": units_of_dtype(opened.dtype),
         }
         fitted = fit_pixels(pixels, image_size=size, channels=channels)
-        yield DecodedImage(fitted, None, (pixels.shape[1], pixels.shape[2]), header)
+        shape = (pixels.shape[1], pixels.shape[2])
+        yield DecodedImage(fitted, None, shape, header | said_of_values(pixels))
         return
     frames = read_frames(
         source.path,
@@ -321,7 +332,14 @@ def _one_by_one(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Iterator
     for frame in frames:
         fitted = fit_pixels(frame.pixels, image_size=size, channels=channels)
         shape = (frame.pixels.shape[1], frame.pixels.shape[2])
-        yield DecodedImage(fitted, frame.slice_index, shape, frame.header)
+        header = {**frame.header, **said_of_values(frame.pixels)}
+        yield DecodedImage(fitted, frame.slice_index, shape, header)
+
+
+def said_of_values(pixels: NDArray[Any]) -> dict[str, Any]:
+    """Return the header's entry ``value_alone`` of an image one value of which is far from the others."""
+    found = None if pixels.dtype == np.uint8 else value_alone(pixels)
+    return {} if found is None else {"value_alone": tuple(found)}
 
 
 # --- the cache's entries ------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from normalis.images.decoding import (
     decode,
     decode_all,
     map_ahead,
+    said_of_values,
 )
 from normalis.images.fit import fit_pixels
 from normalis.images.intensity import IntensityRule
@@ -47,6 +48,7 @@ from normalis.images.units import units_of_dtype
 from normalis.loading.grey_values import (
     as_it_is,
     needs_stored_values,
+    notes_on_rule,
     place,
     rule_of_training,
     to_shown,
@@ -77,7 +79,8 @@ _READERS_OWN = frozenset(
     {
         *("affine", "bits", "dtype", "format", "mode", "orientation", "padding", "plane"),
         *("slice_position", "slice_spacing_mm", "slices_read", "spacing_mm", "stated_window"),
-        *("transfer_syntax", "units", "units_without_window", "voi_lut", "volume_shape", "window"),
+        *("transfer_syntax", "units", "units_without_window", "value_alone", "voi_lut"),
+        *("volume_shape", "window"),
     }
 )
 
@@ -351,6 +354,9 @@ def from_array(
     Raises:
         DataError: if the shape or dtype is not usable, a value is NaN or infinite, or the values
             need a rule and there is none.
+
+    Warns:
+        NormalisWarning: if a few images, or a value far from all others, decide the rule.
     """
     settings = settings or ImageSettings()
     images = as_images(as_numpy(x))
@@ -362,16 +368,24 @@ def from_array(
     learning = rule is None and fit_rule
     rule = rule or settings.fixed_rule()
     units = units_of_dtype(images.dtype)
-    if not learning and (reason := why_not_array(_ends(images), units, rule)):
+    headers = [said_of_values(image) for image in images]
+    alone = list({h["value_alone"] for h in headers if h})
+    if not learning and (reason := why_not_array(_ends(images), units, rule, alone)):
         raise DataError(f"images cannot be scored by this model: {reason}")
+    notes: list[str] = []
     if fitted.dtype == np.uint8:
         pixels: NDArray[Any] = fitted
     else:
         if rule is None:
             rule = _rule_of_array(images, fitted, settings, units, learning=learning)
+            notes = _notes_on_array(fitted, headers, rule, settings)
         pixels = rule.apply(fitted)
+    for note in notes:
+        warnings.warn(note, NormalisWarning, stacklevel=2)
     rows = [_array_row(index, shape, str(images.dtype), units) for index in range(len(pixels))]
-    return Loaded(pixels=_blanked(pixels, settings), rows=rows, skipped=[], rule=rule)
+    return Loaded(
+        pixels=_blanked(pixels, settings), rows=rows, skipped=[], rule=rule, notes=tuple(notes)
+    )
 
 
 def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -543,6 +557,19 @@ def _rule_of_array(
     return IntensityRule.from_pixels(
         fitted, percentiles=settings.percentiles, voi=False, units=(units,)
     )
+
+
+def _notes_on_array(
+    fitted: NDArray[Any],
+    headers: Sequence[Mapping[str, Any]],
+    rule: IntensityRule,
+    settings: ImageSettings,
+) -> list[str]:
+    if (rule.low, rule.high) == (0.0, 1.0):
+        return []
+    pairs = enumerate(zip(fitted, headers, strict=True))
+    deep = [(f"image {i}", DecodedImage(x, None, (0, 0), dict(h))) for i, (x, h) in pairs]
+    return notes_on_rule(deep, rule, settings.percentiles)
 
 
 def _blanked(pixels: NDArray[Any], settings: ImageSettings) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis.images.alone import PLACEHOLDERS, Alone
 from normalis.images.decoding import Decoded, DecodedImage
 from normalis.images.intensity import IntensityRule
 from normalis.images.units import SHOWN, are_comparable, in_words, listed, mixture, units_of
@@ -23,6 +24,7 @@ __all__ = [
     "Named",
     "as_it_is",
     "needs_stored_values",
+    "notes_on_rule",
     "place",
     "rule_of_training",
     "to_shown",
@@ -36,6 +38,7 @@ FAR = 1e4
 """Ranges of the training images beyond which a value stands for something else."""
 
 _WIDE = 10.0  # ranges of the usual training image beyond which a rule deserves a word
+_ALONE_WIDE = 2.0  # the same, where a value stands alone
 _UNIT_SLACK = 10.0  # a float image for a rule on [0, 1] may reach so far, and no image in 0..255
 _NO_WINDOW = (
     "no window in its header, while all training images have one; fit with a window of your own"
@@ -163,7 +166,56 @@ def rule_of_training(
     if floats and values.min() >= 0 and values.max() <= 1:
         return as_it_is(*kinds), notes
     rule = IntensityRule.from_pixels(values, percentiles=percentiles, voi=voi, units=kinds)
-    return rule, notes + _wide(deep, rule, percentiles) + _windows(deep)
+    return rule, notes + notes_on_rule(deep, rule, percentiles) + _windows(deep)
+
+
+def notes_on_rule(
+    deep: Sequence[tuple[str, DecodedImage]], rule: IntensityRule, percentiles: tuple[float, float]
+) -> list[str]:
+    """Say which images make a rule wider than the usual values would.
+
+    Args:
+        deep: name and image of all training images deeper than 8 bit.
+        rule: fitted on them.
+        percentiles: of the rule.
+    """
+    return _alone(deep, rule, percentiles) or _wide(deep, rule, percentiles)
+
+
+def _alone(
+    deep: Sequence[tuple[str, DecodedImage]], rule: IntensityRule, percentiles: tuple[float, float]
+) -> list[str]:
+    """Say which value, far from all others, decides the rule, in however many images."""
+    found = [(name, alone) for name, image in deep if (alone := _alone_in(image))]
+    if not found:
+        return []
+    ends = np.array(
+        [
+            (alone.low, alone.high)
+            if (alone := _alone_in(i))
+            else np.percentile(i.pixels, percentiles)
+            for _, i in deep
+        ]
+    )
+    low, high = np.median(ends, axis=0)
+    guilty = [(n, a) for n, a in found if rule.low <= a.value < low or high < a.value <= rule.high]
+    if not guilty or rule.high - rule.low <= _ALONE_WIDE * (high - low):
+        return []
+    common, count = Counter(a.value for _, a in guilty).most_common(1)[0]
+    names = list(dict.fromkeys(n for n, a in guilty if a.value == common))
+    share = np.mean([a.share for _, a in guilty if a.value == common])
+    return [
+        f"{count} of {len(deep)} training images hold {common:.6g} ({share:.0%} of their pixels; "
+        f"{listed(names)}), far from all their other values, and the intensity rule therefore runs "
+        f"from {rule.low:.4g} to {rule.high:.4g}, while the usual training image lies within "
+        f"{low:.4g} and {high:.4g} and becomes nearly flat. If it stands for missing values, "
+        "replace it by the background's value, in the images to be scored too"
+    ]
+
+
+def _alone_in(image: DecodedImage) -> Alone | None:
+    found = image.header.get("value_alone")
+    return None if found is None else Alone(*found)
 
 
 def _wide(
@@ -279,6 +331,13 @@ def _too_far(image: DecodedImage, units: str, rule: IntensityRule) -> str | None
     if not image.is_deep:
         return None
     span = rule.high - rule.low
+    alone = _alone_in(image)
+    if (
+        alone
+        and alone.value in PLACEHOLDERS
+        and not rule.low - span <= alone.value <= rule.high + span
+    ):
+        return _placeholder(np.array([alone.value]), rule.low, rule.high)
     least, greatest = float(image.pixels.min()), float(image.pixels.max())
     if rule.low - FAR * span <= least and greatest <= rule.high + FAR * span:
         return None
@@ -290,11 +349,21 @@ def to_shown(image: DecodedImage, rule: IntensityRule | None) -> bool:
     return image.is_windowed and (rule is None or "windowed" not in (rule.units or ("windowed",)))
 
 
-def why_not_array(images: NDArray[Any], units: str, rule: IntensityRule | None) -> str | None:
-    """Say why images of an array do not fit a rule, None if they do."""
+def why_not_array(
+    images: NDArray[Any], units: str, rule: IntensityRule | None, alone: Sequence[Any] = ()
+) -> str | None:
+    """Say why images of an array do not fit a rule, None if they do.
+
+    Args:
+        images: the values that decide.
+        units: of them.
+        rule: of the model.
+        alone: of the header ``value_alone`` of the images, those that there are.
+    """
     if rule is None:
         return _why_not_8_bit(images, units)
     if rule.units is not None and (reason := _other_units(images, units, rule)):
         return reason
-    image = DecodedImage(images, None, (0, 0), {})
-    return _too_far(image, units, rule)
+    headers: list[dict[str, Any]] = [{}, *({"value_alone": one} for one in alone)]
+    reasons = (_too_far(DecodedImage(images, None, (0, 0), h), units, rule) for h in headers)
+    return next(filter(None, reasons), None)
