@@ -337,7 +337,7 @@ def _one_by_one(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Iterator
 
 
 def said_of_values(pixels: NDArray[Any]) -> dict[str, Any]:
-    """Return the header's entry ``value_alone`` of an image one value of which is far from the others."""
+    """Return the header's ``value_alone`` of an image one value of which is far from all others."""
     found = None if pixels.dtype == np.uint8 else value_alone(pixels)
     return {} if found is None else {"value_alone": tuple(found)}
 
