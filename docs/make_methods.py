@@ -212,6 +212,22 @@ def draw(fitted: dict[str, Any], shown: NDArray[Any]) -> None:
     plt.close(figure)
 
 
+def section_of_scorer(name: str) -> str:
+    """Return what the page says of one scorer: its equation, use, reference and settings."""
+    cls = scorers.scorer_class(name)
+    said, file = describe(cls), cls.__module__.rpartition(".")[2]
+    own = [f for f in fields(cls.Settings) if f.name != "reduction"]
+    if not said["equation"]:  # the table says it all
+        return ""
+    parts = [f"### Scorer {name}", f"```text\n{said['equation']}\n```"]
+    parts += [f"*When to use it:* {said['Use']}"] if "Use" in said else []
+    parts += [f"*Reference:* {said['Reference']}"] if "Reference" in said else []
+    settings = ", ".join(f"`{f.name}={f.default!r}`" for f in own)
+    parts += [f"*Settings of its own (`--scorer-option`):* {settings}"] if own else []
+    link = f"[`{file}.py`](../../src/normalis/scorers/{file}.py)"
+    return "\n" + "\n\n".join([*parts, f"Deviations and details: {link}"])
+
+
 def page(cost: dict[str, tuple[str, str]], caption: str) -> str:
     """Return the page."""
     rows = ["| method | what | parameters | cost |", "|---|---|---|---|"]
@@ -234,6 +250,7 @@ def page(cost: dict[str, tuple[str, str]], caption: str) -> str:
     for name in scorers.SCORERS:
         said = describe(scorers.scorer_class(name))
         readings.append(f"| `{name}` | {said['summary'].replace('|', '&#124;')} |")
+    readings += [text for name in scorers.SCORERS if (text := section_of_scorer(name))]
     return "\n".join(
         [
             INTRO, *rows,

@@ -160,6 +160,8 @@ def test_errors_are_one_line_on_standard_error(run, tmp_path, monkeypatch, argum
         (["--method", "vea"], "did you mean 'vae'"),
         (["--image-size", "30"], "image_size must be a multiple of 16"),
         (["--members", "ae-u", "--scorer", "l9"], "scorer must be one of"),
+        (["--scorer-option", "share=0.1"], "a panel reads each member by the member's own scorer"),
+        (["--method", "ae", "--scorer-option", "shar=0.1"], "did you mean 'share'"),
         (["--scorer", "l2"], "a panel reads each member by the member's own scorer"),
         (["--recipe", "slow"], "recipe must be one of paper, fast, got 'slow'"),
         (["--calibration", "cv"], "calibration must be auto, split, cv+ or none"),

@@ -162,7 +162,7 @@ def test_codes_have_latent_dim_numbers(method, build):
         return
     x = model_input(2)
     z = model.encode(x)
-    places = 2 * 2 if method == "ae-spatial" else 1  # 32 / 16 pixels squared
+    places = {"ae-spatial": 2 * 2, "gmvae": 8 * 8}.get(method, 1)  # 32 / 16, 32 / 4 squared
     assert z.shape == (2, SMALL["latent_dim"] * places)
     assert model.decode(z).shape == x.shape
 
@@ -269,6 +269,13 @@ def test_baselines_must_be_fitted_first(method, build):
         ("memae", {"slots": 0}, "slots must be at least 1, got 0"),
         ("memae", {"slots": 400}, "shrinkage must be below 1 / slots = 0.0025"),
         ("ceae", {"erased_share": 1.0}, "erased_share must be in"),
+        ("ae-baur", {"bottleneck": "wide"}, "bottleneck must be one of dense, spatial"),
+        ("ae-baur", {"bottleneck": "spatial", "latent_dim": 16}, "must be a multiple of 64"),
+        ("ae-baur", {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ("gmvae", {"clusters": 0}, "clusters must be at least 1, got 0"),
+        ("gmvae", {"clusters": 300}, "clusters must be at most 256, got 300"),
+        ("cevae", {"context": -1}, "context must be at least 0"),
+        ("cevae", {"least_erased": 0.2}, r"most_erased must be in \[least_erased, 1\), got 0.1"),
         ("constrained-ae", {"latent_weight": math.nan}, "latent_weight must be at least 0"),
         ("rate-ae", {"rate": 0.0}, "rate must be above 0, got 0.0"),
         ("rate-ae", {"memory": 1.0}, r"memory must be in \[0, 1\), got 1.0"),
@@ -289,6 +296,28 @@ def test_settings_are_checked(method, options, message):
 
 
 # ---------------------------------------------------------------- known truths
+
+
+@pytest.mark.parametrize("size", [16, 64, 128])
+@pytest.mark.parametrize("bottleneck", ["dense", "spatial"])
+def test_both_bottlenecks_of_the_comparison_hold_as_many_numbers(size, bottleneck):
+    model = models.build("ae-baur", image_size=size, bottleneck=bottleneck, width=8).eval()
+    x = torch.rand(3, 1, size, size)
+    z = model.encode(x)
+    assert z.shape == (3, 128)
+    assert model.settings.side == 8
+    torch.testing.assert_close(model.anomaly_map(x), (x - model.decode(z)).abs()[:, 0])
+    other = torch.cat([x[:2], torch.ones(1, 1, size, size)])
+    torch.testing.assert_close(model.encode(other)[:2], z[:2])
+
+
+def test_dropout_of_the_bottleneck_keeps_its_mean():
+    model = models.build("ae-baur", dropout=0.25)
+    kept = model.draw(torch.zeros(500, 1, 64, 64), torch.Generator().manual_seed(0))["kept"]
+    assert set(kept.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert kept.mean().item() == pytest.approx(1, abs=0.01)
+    spatial = models.build("ae-baur", bottleneck="spatial")
+    assert (spatial.draw(torch.zeros(2, 1, 64, 64), torch.Generator())["kept"] == 1).all()
 
 
 def test_ssim_equals_scikit_image(rng):

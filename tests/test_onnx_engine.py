@@ -117,6 +117,13 @@ def test_what_cannot_be_traced_is_refused(fitted):
         on_engine(by_gradient)
 
 
+@pytest.mark.parametrize("scorer", ["gradient", "restoration"])
+def test_what_takes_gradients_is_refused_before_anything_is_traced(scorer):
+    model, reading = models.build("vae", **SMALL), scorers.build(scorer)
+    with pytest.raises(SettingsError, match=r"takes gradients while it scores.*use engine torch"):
+        OnnxScorer(model, reading)
+
+
 def test_an_engine_that_disagrees_is_refused(fitted, on_onnx, monkeypatch):
     monkeypatch.setattr(onnx_engine, "TOLERANCE", -1.0)
     with pytest.raises(SettingsError, match=r"must agree with PyTorch.*AEU read by Median"):

@@ -18,6 +18,13 @@ from normalis.scorers.median import median_filter
 METHODS = ("ae", "vae", "ae-u", "dae", "ganomaly", "pca", "knn", "intensity")
 
 
+QUICK = {"restoration": {"steps": 4}}  # what makes a scorer slow
+
+
+def build(name, **options):
+    return scorers.build(name, **{**QUICK.get(name, {}), **options})
+
+
 def inputs(n, *, seed=0):
     return torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
@@ -44,7 +51,7 @@ def fitted():
 @pytest.mark.parametrize("name", scorers.SCORERS)
 def test_contract(name, method, fitted):
     model, x = fitted(method), inputs(4, seed=1)
-    scorer = scorers.build(name)
+    scorer = build(name)
     reason = scorer.supports(model)
     if reason:
         with pytest.raises(SettingsError, match="needs a method"):
@@ -62,7 +69,7 @@ def test_contract(name, method, fitted):
     assert not score.requires_grad
     alone = torch.cat([scorer.anomaly_score(model, x[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(alone, score, rtol=1e-3, atol=1e-4)
-    again = scorers.build(name)
+    again = build(name)
     again.load_state(load(save(scorer.state())))
     assert torch.equal(again.anomaly_score(model, x), score)
     assert torch.equal(again.anomaly_map(model, x), anomaly_map)
@@ -71,9 +78,9 @@ def test_contract(name, method, fitted):
 @pytest.mark.parametrize("name", scorers.SCORERS)
 def test_a_model_in_training_is_read_in_evaluation_mode_and_left_as_it_was(name, fitted):
     x = inputs(4, seed=1)
-    scorer = scorers.build(name).fit(fitted("ae"), inputs(8))
-    expected = scorer.anomaly_score(fitted("ae"), x)
-    model = models.build("ae", image_size=32, hidden_dim=8, latent_dim=3).train()
+    scorer = build(name).fit(fitted("vae"), inputs(8))
+    expected = scorer.anomaly_score(fitted("vae"), x)
+    model = models.build("vae", image_size=32, hidden_dim=8, latent_dim=3).train()
     torch.testing.assert_close(scorer.anomaly_score(model, x), expected)
     assert model.training
     assert all(p.grad is None for p in model.parameters())
@@ -82,10 +89,10 @@ def test_a_model_in_training_is_read_in_evaluation_mode_and_left_as_it_was(name,
 @pytest.mark.parametrize("name", scorers.SCORERS)
 def test_scoring_works_in_inference_mode(name, fitted):
     x = inputs(2, seed=1)
-    scorer = scorers.build(name).fit(fitted("ae"), inputs(8))
-    expected = scorer.anomaly_map(fitted("ae"), x)
+    scorer = build(name).fit(fitted("vae"), inputs(8))
+    expected = scorer.anomaly_map(fitted("vae"), x)
     with torch.inference_mode():
-        torch.testing.assert_close(scorer.anomaly_map(fitted("ae"), x.clone()), expected)
+        torch.testing.assert_close(scorer.anomaly_map(fitted("vae"), x.clone()), expected)
 
 
 def test_classes_and_names_outside_the_package_are_found():
@@ -111,6 +118,16 @@ def test_classes_and_names_outside_the_package_are_found():
         ("median", {"share": 0.3}, r"share must be in \(0, 0.2\], got 0.3"),
         ("median", {"part": "median"}, "part must be a scorer with a map of its own"),
         ("gradient", {"form": "l2"}, "form must be one of loss, rec, kl, elbo, combi"),
+        ("gradient", {"smoothing": 0.5}, r"smoothing must be in \[0, 0.2\], got 0.5"),
+        ("postprocessed", {"median": 4}, "median must be odd, or 0 for none, got 4"),
+        ("postprocessed", {"prior_quantile": 1.0}, r"prior_quantile must be in \[0, 1\)"),
+        ("postprocessed", {"rate": 0}, r"rate must be in \(0, 1\), got 0"),
+        ("postprocessed", {"erode": -1}, "erode must be at least 0"),
+        ("postprocessed", {"part": "postprocessed"}, "part must be a scorer with a map of its own"),
+        ("restoration", {"steps": 0}, "steps must be at least 1, got 0"),
+        ("restoration", {"tv": -1}, "tv must be at least 0, got -1"),
+        ("restoration", {"clip": 0}, "clip must be above 0, got 0"),
+        ("restoration", {"less": 1}, r"less must be in \[0, 1\), got 1"),
         ("normalised", {"floor": 0}, "floor must be at least 1e-06"),
         ("combination", {"parts": "l2"}, "at least two different scorers"),
         ("combination", {"parts": "l2,combination"}, "other than combination"),
@@ -192,6 +209,40 @@ def test_gradient_forms_of_a_vae(fitted):
     # The gradient of a sum lies within the sum of the gradients.
     assert (maps["elbo"] <= maps["rec"] + 3.0 * maps["kl"] + 1e-7).all()
     assert not torch.allclose(maps["elbo"], maps["rec"])
+
+
+def test_a_linear_encoders_kl_has_the_gradient_of_its_square(fitted):
+    """With mu = A x and a constant variance dKL/dx is AᵀA x."""
+    model, x = fitted("vae", kl_reduction="sum"), inputs(2)
+    weights = torch.randn(3, 32 * 32, generator=torch.Generator().manual_seed(5)) / 32
+    weights[:, :32] = 0  # the first row is out of what the encoder sees
+
+    class Linear(type(model)):
+        def posterior(self, x):
+            mu = x.flatten(1) @ weights.T
+            return mu, torch.full_like(mu, -1.0)
+
+    linear = Linear(model.settings).eval()
+    found = scorers.build("gradient", form="kl").anomaly_map(linear, x)
+    expected = (x.flatten(1) @ weights.T @ weights).view(2, 32, 32).abs()
+    torch.testing.assert_close(found, expected)
+    assert (found[:, 0] == 0).all()
+
+
+def test_products_of_error_and_slope(fitted):
+    model, x = fitted("vae", beta=3.0), inputs(2)
+    own = model.anomaly_map(x).detach()
+    read = {
+        form: scorers.build("gradient", form=form, smoothing=0.1).anomaly_map(model, x)
+        for form in ("kl", "elbo", "combi", "cevae")
+    }
+    torch.testing.assert_close(read["combi"], own * read["kl"])
+    torch.testing.assert_close(read["cevae"], own * read["elbo"])
+    raw = scorers.build("gradient", form="kl").anomaly_map(model, x).numpy()
+    line = np.exp(-0.5 * (np.arange(-3, 4) / 3.2) ** 2)
+    for axis in (1, 2):
+        raw = ndimage.correlate1d(raw, line / line.sum(), axis=axis, mode="mirror")
+    np.testing.assert_allclose(read["kl"], raw, rtol=1e-4, atol=1e-9)
 
 
 def test_gradient_forms_with_a_kl_need_one(fitted):

@@ -272,7 +272,7 @@ class FittedDetector(Verbs):
         """
         if is_array(x):
             loaded = from_array(x, self.image_settings, rule=self.rule, fit_rule=False)
-            batches = scoring.batches_of(loaded)
+            batches = scoring.batches_of(loaded, fitted=self)
             found = list(scoring.score(self, batches, maps=maps, similar=similar))
             scores = np.concatenate([part.anomaly_score for part in found])
             if not np.isfinite(scores).all():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,7 +129,12 @@ class Fitted(Protocol):
 
 @torch.inference_mode()
 def score_pixels(
-    fitted: Fitted, pixels: NDArray[Any], *, maps: bool = True, reconstructions: bool = False
+    fitted: Fitted,
+    pixels: NDArray[Any],
+    *,
+    maps: bool = True,
+    reconstructions: bool = False,
+    volumes: Sequence[int] = (),
 ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None]:
     """Score one batch of pixels by every model of a detector.
 
@@ -137,6 +143,7 @@ def score_pixels(
         pixels: (B, C, S, S) ``uint8`` or float with nominal range [0, 1].
         maps: whether to return anomaly maps.
         reconstructions: whether to return reconstructions.
+        volumes: how many images in a row are slices of one file, for scorers that join them.
 
     Returns:
         scores (F, B) by each model, of a panel its readings (V, B); maps (B, S, S) and
@@ -151,7 +158,11 @@ def score_pixels(
             readings, joined = model.read(x)
             again = model.reconstruct(x) if reconstructions else None
             return readings.cpu().numpy(), _array(joined) if maps else None, _array(again)
-        score, anomaly_map = scorer.read(model, x, maps=maps)
+        score, anomaly_map = (
+            scorer.read_volumes(model, x, volumes, maps=maps)
+            if volumes
+            else scorer.read(model, x, maps=maps)
+        )
         scores.append(score.double().cpu().numpy())
         shown.append(_array(anomaly_map))
         rebuilt.append(_array(model.reconstruct(x) if reconstructions else None))
@@ -209,7 +220,7 @@ def score(
 
     def scored(batch: Loaded) -> Scored:
         scores, shown, rebuilt = _in_pieces(
-            fitted, batch.pixels, maps=maps, reconstructions=reconstructions
+            fitted, batch, maps=maps, reconstructions=reconstructions
         )
         named = _similar(fitted, batch.pixels, similar) if similar else (None, None)
         return Scored(
@@ -230,28 +241,64 @@ def score(
 
 def score_loaded(fitted: Fitted, loaded: Loaded, *, maps: bool = True) -> Iterator[Scored]:
     """Score images in memory, batch after batch; see `score`."""
-    yield from score(fitted, batches_of(loaded), maps=maps)
+    yield from score(fitted, batches_of(loaded, fitted=fitted), maps=maps)
 
 
-def batches_of(loaded: Loaded, size: int = BATCH_SIZE) -> Iterator[Loaded]:
-    """Cut images in memory into batches of a size."""
-    for i in range(0, len(loaded.rows), size):
+def batches_of(
+    loaded: Loaded, size: int = BATCH_SIZE, *, fitted: Fitted | None = None
+) -> Iterator[Loaded]:
+    """Cut images in memory into batches of a size.
+
+    Args:
+        loaded: the images.
+        size: of a batch.
+        fitted: what they are for; if it joins the slices of a volume, none is cut.
+    """
+    n = len(loaded.rows)
+    cuts = list(range(0, n, size))
+    if fitted is not None and _joins_slices(fitted):
+        ends = np.cumsum([0, *_volumes(loaded.rows)])
+        cuts = sorted({int(ends[np.searchsorted(ends, cut)]) for cut in cuts} - {n})
+    for start, stop in zip(cuts, [*cuts[1:], n], strict=True):
         yield Loaded(
-            pixels=loaded.pixels[i : i + size],
-            rows=loaded.rows[i : i + size],
+            pixels=loaded.pixels[start:stop],
+            rows=loaded.rows[start:stop],
             skipped=[],
             rule=loaded.rule,
         )
 
 
 def _in_pieces(
-    fitted: Fitted, pixels: NDArray[Any], **wanted: bool
+    fitted: Fitted, batch: Loaded, *, maps: bool, reconstructions: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """Score a batch that a volume made larger than `BATCH_SIZE` in several passes."""
+    """Score a batch that a volume made larger than `BATCH_SIZE` in several passes.
+
+    A scorer that joins slices gets whole volumes, and passes them on in pieces itself.
+    """
+    pixels = batch.pixels
+    score = partial(score_pixels, fitted, maps=maps, reconstructions=reconstructions)
+    if _joins_slices(fitted):
+        return score(pixels, volumes=_volumes(batch.rows))
     starts = range(0, len(pixels), BATCH_SIZE)
-    parts = [score_pixels(fitted, pixels[s : s + BATCH_SIZE], **wanted) for s in starts]
-    scores, maps, rebuilt = zip(*parts, strict=True)
-    return np.concatenate(scores, axis=1), _joined(maps), _joined(rebuilt)
+    parts = [score(pixels[s : s + BATCH_SIZE]) for s in starts]
+    scores, shown, rebuilt = zip(*parts, strict=True)
+    return np.concatenate(scores, axis=1), _joined(shown), _joined(rebuilt)
+
+
+def _joins_slices(fitted: Fitted) -> bool:
+    return any(scorer.joins_slices for scorer in fitted.scorers)
+
+
+def _volumes(rows: Sequence[Row]) -> list[int]:
+    """Return how many rows in a row are of one file of slices; 1 for each other image."""
+    lengths: list[int] = []
+    for i, row in enumerate(rows):
+        follows = i > 0 and row.slice_index is not None and row.sample == rows[i - 1].sample
+        if follows:
+            lengths[-1] += 1
+        else:
+            lengths.append(1)
+    return lengths
 
 
 def _joined(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
@@ -363,7 +410,7 @@ def detail(fitted: Fitted, samples: Sequence[Sample]) -> Iterator[Detail]:
         except DataError:  # all of these vanished, or were damaged, since they were listed
             continue
         originals, done = _originals(loaded.rows, settings, rule), 0
-        for part in score(fitted, batches_of(loaded), reconstructions=True):
+        for part in score(fitted, batches_of(loaded, fitted=fitted), reconstructions=True):
             unit = to_unit(loaded.pixels[done : done + len(part.rows)])
             yield from _details(part, unit, originals, fitted.standardize)
             done += len(part.rows)

@@ -166,6 +166,10 @@ def fit(
             help="Map to number: mean, max, top:0.01, quantile:0.95; by default the scorer's own.",
         ),
     ] = None,
+    scorer_option: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=_MODEL, help="Setting of the scorer, NAME=VALUE; repeatable."),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -218,6 +222,7 @@ def fit(
         standardize=standardize,
         scorer=scorer,
         reduction=reduction,
+        scorer_options=options_of(scorer_option),
         calibration=calibration,
         folds=folds,
         plane=plane,

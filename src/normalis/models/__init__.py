@@ -22,8 +22,11 @@ MODELS = Shelf(
     {
         "ae": "normalis.models.ae:AE",
         "ae-spatial": "normalis.models.ae_spatial:SpatialAE",
+        "ae-baur": "normalis.models.ae_baur:BaurAE",
         "ae-perceptual": "normalis.models.ae_perceptual:PerceptualAE",
         "vae": "normalis.models.vae:VAE",
+        "cevae": "normalis.models.cevae:CeVAE",
+        "gmvae": "normalis.models.gmvae:GMVAE",
         "memae": "normalis.models.memae:MemAE",
         "ceae": "normalis.models.ceae:CeAE",
         "constrained-ae": "normalis.models.constrained_ae:ConstrainedAE",

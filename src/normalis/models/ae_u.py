@@ -139,6 +139,15 @@ class AEU(Autoencoder):
             error, log_var = weight * error, weight * log_var
         return {"reconstruction": error.mean(), "log_var": log_var.mean()}
 
+    def negative_elbo(self, x: Tensor) -> Tensor:
+        """Return each image's loss times its pixels, averaged over members: (B,)."""
+        found = []
+        for member in self.members:
+            x_hat, log_var = member.decode_both(member.encoder(x))
+            loss = (-log_var).exp() * (x_hat - x).square() + log_var
+            found.append(loss.flatten(1).sum(1))
+        return torch.stack(found).mean(0)
+
     def phases(self) -> list[Phase]:
         """Return one phase for each member, whose gradient is clipped where that was asked for."""
         own = [*self.encoder.parameters(), *self.decoder.parameters()]

@@ -155,6 +155,11 @@ class RateAE(Autoencoder):
             "rate": self._weight() * self._running_rate(z),
         }
 
+    def negative_elbo(self, x: Tensor) -> Tensor:
+        """Return each image's squared error, (B,); the rate is one of many images, not of one."""
+        errors: Tensor = (self(x).float() - x).square().flatten(1).sum(1)
+        return errors
+
     def _weight(self) -> Tensor:
         """Return what the rate counts in the loss: the multiplier, damped where it is to be."""
         if not self.settings.damping:

@@ -23,7 +23,7 @@ close to that of `ae`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,7 +63,9 @@ class VAE(Autoencoder):
     """Variational autoencoder; its latent is the posterior's mean."""
 
     Settings: ClassVar[Any] = VAESettings
-    stackable = "one width"  # its KL is divided by latent_dim, and its noise has that size
+    stackable: ClassVar[Literal["no", "one width", "any width"]] = (
+        "one width"  # its KL is divided by latent_dim, and its noise has that size
+    )
 
     def __init__(self, settings: VAESettings) -> None:
         super().__init__(settings)
@@ -91,6 +93,13 @@ class VAE(Autoencoder):
     def _reduce(self, per_dimension: Tensor) -> Tensor:
         sums = self.settings.kl_reduction == "sum"
         return per_dimension.sum(1) if sums else per_dimension.mean(1)
+
+    def negative_elbo(self, x: Tensor) -> Tensor:
+        """Return each image's loss times its pixels, at the posterior's mean: (B,)."""
+        mu, log_var = self.posterior(x)
+        errors = (self.decode(mu).float() - x).square().flatten(1).sum(1)
+        weight: float = x[0].numel() * self.settings.beta
+        return errors + weight * self._reduce(gaussian_kl(mu, log_var))
 
     def draw(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the noise of the reparameterised latent, (B, latent_dim)."""

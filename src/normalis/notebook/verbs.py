@@ -119,7 +119,9 @@ class Verbs:
         fitted = self._fitted()
         loaded = images_of(fitted, x)
         found = []
-        for part in fitted.score(batches_of(loaded), maps=False, reconstructions=True):
+        for part in fitted.score(
+            batches_of(loaded, fitted=fitted), maps=False, reconstructions=True
+        ):
             if part.reconstruction is None:
                 raise SettingsError(
                     f"the method {fitted.params['method']} has no reconstructions; autoencoders, "

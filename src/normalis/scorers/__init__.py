@@ -33,8 +33,11 @@ SCORERS = Shelf(
         "ssim": "normalis.scorers.ssim:SSIM",
         "gradient": "normalis.scorers.gradient:Gradient",
         "normalised": "normalis.scorers.normalised:Normalised",
+        "elbo": "normalis.scorers.elbo:ELBO",
+        "restoration": "normalis.scorers.restoration:Restoration",
         "mahalanobis": "normalis.scorers.mahalanobis:Mahalanobis",
         "median": "normalis.scorers.median:Median",
+        "postprocessed": "normalis.scorers.postprocessed:PostProcessed",
         "combination": "normalis.scorers.combination:Combination",
     },
 )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
@@ -34,6 +34,7 @@ __all__ = [
     "evaluating",
     "reconstruction",
     "reduce_map",
+    "why_no_elbo",
     "why_no_reconstruction",
 ]
 
@@ -97,6 +98,13 @@ def why_no_reconstruction(model: AnomalyModel) -> str | None:
     return None
 
 
+def why_no_elbo(model: AnomalyModel) -> str | None:
+    """Return why a model has no bound of its likelihood, None if it has one."""
+    if callable(getattr(model, "negative_elbo", None)):
+        return None
+    return f"it needs a method with a likelihood (vae, ae-u), got {type(model).__name__}"
+
+
 def reconstruction(model: AnomalyModel, x: Tensor) -> Tensor:
     """Return what the model thinks x should look like, (B, C, H, W) float32.
 
@@ -154,7 +162,11 @@ class Scorer(ABC):
 
     Settings: ClassVar[type[ScorerSettings]] = ScorerSettings
     #: Whether `fit` must see normal images (held out from training) before the first score.
-    needs_fit: ClassVar[bool] = False
+    needs_fit: bool = False
+    #: Whether reading takes gradients of the model, which no other engine computes.
+    needs_gradients: bool = False
+    #: Whether slices of one volume are read together, by `read_volumes`, where they are known.
+    joins_slices: bool = False
 
     def __init__(self, settings: ScorerSettings | None = None) -> None:
         self.settings: Any = settings or self.Settings()
@@ -195,6 +207,19 @@ class Scorer(ABC):
         if self.reduces(model):
             return reduce_map(anomaly_map, self.settings.reduction), anomaly_map
         return self.anomaly_score(model, x), anomaly_map
+
+    def read_volumes(
+        self, model: AnomalyModel, x: Tensor, volumes: Sequence[int], *, maps: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `read` does, where ``joins_slices`` of volumes whose slices are together.
+
+        Args:
+            model: fitted.
+            x: (B, C, H, W).
+            volumes: how many images in a row are of one volume; 1 stands for an image.
+            maps: whether maps are asked for.
+        """
+        return self.read(model, x, maps=maps)
 
     def state(self) -> dict[str, Tensor]:
         """Return the fitted arrays by name."""

@@ -74,6 +74,7 @@ class Combination(Scorer):
         super().__init__(settings)
         s = self.settings
         self.parts = {name: build(name, reduction=s.reduction) for name in s.parts}
+        self.needs_gradients = any(part.needs_gradients for part in self.parts.values())
 
     def supports(self, model: AnomalyModel) -> str | None:
         """Say which part cannot read the model, and why."""

@@ -67,6 +67,8 @@ class Median(Scorer):
     def __init__(self, settings: ScorerSettings | None = None) -> None:
         super().__init__(settings)
         self.part = build(self.settings.part)
+        self.needs_fit = self.part.needs_fit
+        self.needs_gradients = self.part.needs_gradients
 
     def supports(self, model: AnomalyModel) -> str | None:
         """Say what its part lacks."""
