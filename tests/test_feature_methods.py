@@ -25,6 +25,8 @@ from normalis.models.spade import compare
 from normalis.scorers import build as build_scorer
 from normalis.training import loop as training
 
+TRAINED = ("feature-ae", "uniad", "hvq-trans")
+
 
 def numbered(n):
     """Return images that are told apart by their first pixel, 128 x 128."""
@@ -242,11 +244,12 @@ def test_padim_bears_cells_that_never_vary(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "method", ["feature-knn", "feature-gaussian", "spade", "padim", "feature-ae"]
+    "method",
+    ["feature-knn", "feature-gaussian", "spade", "padim", "feature-ae", "uniad", "hvq-trans"],
 )
 def test_the_footprint_is_what_the_run_takes(method, monkeypatch):
     maps = all_taps(30)
-    options = {"steps": 2} if method == "feature-ae" else {}
+    options = {"steps": 2} if method in TRAINED else {}
     model = with_features(models.build(method, bank=20, **options), monkeypatch, **maps)
     said = model.footprint(30)
     held = sum(v.numel() * v.element_size() for v in model.fit(numbered(30)).state().values())
@@ -299,11 +302,12 @@ def test_settings_are_checked(method, options, message):
 
 
 @pytest.mark.parametrize(
-    "method", ["feature-knn", "feature-gaussian", "spade", "padim", "feature-ae"]
+    "method",
+    ["feature-knn", "feature-gaussian", "spade", "padim", "feature-ae", "uniad", "hvq-trans"],
 )
 def test_too_few_images_are_refused(method):
     with pytest.raises(DataError, match=f"{method} needs at least"):
-        models.build(method, image_size=32).fit(torch.zeros(1, 1, 32, 32))
+        models.build(method, image_size=64).fit(torch.zeros(1, 1, 64, 64))
 
 
 # ---------------------------------------------------------------- feature-ae
@@ -327,7 +331,7 @@ def test_feature_ae_finds_the_cells_that_break_the_rule(monkeypatch):
     options = {"image_size": 64, "steps": 200, "learning_rate": 3e-3}
     model = models.build("feature-ae", taps="b", **options)
     with_features(model, monkeypatch, b=b).fit(numbered(41)[:30])
-    cells = model._cells(numbered(41)[30:])
+    cells = model.cells_of(numbered(41)[30:])
     assert cells[10, 0:3, 0:3].mean() > 1.8 * cells[:10, 0:3, 0:3].mean()
 
 

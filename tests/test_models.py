@@ -75,6 +75,8 @@ def build(perceptual_options):
             "restore": {"width": 4},
             "morphaeus": {"width": 4},
             "feature-ae": {"steps": 20},
+            "uniad": {"steps": 3, "stride": 8, "width": 16},
+            "hvq-trans": {"steps": 3, "stride": 8, "width": 16, "codes": 16},
             "ae-perceptual": perceptual_options[channels],
         }
         options = {**SMALL, **extra.get(method, {}), **options}

@@ -43,6 +43,8 @@ MODELS = Shelf(
         "spade": "normalis.models.spade:SPADE",
         "padim": "normalis.models.padim:PaDiM",
         "feature-ae": "normalis.models.feature_ae:FeatureAE",
+        "uniad": "normalis.models.uniad:UniAD",
+        "hvq-trans": "normalis.models.hvq_trans:HVQTrans",
         "feature-gaussian": "normalis.models.feature_gaussian:FeatureGaussian",
         "pca": "normalis.models.pca:PCA",
         "knn": "normalis.models.knn:KNN",

@@ -218,6 +218,9 @@ class AnomalyModel(ABC):
     #: Weight of the map's logarithm among others': 1 of a distance, 1/4 of a squared error or what
     #: else has a tail as long.
     map_weight: ClassVar[float] = 0.25
+    #: Whether it learns from unlabelled images too, where there are any, by
+    #: `Autoencoder.give_unlabelled` and a setting ``unlabelled``, how many there were.
+    learns_unlabelled: ClassVar[bool] = False
     settings: Any  # of the class's own Settings
 
     @classmethod
@@ -392,6 +395,22 @@ class Autoencoder(nn.Module, AnomalyModel):
             held: (N, C, H, W) normal images in [-1, 1] that are not trained on.
             seen: (M, C, H, W) images that are.
         """
+
+    def give_unlabelled(
+        self, pixels: Tensor | None, *, normals: int = 0, standardize: bool = False
+    ) -> None:
+        """Take images of which nothing is known to learn from, or give them back.
+
+        Args:
+            pixels: (N, C, S, S) as they were read; None gives them back.
+            normals: how many normal images it is trained on.
+            standardize: as the training does.
+
+        Raises:
+            SettingsError: if the method has no use for them (`learns_unlabelled`).
+        """
+        if pixels is not None:
+            raise SettingsError(f"{type(self).__name__} does not learn from unlabelled images")
 
     def measure(self, held: Tensor, groups: Sequence[Any] | None = None) -> dict[str, float]:
         """Return what a fitted method has to say of images it has neither trained on nor watched.

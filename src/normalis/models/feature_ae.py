@@ -21,58 +21,37 @@ brightness.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalis.errors import DataError, SettingsError
-from normalis.models.base import Footprint, check_at_least
-from normalis.models.features import BATCH, FeatureModel, FeatureSettings, random_subset, resized
+from normalis.models.base import check_at_least
+from normalis.models.feature_rebuilding import FeatureRebuilder, RebuildSettings
 
 __all__ = ["FeatureAE", "FeatureAESettings", "cell_similarity"]
 
 _WINDOW = 5
 _RANGE = 6.0  # of a standardised feature, in standard deviations
 _C1, _C2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
-_FLAT = 1e-6  # added to a spread: a feature that never varies
-_STEP = 32  # images of a step
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureAESettings(FeatureSettings):
+class FeatureAESettings(RebuildSettings):
     """Settings of the autoencoder of features.
 
     Args:
         taps: whose features are rebuilt; empty for the default network's ``a+b`` and for all of
             another.
-        bank: normal images that it is trained on at most.
-        stride: pixels per cell of the grid.
         code: channels of the bottleneck, on a grid of a quarter of the side.
-        steps: of the training, each on 32 images.
-        learning_rate: of Adam, falling to 0 along half a cosine.
-        share: of the cells, the highest, whose mean is the score.
     """
 
-    bank: int = 3000
-    stride: int = 8
     code: int = 32
-    steps: int = 800
-    learning_rate: float = 1e-3
-    share: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, stride=self.stride, code=self.code, steps=self.steps)
-        if not self.learning_rate > 0:
-            raise SettingsError(f"learning_rate must be above 0, got {self.learning_rate!r}")
-        if not 0 < self.share <= 1:
-            raise SettingsError(f"share must be in (0, 1], got {self.share!r}")
-        if self.image_size < self.stride:
-            raise SettingsError(
-                f"stride must be at most image_size = {self.image_size}, got {self.stride}"
-            )
+        check_at_least(1, code=self.code)
 
 
 def cell_similarity(f: Tensor, g: Tensor) -> Tensor:
@@ -117,113 +96,22 @@ class _Network(nn.Module):
         return f_hat
 
 
-class FeatureAE(FeatureModel):
+class FeatureAE(FeatureRebuilder):
     """Structural dissimilarity of frozen features and what an autoencoder makes of them."""
 
     Settings: ClassVar[Any] = FeatureAESettings
+    name = "feature-ae"
+    usual_taps = ("a", "b")
 
-    def __init__(self, settings: FeatureAESettings) -> None:
-        super().__init__(settings)
-        self.network = _Network(self.width, self.settings.code)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    def make_network(self) -> nn.Module:
+        """Return the autoencoder."""
+        network = _Network(self.width, self.settings.code)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    @property
-    def taps(self) -> list[str]:
-        """Names of the taps that are rebuilt."""
-        if not self.settings.taps and self.settings.backbone == FeatureAESettings.backbone:
-            return ["a", "b"]
-        return super().taps
+    def loss(self, f: Tensor, source: torch.Generator) -> Tensor:
+        """Return the mean dissimilarity of features (B, width, h, w)."""
+        return (1 - cell_similarity(f, self.network(f))).mean()
 
-    @property
-    def _side(self) -> int:
-        return int(-(-self.settings.image_size // self.settings.stride))
-
-    def footprint(self, images: int) -> Footprint:
-        """Return what the network takes, and the features that it is trained on."""
-        kept = min(images, self.settings.bank)
-        numbers = sum(p.numel() for p in self.network.parameters())
-        cells = self.width * self._side**2
-        fit = 2 * kept * cells + 16 * numbers + 4 * 20 * _STEP * cells
-        return Footprint(run=4 * (numbers + 2 * self.width), fit=fit, kept=0)
-
-    def _grid(self, x: Tensor) -> Tensor:
-        """Return the features on the grid (B, C, h, w), as the network gives them."""
-        parts = []
-        for m in self.maps(x).values():
-            finer = m.shape[2] > self._side
-            parts.append(F.adaptive_avg_pool2d(m, self._side) if finer else resized(m, self._side))
-        return torch.cat(parts, 1)
-
-    def fit(self, x: Tensor, *, seed: int = 0) -> Self:
-        """Train on the features of normal images (N, C, S, S)."""
-        if len(x) < 2:
-            raise DataError(f"feature-ae needs at least 2 images, got {len(x)}")
-        kept = random_subset(len(x), max(2, self.settings.bank), seed)
-        raw = torch.cat([self._grid(x[some]) for some in kept.split(BATCH)])
-        mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3)) + _FLAT
-        self.arrays = {"mean": mean, "std": std}
-        features = self._standard(raw).half()
-        self.network.to(x.device)
-        with torch.inference_mode(False), torch.enable_grad():
-            self._train(features.clone(), seed)
-        return self
-
-    def _train(self, features: Tensor, seed: int) -> None:
-        s, source = self.settings, torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.Adam(self.network.train().parameters(), lr=s.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, s.steps)
-        for _ in range(s.steps):
-            chosen = torch.randint(len(features), (min(_STEP, len(features)),), generator=source)
-            f = features[chosen.to(features.device)].float()
-            loss = (1 - cell_similarity(f, self.network(f))).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-        self.network.eval()
-
-    def _standard(self, raw: Tensor) -> Tensor:
-        mean, std = (self.fitted(name).view(-1, 1, 1) for name in ("mean", "std"))
-        return (raw - mean) / std
-
-    def _cells(self, x: Tensor) -> Tensor:
+    def cells(self, f: Tensor) -> Tensor:
         """Return the dissimilarity of each cell (B, h, w), from 0 to 2."""
-        f = self._standard(self._grid(x)).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            return (1 - cell_similarity(f, self.network(f)).mean(1)).clamp_min(0)
-
-    def _read(self, cells: Tensor) -> Tensor:
-        flat = cells.flatten(1)
-        count = max(1, round(self.settings.share * flat.shape[1]))
-        return flat.topk(count, dim=1).values.mean(1)
-
-    def anomaly_score(self, x: Tensor) -> Tensor:
-        """Return the mean of the highest cells (B,)."""
-        return self._read(self._cells(x))
-
-    def anomaly_map(self, x: Tensor) -> Tensor:
-        """Return the dissimilarity at each place (B, S, S), resized from the grid."""
-        return resized(self._cells(x), x.shape[2])
-
-    def score_and_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores (B,) and maps (B, S, S) of one pass."""
-        cells = self._cells(x)
-        return self._read(cells), resized(cells, x.shape[2])
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the network's parameters and what features are standardised with."""
-        network = {f"network.{k}": v.contiguous() for k, v in self.network.state_dict().items()}
-        return {**self.arrays, **network}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over the arrays of `state`."""
-        own = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
-        self.arrays = {k: v for k, v in state.items() if not k.startswith("network.")}
-        self.network.load_state_dict(own)
-        device = next(iter(self.arrays.values())).device
-        self.network.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the network and the arrays to a device; return self."""
-        self.network.to(device)
-        return super().to(device)
+        return (1 - cell_similarity(f, self.network(f)).mean(1)).clamp_min(0)
