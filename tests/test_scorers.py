@@ -365,8 +365,8 @@ def test_median_of_another_part_and_its_settings(fitted):
 def test_the_usual_reading_leaves_scores_of_their_own_alone():
     usual = {m: scorers.default_scorer(models.model_class(m)) for m in models.MODELS}
     assert {m for m, name in usual.items() if name == "native"} == {
-        "feature-ae", "feature-gaussian", "feature-knn", "ganomaly", "hvq-trans", "intensity",
-        "padim", "spade", "uniad",
+        "anogan", "f-anogan", "feature-ae", "feature-gaussian", "feature-knn", "ganomaly",
+        "hvq-trans", "intensity", "padim", "spade", "uniad",
     }  # fmt: skip
     for name in scorers.SCORERS:
         assert scorers.scorer_class(name).Settings().reduction == scorers.default_reduction(name)

@@ -74,7 +74,7 @@ def export_onnx(
 
     Raises:
         MissingExtraError: without the extra ``onnx``.
-        SettingsError: if the method has no network.
+        SettingsError: if the method has no network, or none that can be written so.
         RunError: if the file exists, or cannot be written.
     """
     for package in ("onnx", "onnxscript"):
@@ -125,7 +125,14 @@ def trace(module: nn.Module, model: AnomalyModel, outputs: Sequence[str]) -> Any
         module: in evaluation mode, on the CPU; takes x (B, C, S, S).
         model: whose image size and channels count.
         outputs: names of what the module returns.
+
+    Raises:
+        SettingsError: if the method says that it cannot be written so.
     """
+    if model.not_exportable:
+        raise SettingsError(
+            f"{method_name(type(model))} cannot be written as ONNX: {model.not_exportable}"
+        )
     size = model.settings.image_size
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, model.settings.channels, size, size)

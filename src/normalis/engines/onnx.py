@@ -184,6 +184,8 @@ def _traced(model: AnomalyModel, scorer: Scorer) -> bytes:
     try:
         program = trace(_Reading(model, scorer).eval(), model, _OUTPUTS)
         return bytes(program.model_proto.SerializeToString())
+    except SettingsError:  # the method says why
+        raise
     except Exception as error:  # exporters raise almost anything
         raise SettingsError(
             f"engine onnx cannot compute {_names(model, scorer)}, which torch.onnx does not "

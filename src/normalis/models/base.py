@@ -221,6 +221,8 @@ class AnomalyModel(ABC):
     #: Whether it learns from unlabelled images too, where there are any, by
     #: `Autoencoder.give_unlabelled` and a setting ``unlabelled``, how many there were.
     learns_unlabelled: ClassVar[bool] = False
+    #: Why the method cannot be written as ONNX; empty if it can.
+    not_exportable: ClassVar[str] = ""
     settings: Any  # of the class's own Settings
 
     @classmethod

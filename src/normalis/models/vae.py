@@ -106,25 +106,29 @@ class VAE(Autoencoder):
         shape = (len(x), self.settings.latent_dim)
         return {"noise": torch.randn(shape, generator=generator)}
 
+    def error(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Return the squared error of each value, which training and map are made of."""
+        return (x_hat.float() - x).square()
+
     def losses(self, x: Tensor, **draws: Tensor) -> dict[str, Tensor]:
-        """Return the mean squared error and the weighted KL."""
+        """Return the mean error and the weighted KL."""
         mu, log_var = self.posterior(x)
         x_hat = self.decode(mu + (log_var / 2).exp() * draws["noise"])
         kl = self._reduce(gaussian_kl(mu, log_var)).mean()
         return {
-            "reconstruction": (x_hat.float() - x).square().mean(),
+            "reconstruction": self.error(x, x_hat).mean(),
             "kl": self.settings.beta * kl,
         }
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Return the squared error of the mean's reconstruction, or averaged over fixed draws."""
+        """Return the error of the mean's reconstruction, or averaged over fixed draws."""
         if not self.settings.samples:
-            return super().anomaly_map(x)
+            return self.error(x, self.reconstruct(x)).mean(1)
         mu, log_var = self.posterior(x)
         # One seed for all images: a score must not depend on the images scored before it.
         noise = torch.randn(
             self.settings.samples, mu.shape[1], generator=torch.Generator().manual_seed(0)
         ).to(mu.device)
         z = (mu + (log_var / 2).exp() * n for n in noise)
-        maps = [(x - self.decode(sample)).square().mean(1) for sample in z]
+        maps = [self.error(x, self.decode(sample)).mean(1) for sample in z]
         return torch.stack(maps).mean(0)
