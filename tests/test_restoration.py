@@ -122,6 +122,29 @@ def test_a_pixel_is_followed_up_to_the_clip():
     torch.testing.assert_close(found, torch.full_like(y, -0.06))
 
 
+def test_a_step_that_is_too_long_is_halved_until_it_is_not():
+    """Of two images one is a thousand times as steep; each takes steps of its own."""
+    y = noise(2)
+    steep = torch.tensor([1.0, 1000.0])
+
+    def energy(x):
+        return steep[: len(x)] * x.square().flatten(1).sum(1)
+
+    together = change(energy, y, 0.0, steps=60)
+    torch.testing.assert_close(together[:1], change(energy, y[:1], 0.0, steps=60))
+    assert (y + together).abs().max() < 0.01
+
+
+def test_a_stiff_network_is_restored_to_what_it_finds_likelier():
+    model = models.build("ae-u", image_size=32, hidden_dim=8, latent_dim=3, noise=0.5).eval()
+    with torch.no_grad():
+        model.decoder.output.weight[:, 1] = -1.0  # the least variance nearly everywhere
+    x = noise(3, side=32)
+    scorer = scorers.build("restoration", tv=1e-9, steps=20).fit(model, x)
+    with torch.no_grad():
+        assert (model.negative_elbo(scorer.restore(model, x)) < model.negative_elbo(x)).all()
+
+
 @pytest.mark.parametrize("method", ["vae", "ae-u", "rate-ae"])
 def test_the_bound_is_the_loss_times_the_pixels(method):
     model = models.build(method, image_size=32, hidden_dim=8, latent_dim=3).eval()

@@ -8,10 +8,11 @@ change, the sum of its absolute differences between neighbours below and to the 
 
     D <- prox(D - a clip(dE(Y + D)/dX)),    D = X - Y, 0 at first
 
-where prox is the step against ``a tv TV``, whose dual takes ten steps from where it was. Each image
-is restored by itself, nothing is drawn, and the method's latent is its posterior's mean: an image
-has the same map in any batch. It takes ``steps`` passes forwards and backwards, which no ONNX file
-can hold.
+where prox is the step against ``a tv TV``, whose dual takes ten steps from where it was. A step
+that lands above the parabola which it relies on is not taken, and the image's next ones are half
+as long: networks differ in how steep they are. Each image is restored by itself, nothing is drawn,
+and the method's latent is its posterior's mean: an image has the same map in any batch. It takes
+``steps`` passes forwards and backwards, which no ONNX file can hold.
 
 ``tv = 0`` has it chosen by normal images: the least of a grid that takes away ``less`` of what
 restoration changes in them without it.
@@ -47,6 +48,7 @@ __all__ = ["Restoration", "RestorationSettings", "total_variation_step"]
 
 _GRID = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # weights that are tried on normal images
 _MOST = 64  # normal images that they are tried on
+_ROUNDING = 1e-4  # of E, by which a step may miss
 _INNER = 10  # steps in the dual of the total variation for each step of the image
 
 
@@ -56,7 +58,7 @@ class RestorationSettings(ScorerSettings):
 
     Args:
         steps: that the image takes.
-        step_size: of a step, on images in [-1, 1] and errors summed over pixels.
+        step_size: of the first step, on images in [-1, 1] and errors summed over pixels.
         clip: largest change of E by a pixel, in absolute value, that a step follows.
         tv: weight of the total variation; 0 has it chosen by normal images.
         less: share of the change in normal images that the chosen weight takes away.
@@ -129,24 +131,52 @@ class Restoration(Scorer):
             x: images as they were given.
             tv: weight of the total variation.
         """
-        s, most = self.settings, self.settings.clip
+        s = self.settings
         with evaluating(model), torch.inference_mode(False):
             x = x.detach().clone()
-            change = torch.zeros_like(x)
-            dual = _at_rest(x)
+            at = _Point.of(model, x, torch.zeros_like(x), s.clip)
+            step, dual = torch.full_like(at.energy, s.step_size), _at_rest(x)
             for _ in range(s.steps):
-                slope = _slope(model, x + change).clamp(-most, most)
-                change = change - s.step_size * slope
+                change = at.change - step * at.slope
                 if tv:
-                    change, dual = total_variation_step(change, s.step_size * tv, dual)
-        return change
+                    change, dual = total_variation_step(change, step * tv, dual)
+                new = _Point.of(model, x, change, s.clip)
+                good = new.is_below(at, step)
+                at, step = new.where(good, at), torch.where(good, step, step / 2)
+        return at.change
 
 
-def _slope(model: Any, x: Tensor) -> Tensor:
-    """Return dE/dX (B, C, H, W)."""
-    with torch.enable_grad():
-        x = x.requires_grad_()
-        return torch.autograd.grad(model.negative_elbo(x).sum(), x)[0].detach()
+@dataclass(frozen=True)
+class _Point:
+    """Where a restoration is: X - Y (B, C, H, W), E (B, 1, 1, 1) there, and its clipped slope."""
+
+    change: Tensor
+    energy: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, model: Any, x: Tensor, change: Tensor, clip: float) -> _Point:
+        """Evaluate a model's bound at changed images."""
+        with torch.enable_grad():
+            restored = (x + change).requires_grad_()
+            energy = model.negative_elbo(restored)
+            slope = torch.autograd.grad(energy.sum(), restored)[0]
+        return cls(change, energy.detach().view(-1, 1, 1, 1), slope.clamp(-clip, clip))
+
+    def is_below(self, start: _Point, step: Tensor) -> Tensor:
+        """Return whether E is below the parabola that a step from another point relies on."""
+        moved = self.change - start.change
+        rise = start.slope * moved + moved.square() / (2 * step)
+        bound = start.energy + rise.sum((1, 2, 3), keepdim=True)
+        return self.energy <= bound + _ROUNDING * start.energy.abs()
+
+    def where(self, good: Tensor, other: _Point) -> _Point:
+        """Return this point for some images (B, 1, 1, 1), another one for the rest."""
+        return _Point(
+            torch.where(good, self.change, other.change),
+            torch.where(good, self.energy, other.energy),
+            torch.where(good, self.slope, other.slope),
+        )
 
 
 Dual = tuple[Tensor, Tensor]
@@ -157,22 +187,23 @@ def _at_rest(x: Tensor) -> Dual:
 
 
 def total_variation_step(
-    y: Tensor, weight: float, dual: Dual | None = None, *, steps: int = _INNER
+    y: Tensor, weight: Tensor | float, dual: Dual | None = None, *, steps: int = _INNER
 ) -> tuple[Tensor, Dual]:
     """Return argmin_d ½ |d - y|² + weight TV(d), and the dual that it follows from.
 
     Args:
         y: (B, C, H, W).
-        weight: of the total variation.
+        weight: of the total variation; one number, or (B, 1, 1, 1).
         dual: of a similar problem, which is a good start.
         steps: of the projected gradient in the dual.
     """
     down, right = dual or _at_rest(y)
+    most = torch.as_tensor(weight, dtype=y.dtype, device=y.device)
     for _ in range(steps):
         d = _without(y, down, right)
         # 1/8 is one over the squared norm of the differences, the longest step that converges.
-        down = (down + d.diff(dim=-2) / 8).clamp(-weight, weight)
-        right = (right + d.diff(dim=-1) / 8).clamp(-weight, weight)
+        down = (down + d.diff(dim=-2) / 8).clamp(-most, most)
+        right = (right + d.diff(dim=-1) / 8).clamp(-most, most)
     return _without(y, down, right), (down, right)
 
 
