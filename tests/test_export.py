@@ -11,7 +11,18 @@ from small_runs import detector, phantoms
 
 SMALL = {"image_size": 16, "latent_dim": 2, "hidden_dim": 8}
 # Tracing takes seconds a method: two stand for all, the rest run with the slow tests.
-SLOW = ("ae-spatial", "vae", "ceae", "constrained-ae", "ae-u", "dae", "ganomaly")
+SLOW = (
+    "ae-spatial",
+    "ae-baur",
+    "vae",
+    "cevae",
+    "gmvae",
+    "ceae",
+    "constrained-ae",
+    "ae-u",
+    "dae",
+    "ganomaly",
+)
 NETWORKS = ["ae", "memae", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
 
 
@@ -75,6 +86,17 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         export_onnx(models.build("mean-image", image_size=16), tmp_path / "model.onnx")
     with pytest.raises(NotFittedError):
         export_onnx(detector(), tmp_path / "model.onnx")
+
+
+def test_what_is_read_by_gradients_is_refused_with_what_to_do(tmp_path):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    options = {"steps": 2, "tv": 0.1}
+    fitted = detector(method="vae", scorer="restoration", scorer_options=options).fit(phantoms())
+    with pytest.raises(
+        SettingsError, match=r"Restoration takes gradients.*with_scorer\('native'\)"
+    ):
+        export_onnx(fitted, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_extra_is_named_with_its_install_line(tmp_path, monkeypatch):

@@ -74,7 +74,8 @@ def export_onnx(
 
     Raises:
         MissingExtraError: without the extra ``onnx``.
-        SettingsError: if the method has no network, or none that can be written so.
+        SettingsError: if the method has no network, none that can be written so, or if it is read
+            by gradients of it.
         RunError: if the file exists, or cannot be written.
     """
     for package in ("onnx", "onnxscript"):
@@ -100,6 +101,12 @@ def _model_of(
             raise SettingsError(
                 f"a file holds one network, and calibration cv+ made {len(source.models)}: export "
                 "each of the models, or fit with calibration split"
+            )
+        if source.scorers[0].needs_gradients:
+            name = type(source.scorers[0]).__name__
+            raise SettingsError(
+                f"scorer {name} takes gradients of the network, and an ONNX file holds none: score "
+                "with PyTorch, or export the run as read by with_scorer('native')"
             )
         model, standardize = source.models[0], source.standardize
     if not isinstance(model, Autoencoder):
