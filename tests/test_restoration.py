@@ -160,6 +160,19 @@ def test_the_bound_is_the_loss_times_the_pixels(method):
         torch.testing.assert_close(per_pixel * 32 * 32, model.negative_elbo(x))
 
 
+@pytest.mark.parametrize("part", ["restoration", "median", "postprocessed"])
+def test_pictures_show_what_the_image_is_compared_with(part):
+    model = models.build("vae", image_size=32, hidden_dim=8, latent_dim=3).eval()
+    x = noise(3, side=32)
+    restoration = scorers.build("restoration").fit(model, x)
+    scorer = restoration
+    if part != "restoration":
+        scorer = scorers.build(part, part="restoration").fit(model, x)
+    assert torch.equal(scorer.reference(model, x), restoration.restore(model, x))
+    plain = scorers.build("median").reference(model, x)
+    torch.testing.assert_close(plain, model.reconstruct(x).detach(), rtol=1e-4, atol=1e-6)
+
+
 def test_a_method_without_a_likelihood_is_refused():
     model = models.build("ae", image_size=32, hidden_dim=8, latent_dim=3)
     for name in ("restoration", "elbo"):

@@ -165,7 +165,7 @@ def score_pixels(
         )
         scores.append(score.double().cpu().numpy())
         shown.append(_array(anomaly_map))
-        rebuilt.append(_array(model.reconstruct(x) if reconstructions else None))
+        rebuilt.append(_array(scorer.reference(model, x) if reconstructions else None))
     return np.stack(scores), _mean(shown), _mean(rebuilt)
 
 

@@ -208,6 +208,11 @@ class Scorer(ABC):
             return reduce_map(anomaly_map, self.settings.reduction), anomaly_map
         return self.anomaly_score(model, x), anomaly_map
 
+    def reference(self, model: AnomalyModel, x: Tensor) -> Tensor | None:
+        """Return what images are compared with (B, C, H, W), None if there is no such image."""
+        with evaluating(model):
+            return model.reconstruct(x)
+
     def read_volumes(
         self, model: AnomalyModel, x: Tensor, volumes: Sequence[int], *, maps: bool = True
     ) -> tuple[Tensor, Tensor | None]:

@@ -90,6 +90,10 @@ class Median(Scorer):
         small = median_filter(small, _window(self.settings.share, _GRID))
         return F.interpolate(small[:, None], size=anomaly_map.shape[1:], mode="bilinear")[:, 0]
 
+    def reference(self, model: AnomalyModel, x: Tensor) -> Tensor | None:
+        """Return what the part compares images with."""
+        return self.part.reference(model, x)
+
     def state(self) -> dict[str, Tensor]:
         """Return the part's fitted arrays."""
         return self.part.state()

@@ -51,7 +51,6 @@ from normalis.scorers.base import (
     Scorer,
     ScorerSettings,
     by_batch,
-    reconstruction,
     reduce_map,
     why_no_reconstruction,
 )
@@ -112,7 +111,8 @@ class PostProcessed(Scorer):
     def supports(self, model: AnomalyModel) -> str | None:
         """Say what its part lacks, or that there is nothing to be brighter than."""
         reason = self.part.supports(model)
-        if reason or not self.settings.positive or hasattr(self.part, "reference"):
+        of_its_own = type(self.part).reference is not Scorer.reference
+        if reason or not self.settings.positive or of_its_own:
             return reason
         return why_no_reconstruction(model)
 
@@ -167,9 +167,15 @@ class PostProcessed(Scorer):
         found = self.part.anomaly_map(model, x)
         if not self.settings.positive:
             return found
-        expected: Any = getattr(self.part, "reference", reconstruction)(model, x)
+        expected = self.reference(model, x)
+        if expected is None:
+            raise SettingsError(f"{type(model).__name__} does not reconstruct images")
         brighter: Tensor = found * ((x - expected).mean(1) > 0)
         return brighter
+
+    def reference(self, model: AnomalyModel, x: Tensor) -> Tensor | None:
+        """Return what the part compares images with."""
+        return self.part.reference(model, x)
 
     def _chain(self, maps: NDArray[Any], images: NDArray[Any], some: slice) -> None:
         """Apply all but the last step, in place, to what belongs together."""
