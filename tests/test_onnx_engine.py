@@ -124,6 +124,12 @@ def test_what_takes_gradients_is_refused_before_anything_is_traced(scorer):
         OnnxScorer(model, reading)
 
 
+def test_a_method_that_searches_is_refused_before_anything_is_traced():
+    model = models.build("anogan", image_size=32, latent_dim=2)
+    with pytest.raises(SettingsError, match=r"search along gradients.*use engine torch"):
+        OnnxScorer(model, scorers.build("native"))
+
+
 def test_an_engine_that_disagrees_is_refused(fitted, on_onnx, monkeypatch):
     monkeypatch.setattr(onnx_engine, "TOLERANCE", -1.0)
     with pytest.raises(SettingsError, match=r"must agree with PyTorch.*AEU read by Median"):

@@ -92,10 +92,11 @@ class OnnxScorer(Scorer):
 
     def __init__(self, model: AnomalyModel, scorer: Scorer) -> None:
         super().__init__(scorer.settings)
-        if scorer.needs_gradients or getattr(model, "needs_gradients", False):
+        gradients = "it takes gradients while it scores" if scorer.needs_gradients else ""
+        if why := gradients or model.not_exportable:
             raise SettingsError(
-                f"engine onnx cannot compute {_names(model, scorer)}: it takes gradients while it "
-                "scores, and an ONNX file holds none: use engine torch"
+                f"engine onnx cannot compute {_names(model, scorer)}: {why}, which an ONNX file "
+                "does not hold: use engine torch"
             )
         runtime = _packages()
         scorer.check(model)
