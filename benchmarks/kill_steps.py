@@ -230,10 +230,11 @@ def _be_the_child(folder: Path, arguments: list[str], stop: int, by: int, writer
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file below a folder, times left out."""
+def contents(work: Path, output: str) -> dict[str, bytes]:
+    """Return every file below the output, times and the place of the work left out."""
+    folder, place = work / output, os.fsencode(work)
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {p.relative_to(folder).as_posix(): _timeless(p) for p in files}
+    return {p.relative_to(folder).as_posix(): _timeless(p).replace(place, b"") for p in files}
 
 
 def _timeless(path: Path) -> bytes:
@@ -260,13 +261,13 @@ def tally(command: Command, base: Path, every: int, by: int, first: int = 1) -> 
     status, steps = run(whole, command.arguments)
     if status:
         raise SystemExit(f"{command.name} failed:\n{(whole / 'log.txt').read_text()}")
-    expected, found = contents(whole / command.output), Tally(steps=steps)
+    expected, found = contents(whole, command.output), Tally(steps=steps)
     for step in range(first, steps + 1, every):
         work = shutil.copytree(ready, base / "work")
         ended, _ = run(work, command.arguments, stop=step, by=by)
         found.kills += ended != 0
         again, _ = run(work, command.arguments)
-        left = contents(work / command.output)
+        left = contents(work, command.output)
         if again:
             found.refused.append(step)
             print(f"# {command.name} {step}: {(work / 'log.txt').read_text()[-300:]}", flush=True)

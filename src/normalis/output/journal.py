@@ -2,7 +2,11 @@
 
 A line is written once the image's map is on disk, with the size and the times of its file. A
 scoring that goes on keeps what is of the same model and the same files, and does the rest again:
-files that have changed, files whose last line was cut off, and those whose maps have vanished.
+files that have changed, and those whose maps have vanished.
+
+Images that were scored together are noted together, and a last line says that all are there. A part
+that was cut off is scored again as a whole: networks round differently in the last digit in batches
+of another size, and a scoring that goes on ends with the numbers of one that nobody stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ __all__ = ["END", "Journal", "stamp"]
 
 #: What ends the last line of a file.
 END = "end"
+
+_TOGETHER = b'["together"]\n'  # ends the lines of images that were scored together
 
 
 def stamp(path: Path) -> str:
@@ -61,7 +67,7 @@ class Journal:
         write_atomically(self.file, lambda p: p.write_bytes(head))
 
     def note(self, rows: Sequence[tuple[Path, Sequence[str]]]) -> None:
-        """Add lines.
+        """Add the lines of images that were scored together.
 
         Args:
             rows: file and cells of each image; the first cell names what was scored, the last is
@@ -73,7 +79,8 @@ class Journal:
         stamps = {path: self._stamp(path) for path in {path for path, _ in rows}}
         try:
             with self.file.open("ab") as stream:
-                stream.write(b"".join(_line([stamps[path], *cells]) for path, cells in rows))
+                lines = [_line([stamps[path], *cells]) for path, cells in rows]
+                stream.write(b"".join([*lines, _TOGETHER]))
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
@@ -125,27 +132,34 @@ class Journal:
                 for number, line in enumerate(self._lines()):
                     if number == 0 or line[1] in kept:
                         stream.write(_line(line))
+                stream.write(_TOGETHER)
 
         write_atomically(self.file, write)
 
     def _is_cut(self) -> bool:
         whole = sum(len(_line(line)) for line in self._lines())
-        return whole != self.file.stat().st_size
+        with self.file.open("rb") as stream:
+            ends = sum(raw == _TOGETHER for raw in stream)
+        return whole + ends * len(_TOGETHER) != self.file.stat().st_size
 
     def _lines(self) -> Iterator[list[str]]:
-        """Yield whole lines, up to the first that was cut off or damaged."""
+        """Yield whole lines of whole parts, up to the first that was cut off or damaged."""
         if not self.file.is_file():
             return
+        part: list[list[str]] = []
         with self.file.open("rb") as stream:
             for number, raw in enumerate(stream):
-                try:
-                    line = json.loads(raw) if raw.endswith(b"\n") else None
-                except (ValueError, RecursionError):
+                if raw == _TOGETHER:
+                    yield from part
+                    part = []
+                    continue
+                line = _parsed(raw, least=3 if number else 1)
+                if line is None:
                     return
-                least = 3 if number else 1
-                if not isinstance(line, list) or len(line) < least or not _are_texts(line):
-                    return
-                yield line
+                if number:
+                    part.append(line)
+                else:
+                    yield line
 
     def remove(self) -> None:
         """End: all is in the tables."""
@@ -155,6 +169,16 @@ class Journal:
 def _after_first(lines: Iterator[list[str]]) -> Iterator[list[str]]:
     next(lines, None)
     return lines
+
+
+def _parsed(raw: bytes, *, least: int) -> list[str] | None:
+    """Return the cells of a line; None if it was cut off, or is no list of texts."""
+    try:
+        line = json.loads(raw) if raw.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(line, list) and len(line) >= least and _are_texts(line)
+    return line if whole else None
 
 
 def _are_texts(line: list[object]) -> bool:
