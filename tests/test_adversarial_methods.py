@@ -284,6 +284,15 @@ def test_anovaegan_is_read_by_its_absolute_error():
         assert torch.equal(model.anomaly_map(x), expected)
 
 
+def test_anovaegans_bound_is_its_own_loss():
+    """So that `scorer=elbo` and `scorer=restoration` hold absolute errors against it as well."""
+    model, x = build("anovaegan").eval(), to_model_input(blobs(4))
+    with torch.no_grad():
+        losses = model.losses(x, noise=torch.zeros(4, 3))
+        found = model.negative_elbo(x).mean() / x[0].numel()
+    torch.testing.assert_close(found, sum(losses.values()))
+
+
 def test_anovaegans_passes_for_the_critic_leave_the_statistics():
     model = build("anovaegan").train()
     x = to_model_input(blobs(8))

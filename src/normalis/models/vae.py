@@ -97,7 +97,7 @@ class VAE(Autoencoder):
     def negative_elbo(self, x: Tensor) -> Tensor:
         """Return each image's loss times its pixels, at the posterior's mean: (B,)."""
         mu, log_var = self.posterior(x)
-        errors = (self.decode(mu).float() - x).square().flatten(1).sum(1)
+        errors = self.error(x, self.decode(mu)).flatten(1).sum(1)
         weight: float = x[0].numel() * self.settings.beta
         return errors + weight * self._reduce(gaussian_kl(mu, log_var))
 
