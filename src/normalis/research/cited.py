@@ -120,7 +120,6 @@ SYSTEMS = (
         scorer="postprocessed",
         latent_dims={"": 128},
         effort=0.5,
-        learning_rate=1e-3,
     ),
     System(
         name="AE, spatial, post-processed",
@@ -130,7 +129,6 @@ SYSTEMS = (
         scorer="postprocessed",
         latent_dims={"": 128},
         effort=0.5,
-        learning_rate=1e-3,
     ),
     System(name="AnoVAEGAN", method="anovaegan", cites="5", effort=0.3, learning_rate=1e-3),
     System(name="MorphAEus", method="morphaeus", cites="6", effort=0.5, learning_rate=1e-3),
