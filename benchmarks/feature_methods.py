@@ -40,6 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "spade": {},
     "spade taps=c+g stride=16 share=1": {"taps": "c+g", "stride": 16, "share": 1.0},
     "feature-ae": {},
+    "uniad": {},
+    "hvq-trans": {},
 }
 
 

@@ -47,6 +47,7 @@ from normalis.loading.held_out import (
 )
 from normalis.loading.labels import check_all_normal
 from normalis.loading.similar import SHOWN, SimilarImages, SimilarNormals
+from normalis.loading.unlabelled import Unlabelled, unlabelled_images
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Footprint
 from normalis.models.inputs import to_model_input
 from normalis.notebook.progress import listener
@@ -70,6 +71,7 @@ else:
 
 __all__ = ["AnomalyDetector"]
 
+_NONE = np.empty(0, np.uint64)  # images that were learned from unlabelled
 _MOST_MEASURED = 3000  # images that a measurement looks at, evenly spread, at most
 
 
@@ -256,7 +258,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             standardize=self.standardize,
         )
 
-    def _build(self) -> AnomalyModel:
+    def _build(self, **more: Any) -> AnomalyModel:
         width = {} if isinstance(self.latent_dim, str) else {"latent_dim": self.latent_dim}
         return models.build(
             self._method,
@@ -264,7 +266,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             image_size=self._image_size,
             channels=self.channels,
             **width,
-            **self._method_options,
+            **{**self._method_options, **more},
         )
 
     @property
@@ -287,7 +289,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             return self.scorer
         return scorers.default_scorer(models.model_class(self._method))
 
-    def _checked(self) -> AnomalyModel:
+    def _checked(self, **more: Any) -> AnomalyModel:
         """Fail before any image is read if a setting is out of its range; return the model."""
         if not isinstance(self.latent_dim, Integral) and self.latent_dim != "auto":
             raise SettingsError(
@@ -314,7 +316,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
         self._build_scorer()
-        return self._build()
+        return self._build(**more)
 
     def _check_panel(self) -> None:
         if self.calibration == "cv+":
@@ -348,6 +350,8 @@ class AnomalyDetector(Verbs, BaseEstimator):
         y: Sequence[Any] | NDArray[Any] | None = None,
         *,
         patient_ids: Sequence[str | None] | None = None,
+        unlabelled: Images | None = None,
+        unlabelled_overlap: str = "refuse",
         run: str | Path | None = None,
         overwrite: bool = False,
         progress: Callable[[Progress], None] | bool | None = None,
@@ -360,6 +364,11 @@ class AnomalyDetector(Verbs, BaseEstimator):
             y: for scikit-learn's sake: labels, which must all be 0, False or "normal". Nothing is
                 learnt from them.
             patient_ids: (N,) for arrays, so that whole patients are held out.
+            unlabelled: images of which nothing is known, as ``x``, for methods that learn from them
+                beside the normal ones (``ddad``): of other patients than those of ``x``, its test
+                split among them, and no copies.
+            unlabelled_overlap: ``refuse`` raises where some are known; ``leave-out`` goes on
+                without these.
             run: folder to write the run into as it goes; an interrupted run found there is
                 resumed, with the result that it would have had.
             overwrite: whether a finished run in that folder may be replaced. Otherwise the same
@@ -378,9 +387,10 @@ class AnomalyDetector(Verbs, BaseEstimator):
         """
         check_all_normal(y)
         hears = listener(progress)
-        first = self._checked()
+        beside = self._beside(unlabelled, unlabelled_overlap)
+        first = self._checked(**({"unlabelled": 1} if beside else {}))  # how many is not known yet
         if run is None:
-            self.fitted_ = self._fit(first, x, patient_ids, None, hears)
+            self.fitted_ = self._fit(first, x, patient_ids, None, hears, beside=beside)
             _warn(self.fitted_)
             return self
         folder = RunFolder(run)
@@ -388,12 +398,41 @@ class AnomalyDetector(Verbs, BaseEstimator):
         with folder.locked():
             folder.check_writable(overwrite=overwrite or self._may_have_written(folder))
             there = None if overwrite or not folder.finished else folder
-            fitted = self._fit(first, x, patient_ids, folder, hears, there)
+            fitted = self._fit(first, x, patient_ids, folder, hears, there, beside=beside)
             if there is None:
                 fitted.write(folder)
         self.fitted_ = fitted
         _warn(fitted)
         return self
+
+    def _beside(
+        self, unlabelled: Images | None, overlap: str
+    ) -> Callable[[Normals, Images], Unlabelled] | None:
+        """Return what reads the unlabelled images once the normal ones are there.
+
+        Raises:
+            SettingsError: if the method has no use for them.
+        """
+        if unlabelled is None and self._method_options.get("unlabelled"):
+            raise SettingsError(
+                f"unlabelled = {self._method_options['unlabelled']} images were said and none are "
+                "there: give them (--unlabelled FOLDER, unlabelled=...); their number is counted"
+            )
+        if unlabelled is None:
+            return None
+        if not models.model_class(self._method).learns_unlabelled:
+            able = [m for m in models.MODELS if models.model_class(m).learns_unlabelled]
+            raise SettingsError(
+                f"the method {models.method_name(self._method)} learns from normal images alone: "
+                f"leave out unlabelled (--unlabelled), or choose {' or '.join(able)}"
+            )
+
+        def read(normals: Normals, source: Images) -> Unlabelled:
+            return unlabelled_images(
+                unlabelled, self.image_settings, normals=normals, source=source, overlap=overlap
+            )
+
+        return read
 
     def _may_have_written(self, folder: RunFolder) -> bool:
         """Return whether a finished run has the settings that were asked for; fast."""
@@ -414,23 +453,31 @@ class AnomalyDetector(Verbs, BaseEstimator):
         folder: RunFolder | None,
         progress: Callable[[Progress], None] | None,
         there: RunFolder | None = None,
+        *,
+        beside: Callable[[Normals, Images], Unlabelled] | None = None,
     ) -> FittedDetector:
         started = time.perf_counter()
         watches = isinstance(first, Autoencoder) and first.needs_held_out
         normals, choice = self._normal_images(x, patient_ids, watches)
         train, held, device = normals.train, normals.held, pick_device(self.device)
+        others = beside(normals, x) if beside else None
+        more = {"unlabelled": len(others.loaded.rows)} if others else {}
+        if others:
+            first = self._build(**more)
         info: dict[str, Any] = {
-            "data": _described(normals, choice),
+            "data": _described(normals, choice, others),
             "calibration": self._said(normals, choice),
             "load_s": time.perf_counter() - started,
         }
         training = self._training_settings(len(train.rows))
         params = self._plain_params(training) | self._used(choice)
+        if others:
+            params["method_options"] = {**(params["method_options"] or {}), **more}
         fold = folds(train, choice.folds, self.random_state) if choice and choice.folds else None
         if there is not None:
             return _answered_from(there, params, info["data"], self.device)
         count = choice.folds or 1 if choice else 1
-        built = [first, *(self._build() for _ in range(count - 1))]
+        built = [first, *(self._build(**more) for _ in range(count - 1))]
         if footprint := built[0].footprint(len(train.rows)):
             info["footprint"] = asdict(footprint)
         trained = train_models(
@@ -442,8 +489,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
             fold=fold,
             held=torch.from_numpy(normals.watched.pixels) if normals.watched else None,
             folder=folder,
-            identity=_resumed_by(params, info["data"]["fingerprint"]),
+            identity=_resumed_by(params, _seen(info["data"])),
             progress=progress,
+            unlabelled=torch.from_numpy(others.loaded.pixels) if others else None,
         )
         fitted = FittedDetector(
             params=params,
@@ -455,6 +503,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             history=trained.history,
             skipped=[*train.skipped, *(held.skipped if held else [])],
             trained_on=image_marks(train.pixels),
+            unlabelled_on=image_marks(others.loaded.pixels) if others else _NONE,
         )
         fixed = calibrate_on(fitted, train, held, fold=fold, seed=self.random_state)
         if measured := self._measured(normals, built):
@@ -761,6 +810,12 @@ def _answered_from(
     return FittedDetector.load(folder.path, device=device, trust=True)
 
 
+def _seen(data: Mapping[str, Any]) -> str:
+    """Return the fingerprint of all that is trained on."""
+    found = str(data["fingerprint"])
+    return f"{found} {data['unlabelled']['fingerprint']}" if "unlabelled" in data else found
+
+
 def _resumed_by(params: Mapping[str, Any], data: str) -> str:
     """Return what a resumed run must have in common with the one that was interrupted."""
     asked = {k: v for k, v in params.items() if k != "device"}
@@ -773,7 +828,9 @@ def _rules(where: Sequence[str]) -> tuple[str, ...]:
     return tuple(where)
 
 
-def _described(normals: Normals, choice: Choice | None) -> dict[str, Any]:
+def _described(
+    normals: Normals, choice: Choice | None, others: Unlabelled | None = None
+) -> dict[str, Any]:
     """Return what is written down of the data."""
     train, held = normals.train, normals.held
     calibrating = train if choice and choice.folds else held
@@ -784,6 +841,7 @@ def _described(normals: Normals, choice: Choice | None) -> dict[str, Any]:
         "train_images": len(train.rows),
         "calibration_images": len(calibrating.rows) if calibrating else 0,
         "skipped": len(train.skipped) + (len(held.skipped) if held else 0),
+        **({"unlabelled": others.described()} if others else {}),
     }
 
 

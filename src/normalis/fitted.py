@@ -59,6 +59,7 @@ from normalis.loading.held_out import (
     with_units,
 )
 from normalis.loading.similar import SHOWN, SimilarImages, SimilarNormals
+from normalis.loading.unlabelled import mark_learned_from
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.notebook.verbs import Verbs
 from normalis.scorers.base import Scorer
@@ -97,6 +98,7 @@ class FittedDetector(Verbs):
         info: data, versions, durations.
         skipped: (path, reason) of normal images that could not be read.
         trained_on: a mark of each image that was trained on, so that none of them calibrates.
+        unlabelled_on: a mark of each unlabelled image that the method learned from.
         grouped: calibrations within groups, None where there is one for all.
         similar: small pictures of the normal images that the model can name; None where it names
             none, or none are to be kept (``keep_similar``).
@@ -116,6 +118,7 @@ class FittedDetector(Verbs):
     info: Mapping[str, Any] = field(default_factory=dict)
     skipped: Sequence[tuple[Path, str]] = ()
     trained_on: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    unlabelled_on: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     grouped: Grouped | None = None
     similar: SimilarImages | None = None
 
@@ -199,8 +202,9 @@ class FittedDetector(Verbs):
             reconstructions: whether to return reconstructions.
             similar: how many of the most similar normal images to name of each.
         """
+        marked = (mark_learned_from(batch, self.unlabelled_on) for batch in batches)
         yield from scoring.score(
-            self, batches, maps=maps, reconstructions=reconstructions, similar=similar
+            self, marked, maps=maps, reconstructions=reconstructions, similar=similar
         )
 
     def stream(
@@ -273,7 +277,7 @@ class FittedDetector(Verbs):
         if is_array(x):
             loaded = from_array(x, self.image_settings, rule=self.rule, fit_rule=False)
             batches = scoring.batches_of(loaded, fitted=self)
-            found = list(scoring.score(self, batches, maps=maps, similar=similar))
+            found = list(self.score(batches, maps=maps, similar=similar))
             scores = np.concatenate([part.anomaly_score for part in found])
             if not np.isfinite(scores).all():
                 raise DataError(
@@ -470,7 +474,8 @@ class FittedDetector(Verbs):
                 f"{name}: the detector was trained on these images; calibrate it on normal "
                 "images that it has not seen"
             )
-        seen = np.flatnonzero(np.isin(image_marks(held.pixels), self.trained_on))
+        known = np.concatenate([self.trained_on, self.unlabelled_on])
+        seen = np.flatnonzero(np.isin(image_marks(held.pixels), known))
         if seen.size:
             first = [str(held.rows[i].path) for i in seen[:3]]
             raise DataError(
@@ -548,7 +553,8 @@ class FittedDetector(Verbs):
             self._arrays()
             | self._map_arrays()
             | (self.similar.state() if self.similar else {})
-            | {"decision_scores": self.normal_scores, "trained_on": self.trained_on},
+            | {"decision_scores": self.normal_scores, "trained_on": self.trained_on}
+            | ({"unlabelled_on": self.unlabelled_on} if len(self.unlabelled_on) else {}),
             {
                 "params": self.params,
                 "image_settings": asdict(self.image_settings),
@@ -639,6 +645,7 @@ class FittedDetector(Verbs):
             history=body["history"],
             info=body["info"],
             trained_on=arrays.get("trained_on", np.empty(0, np.uint64)),
+            unlabelled_on=arrays.get("unlabelled_on", np.empty(0, np.uint64)),
             grouped=Grouped.from_dict(grouped) if grouped else None,
             similar=SimilarImages.restore(arrays),
         )

@@ -86,6 +86,7 @@ def train_models(
     folder: RunFolder | None = None,
     identity: str = "",
     progress: Callable[[Progress], None] | None = None,
+    unlabelled: Tensor | None = None,
 ) -> Trained:
     """Fit each model on the images outside its fold; return what is known of the training.
 
@@ -100,6 +101,7 @@ def train_models(
         folder: where checkpoints are kept, so that a killed training goes on.
         identity: what an interrupted training must have in common with this one.
         progress: called after each epoch.
+        unlabelled: (U, C, S, S) images of which nothing is known, for methods that learn from them.
     """
     rows = None
     if fold is not None:
@@ -121,6 +123,9 @@ def train_models(
         "rows": rows,
         "held": held,
     }
+    for k, network in enumerate(networks):
+        normals = len(pixels) if rows is None else len(rows[k])
+        network.give_unlabelled(unlabelled, normals=normals, standardize=settings.standardize)
     if folder is None:
         training = Training(networks, pixels, **shared)
         training.run(progress)
@@ -128,6 +133,8 @@ def train_models(
         training = train_resumably(
             networks, pixels, folder=folder, identity=identity, callback=progress, **shared
         )
+    for network in networks:  # which is kept, and they need not be
+        network.give_unlabelled(None)
     return Trained(history=training.history, threads=training.threads, seconds=training.seconds)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from normalis.datasets import Dataset
     from normalis.studies.kinds import Kind
 
-__all__ = ["describe", "open_data", "report_skipped", "select"]
+__all__ = ["describe", "open_data", "open_unlabelled", "report_skipped", "select"]
 
 
 def open_data(
@@ -39,6 +39,26 @@ def open_data(
             soft_wrap=True,
         )
     return dataset
+
+
+def open_unlabelled(
+    folder: Path | None, patient_pattern: str | None, *, ignore_tables: bool
+) -> Dataset | None:
+    """Open images of which nothing is known; their names need not fit the pattern of patients."""
+    from normalis.datasets import open_dataset, patients_from_pattern
+    from normalis.errors import NormalisError
+
+    if folder is None:
+        return None
+    found: Dataset = open_dataset(folder, ignore_tables=ignore_tables)
+    if not patient_pattern:
+        return found
+    try:
+        named: Dataset = patients_from_pattern(found, patient_pattern)
+        return named
+    except NormalisError as error:
+        errors.print(f"note: unlabelled images are of unknown patients: {error}", soft_wrap=True)
+        return found
 
 
 def select(dataset: Dataset, rules: Sequence[str]) -> tuple[Dataset, list[Kind]]:

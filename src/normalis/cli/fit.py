@@ -13,7 +13,7 @@ from normalis.cli.arguments import Data, PatientPattern, Where
 from normalis.cli.calibrate import say_calibration
 from normalis.cli.console import Progress as Bar
 from normalis.cli.console import console, errors, escape, progress
-from normalis.cli.data import describe, open_data, report_skipped, select
+from normalis.cli.data import describe, open_data, open_unlabelled, report_skipped, select
 from normalis.cli.values import count, options_of, use_threads
 from normalis.errors import CalibrationWarning
 
@@ -39,6 +39,14 @@ def fit(
         typer.Option(
             help="Of the panel, by default ae-u,feature-knn,feature-gaussian,spade. One alone is "
             "that method: --members ae-u needs no pretrained weights."
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Images of which nothing is known, for a method that learns from them beside the "
+            "normal ones: ddad. Of other patients than the normal and the test images.",
         ),
     ] = None,
     patient_pattern: PatientPattern = None,
@@ -78,6 +86,14 @@ def fit(
             "'*' for all.",
         ),
     ] = None,
+    unlabelled_overlap: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_DATA,
+            help="What to do about unlabelled images that are normal or test images too, or of "
+            "their patients: refuse, or leave-out.",
+        ),
+    ] = "refuse",
     ignore_tables: Annotated[
         bool,
         typer.Option(
@@ -238,11 +254,19 @@ def fit(
         keep_similar=keep_similar,
     )
     _notice_latent(method, latent_dim)
+    beside = open_unlabelled(unlabelled, patient_pattern, ignore_tables=ignore_tables)
     if footprint := detector.footprint(len(dataset.to_train_on())):
         errors.print(f"  memory: {footprint}")
     with progress(f"fit {method}") as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # said below
-        detector.fit(dataset, run=out, overwrite=overwrite, progress=_epochs(bar))
+        detector.fit(
+            dataset,
+            unlabelled=beside,
+            unlabelled_overlap=unlabelled_overlap,
+            run=out,
+            overwrite=overwrite,
+            progress=_epochs(bar),
+        )
     report_skipped(detector.skipped_, out / "skipped.csv")
     _summarise_fit(detector, out)
 
@@ -293,6 +317,12 @@ def _summarise_fit(detector: Any, out: Path) -> None:
         f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
         f"{info['data']['calibration_images']} scored unseen for calibration"
     )
+    if others := info["data"].get("unlabelled"):
+        console.print(
+            f"learned from {others['images']} unlabelled images as well; {others['left_out']} left "
+            "out, since they are known",
+            soft_wrap=True,
+        )
     if "members" in info:
         console.print(f"panel of {', '.join(info['members'])}", soft_wrap=True)
         for name, reason in info["left_out"].items():

@@ -25,6 +25,8 @@ from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.fitted import fitted_of
 from normalis.loading.arrays import Loaded, Row, load, load_masks, to_unit
 from normalis.loading.marked import marked_normals
+from normalis.loading.units import some
+from normalis.loading.unlabelled import LEARNED_FROM
 from normalis.scoring import joined_scores
 
 if TYPE_CHECKING:
@@ -91,7 +93,8 @@ def evaluate_detector(
             f"{t}": _listed(keys, found.leaked(t))
             for t in _THRESHOLDS
             if not (t == min(_THRESHOLDS) and all_alike(found))
-        },
+        }
+        | {"unlabelled": _learned_from(rows, notes)},
         baselines=_baselines(fitted, data, read, found, keys),
         kind=[row.kind if bad else None for row, bad in zip(rows, labels, strict=True)],
         maps=maps,
@@ -137,6 +140,18 @@ def _labels(
             "in a few of them: no masks tell them apart."
         )
     return labels
+
+
+def _learned_from(rows: Sequence[Row], notes: list[str]) -> NDArray[np.bool_]:
+    """Return which images the method learned from unlabelled; note how many and some names."""
+    known = np.array([LEARNED_FROM in row.header for row in rows], dtype=bool)
+    if known.any():
+        names = some([row.path.name for row in rows if LEARNED_FROM in row.header])
+        notes.append(
+            f"{int(known.sum())} of {len(rows)} test images were among the unlabelled ones that "
+            f"the method learned from ({names}): take the figures without unlabelled."
+        )
+    return known
 
 
 def _labelled(data: Dataset) -> tuple[Sample, ...]:

@@ -34,6 +34,7 @@ MODELS = Shelf(
         "rate-ae": "normalis.models.rate_ae:RateAE",
         "nested-ae": "normalis.models.nested_ae:NestedAE",
         "ae-u": "normalis.models.ae_u:AEU",
+        "ddad": "normalis.models.ddad:DDAD",
         "dae": "normalis.models.dae:DAE",
         "restore": "normalis.models.restore:Restore",
         "ganomaly": "normalis.models.ganomaly:GANomaly",

@@ -7,7 +7,7 @@
                     image; at_border: the map's highest place lies in the outer 5 % of the image.
                     After these what is known of: study_uid, series_uid, sop_uid, frame (from 1),
                     instance_number, series_number, series_description, view, laterality,
-                    accession_number
+                    accession_number, unlabelled_in_fit (1 where the method learned from the image)
     series.csv      one row a DICOM series: worst score, p-value, where, plane, how slices lie
     findings.csv    areas above what 1 in 20 normal images reach, with place, size and p-value; of
                     an image without any its highest place, above = 0 (`calibration.findings`)
@@ -58,7 +58,8 @@ from normalis.errors import RunError, SettingsError
 from normalis.files import ANY_NAME, is_temporary, read_csv, remove_temporaries, visible
 from normalis.fitted import fitted_of
 from normalis.loading.similar import SHOWN
-from normalis.loading.units import file_of, unit_name
+from normalis.loading.units import file_of, some, unit_name
+from normalis.loading.unlabelled import LEARNED_FROM
 from normalis.output.details import kept_details
 from normalis.output.image_files import ImageFiles, do_all, slice_label
 from normalis.output.journal import END, Journal, stamp
@@ -456,7 +457,7 @@ class _Writer:
         rows = self._rows(samples)
         p_values, flagged = self._judge(rows)
         seen_by = self._seen_by(rows.scores)
-        drift = self._drift(rows)
+        drift = [*self._drift(rows), *self._learned_from(samples, rows)]
 
         origins = columns_of(rows.origin)
 
@@ -637,6 +638,18 @@ class _Writer:
             f"at least {found.least_anomalous:.0%} of the new {calibration.level}s must be "
             "anomalous; if fewer are, the images differ from those held out for calibration, and "
             "the false-positive rate does not hold"
+        ]
+
+    def _learned_from(self, samples: Sequence[Sample], rows: _Rows) -> list[str]:
+        """Say which images the method learned from unlabelled: they are no new images to it."""
+        known = [i for i, text in enumerate(rows.origin) if f'"{LEARNED_FROM}"' in text]
+        if not known:
+            return []
+        names = some([self._said(samples[rows.sample[i]].path) for i in known])
+        return [
+            f"{len(known)} of {len(rows.sample)} images were among the unlabelled ones that the "
+            f"method learned from, so that their p-values are none: {names} (column {LEARNED_FROM} "
+            "of scores.csv)"
         ]
 
     def _seen_by(self, scores: NDArray[np.float64]) -> list[str]:

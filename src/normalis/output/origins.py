@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis.loading.unlabelled import LEARNED_FROM
+
 if TYPE_CHECKING:
     from normalis.calibration.conformal import Calibration
     from normalis.loading.arrays import Row
@@ -22,7 +24,7 @@ __all__ = ["COLUMNS", "SERIES_COLUMNS", "columns_of", "origin_of", "series_rows"
 #: In this order, after the columns that every table of scores has.
 COLUMNS = (
     "study_uid", "series_uid", "sop_uid", "frame", "instance_number", "series_number",
-    "series_description", "view", "laterality", "accession_number",
+    "series_description", "view", "laterality", "accession_number", LEARNED_FROM,
 )  # fmt: skip
 #: Of series.csv; ``lie`` says how the slices lie in space.
 SERIES_COLUMNS = (
