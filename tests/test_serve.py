@@ -21,10 +21,10 @@ from normalis.errors import RunError, SettingsError
 from normalis.pacs.peer import Address, Sent, peer_at
 from normalis.serve import listener as listener_module
 from normalis.serve.listener import listening
-from normalis.serve.store import Store
+from normalis.serve.store import MOST_TRIES, Store
 from normalis.serve.users import Sessions, Users, add_user
 from normalis.serve.web import WebSettings, check_exposure, make_app
-from normalis.serve.worker import MOST_TRIES, Worker
+from normalis.serve.worker import Worker
 from pacs_peers import embedded, free_port
 
 KINDS = ("sc", "sr", "seg")
@@ -80,12 +80,13 @@ class Taking:
     """A PACS that takes what it is told to take."""
 
     def __init__(self):
-        self.kept, self.problem = [], ""
+        self.kept, self.problem, self.state, self.asked = [], "", "refused", 0
 
     def store(self, datasets):
+        self.asked += 1
         if self.problem:
             return [
-                Sent(sop_uid=str(d.SOPInstanceUID), state="refused", problem=self.problem)
+                Sent(sop_uid=str(d.SOPInstanceUID), state=self.state, problem=self.problem)
                 for d in datasets
             ]
         self.kept += datasets
@@ -228,11 +229,11 @@ def test_a_port_in_use_says_so(store):
 # --- failing ---
 
 
-def test_a_pacs_that_is_down_is_tried_again_and_then_given_up(store, worker, clock):
+def test_an_object_that_is_refused_again_and_again_is_given_up(store, worker, clock):
     arrive(store, [film()])
     clock.time += 61
     worker.score_next()
-    worker.peer.problem = "no association"
+    worker.peer.problem = "status 0x0122"
     tries = 0
     while store.counts().get("objects_waiting"):
         clock.time += 4000
@@ -245,6 +246,39 @@ def test_a_pacs_that_is_down_is_tried_again_and_then_given_up(store, worker, clo
     assert store.send_again(uid, "reader") >= 1
     worker.send_due()
     assert store.counts()["objects_kept"] >= 1
+
+
+def test_a_pacs_that_is_down_for_a_night_loses_nothing_and_is_asked_rarely(store, worker, clock):
+    arrive(store, [film()])
+    clock.time += 61
+    worker.score_next()
+    worker.peer.problem, worker.peer.state = "no association", "unreached"
+    asked = 0
+    for _ in range(8 * 3600):
+        clock.time += 1
+        before = worker.peer.asked
+        worker.send_due()
+        asked += worker.peer.asked - before
+    assert 8 * 6 <= asked < 8 * 6 + 8
+    assert "no association" in worker.peer_problem
+    assert store.counts().get("objects_dead", 0) == 0
+    worker.peer.problem = ""
+    clock.time += 600
+    assert worker.send_due()
+    assert worker.peer_problem == ""
+    assert store.counts()["objects_kept"] >= 1
+
+
+# pynetdicom leaves the socket that could not connect to the collector.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket")
+def test_results_wait_while_the_port_is_closed(store, detector, clock):
+    worker = Worker(store, detector, kinds=KINDS, peer=peer_at(f"PEER@127.0.0.1:{free_port()}"))
+    arrive(store, [film()])
+    clock.time += 61
+    worker.score_next()
+    assert not worker.send_due()
+    assert "no association" in worker.peer_problem
+    assert set(store.run("SELECT state,tries FROM outbox")[0]) == {"waiting", 0}
 
 
 def test_an_object_that_is_refused_waits_longer_each_time(store, worker, clock):
@@ -290,6 +324,79 @@ def test_a_crash_while_scoring_starts_the_study_again(store, worker, clock, tmp_
     assert after.studies()[0]["state"] == "waiting"
     assert after.next_job() is not None
     after.close()
+
+
+def test_a_study_that_ends_the_process_again_and_again_is_given_up(tmp_path, store, clock):
+    arrive(store, [file := film()])
+    other = film()
+    for number in range(1, MOST_TRIES + 1):
+        clock.time += 4000
+        job = store.next_job()
+        assert job is not None
+        assert (job.study, job.tries) == (file.StudyInstanceUID, number - 1)
+        store.close()
+        store = Store(tmp_path / "data", now=clock)
+        if number == 1:
+            arrive(store, [other])
+        if number == 2:  # others come first
+            taken = store.next_job()
+            assert taken.study == other.StudyInstanceUID
+            store.scored(taken.study, {}, {})
+    (entry,) = store.studies(file.StudyInstanceUID)
+    assert entry["state"] == "failed"
+    assert f"ended {MOST_TRIES} times" in entry["error"]
+    assert store.next_job() is None
+    store.send_again(entry["uid"], "reader")
+    assert store.next_job().study == file.StudyInstanceUID
+    store.close()
+
+
+def test_a_folder_that_was_moved_goes_on(tmp_path, worker, store, clock):
+    arrive(store, [film()])
+    clock.time += 61
+    assert worker.score_next()
+    store.close()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = Store(tmp_path / "moved", now=clock)
+    again = Worker(moved, worker.detector, kinds=KINDS, peer=Taking(), fpr=0.2)
+    assert again.send_due()
+    assert moved.counts().get("objects_dead", 0) == 0
+    arrive(moved, [film()])
+    clock.time += 61
+    assert again.score_next()
+    assert {entry["state"] for entry in moved.studies()} == {"scored"}
+    again.send_due()
+    assert moved.make_room(0) == 2
+    moved.close()
+
+
+def test_files_that_no_table_knows_are_scored_and_half_ones_removed(tmp_path, store, clock):
+    arrive(store, [film(), film()])
+    (store.spool / "half.part").write_bytes(b"DICM")
+    (store.spool / "damaged.dcm").write_bytes(b"no DICOM")
+    store.close()
+    (tmp_path / "data" / "normalis.sqlite").unlink()
+    store = Store(tmp_path / "data", now=clock)
+    assert listener_module.adopt(store, 60.0) == 2
+    assert listener_module.adopt(store, 60.0) == 0
+    assert store.counts()["studies_waiting"] == 2
+    assert not (store.spool / "half.part").exists()
+    store.close()
+
+
+def test_a_late_image_of_a_study_whose_images_were_removed_says_so(store, worker, clock):
+    files = series("MR", lesion_slices(slices=4), study())
+    arrive(store, files[:3])
+    clock.time += 61
+    worker.score_next()
+    worker.send_due()
+    store.make_room(0)
+    arrive(store, files[3:])
+    clock.time += 61
+    worker.score_next()
+    (entry,) = store.studies()
+    assert entry["result"]["images"] == 1
+    assert entry["result"]["aside"] == {"removed to make room": 3}
 
 
 def test_files_that_are_gone_say_so(store, worker, clock):

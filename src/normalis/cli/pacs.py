@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from normalis.cli.console import console, errors, progress, table
+from normalis.cli.stopping import Stopped
 from normalis.errors import SettingsError, require
 
 if TYPE_CHECKING:
@@ -186,13 +187,14 @@ def push(
     with progress("send") as bar:
         told = send(peer, paths, progress=bar.update)
     states = {
-        state: sum(s.state == state for _, s in told) for state in ("kept", "sent", "refused")
+        state: sum(s.state == state for _, s in told)
+        for state in ("kept", "sent", "refused", "unreached")
     }
     console.print(table("Sent", ["state", "objects"], [[k, v] for k, v in states.items() if v]))
     for path, one in told:
         if one.problem:
             errors.print(f"{escape(str(path))}: {one.state}, {escape(one.problem)}", soft_wrap=True)
-    if states["refused"]:
+    if states["refused"] or states["unreached"]:
         raise typer.Exit(1)
 
 
@@ -285,7 +287,10 @@ def serve(
     scheme = "https" if web_cert is not None else "http"
     console.print(f"listening as {address}; page: {scheme}://{host}:{port}/", soft_wrap=True)
     console.print("for triage and research, not for diagnosis")
-    run_service(data, detector, peer, settings, page)
+    try:
+        run_service(data, detector, peer, settings, page)
+    except Stopped as stopped:
+        console.print(f"ended by {stopped}: what was received is kept")
 
 
 @app.command("serve-user")

@@ -185,12 +185,14 @@ class DimsePeer:
         """Send objects and ask for each whether it is there."""
         pairs = sorted({(d.SOPClassUID, d.file_meta.TransferSyntaxUID) for d in datasets})
         contexts = [(sop_class, [syntax]) for sop_class, syntax in pairs]
-        said: list[str] = []
         try:
             with self._association(contexts[:128]) as peer:
                 said = [_send(peer, data) for data in datasets]
         except RunError as error:
-            said += [str(error)] * (len(datasets) - len(said))
+            return [
+                Sent(sop_uid=str(d.SOPInstanceUID), state="unreached", problem=str(error))
+                for d in datasets
+            ]
         return [self._verified(d, problem) for d, problem in zip(datasets, said, strict=True)]
 
     def _verified(self, dataset: Any, problem: str) -> Sent:

@@ -132,6 +132,9 @@ def mark(dataset: Any, kind: str, *, model: str, source: Any, key: Sequence[obje
     dataset.SOPInstanceUID = stable_uid(model, study, kind, "instance", *key)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.SeriesDescription = DESCRIPTIONS[kind]
+    for axis in (*dataset.get("DimensionOrganizationSequence", ()),
+                 *dataset.get("DimensionIndexSequence", ())):  # fmt: skip
+        axis.DimensionOrganizationUID = stable_uid(model, study, kind, "dimensions", *key)
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [code("109102", "Processing Equipment", "DCM")]
     item.Manufacturer = item.ManufacturerModelName = OUR_NAME

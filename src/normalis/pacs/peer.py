@@ -71,7 +71,7 @@ class Sent:
     Attributes:
         sop_uid: SOP Instance UID.
         state: ``kept`` if the peer was asked again and has it, ``sent`` if it only said so,
-            ``refused`` if it did not take it.
+            ``refused`` if it did not take it, ``unreached`` if there was no talking to it.
         problem: why not; empty if all is well.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session, create_session_from_user_pass
 from pydicom.datadict import tag_for_keyword
+from requests import ConnectionError as NoConnection
 from requests import RequestException
 
 from normalis.errors import RunError
@@ -92,7 +93,8 @@ class WebPeer:
             self.client.store_instances([dataset])
             kept = self.has(dataset)
         except (RequestException, ValueError, RunError) as error:
-            return Sent(sop_uid=uid, state="refused", problem=str(error)[:200])
+            state = "unreached" if isinstance(error, NoConnection) else "refused"
+            return Sent(sop_uid=uid, state=state, problem=str(error)[:200])
         problem = "" if kept else "the server said success and does not find it"
         return Sent(sop_uid=uid, state="kept" if kept else "sent", problem=problem)
 

@@ -13,6 +13,7 @@ import shutil
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
@@ -22,7 +23,7 @@ from normalis.pacs.peer import Address
 from normalis.pacs.transfer import file_name
 from normalis.serve.store import Store
 
-__all__ = ["OUT_OF_RESOURCES", "SUCCESS", "listening", "take"]
+__all__ = ["OUT_OF_RESOURCES", "SUCCESS", "adopt", "listening", "take"]
 
 log = logging.getLogger("normalis.serve")
 
@@ -45,13 +46,7 @@ def take(event: Any, store: Store, quiet_s: float, reserve_bytes: int) -> int:
         if shutil.disk_usage(store.folder).free < reserve_bytes:
             store.note(sender, "refused", why="the disk is nearly full")
             return OUT_OF_RESOURCES
-        data = event.dataset
-        names = {
-            "sop": str(data.SOPInstanceUID),
-            "study": str(data.StudyInstanceUID),
-            "series": str(data.get("SeriesInstanceUID", "")),
-            "sop_class": str(data.SOPClassUID),
-        }
+        names = _names(event.dataset)
         encoded = event.encoded_dataset()  # as it came: what is compressed stays so
     except Exception as error:  # a sender's object may be anything
         log.warning("an object of %s is not understood: %s", sender, error)
@@ -69,6 +64,45 @@ def take(event: Any, store: Store, quiet_s: float, reserve_bytes: int) -> int:
         log.error("an object of %s cannot be kept: %s", sender, error)
         return OUT_OF_RESOURCES
     return SUCCESS
+
+
+def _names(data: Any) -> dict[str, str]:
+    """Return the UIDs of an object."""
+    return {
+        "sop": str(data.SOPInstanceUID),
+        "study": str(data.StudyInstanceUID),
+        "series": str(data.get("SeriesInstanceUID", "")),
+        "sop_class": str(data.SOPClassUID),
+    }
+
+
+def adopt(store: Store, quiet_s: float) -> int:
+    """Note files in the spool that no table knows, and remove half-written ones; return how many.
+
+    They are there if the service was killed between writing a file and noting it, or if its file of
+    state was lost. Their sender may have heard that they are kept.
+
+    Args:
+        store: of a service that takes nothing yet.
+        quiet_s: how long their studies wait for further images.
+    """
+    import pydicom
+
+    for part in store.spool.glob("*.part"):
+        part.unlink(missing_ok=True)
+    known = {Path(path).name for (path,) in store.run("SELECT path FROM instance")}
+    found = 0
+    for path in sorted(store.spool.glob("*.dcm")):
+        if path.name in known:
+            continue
+        try:
+            names = _names(pydicom.dcmread(path, stop_before_pixels=True))
+        except Exception as error:  # a damaged disk may have left anything
+            log.error("%s: lies in the spool and cannot be read: %s", path.name, error)
+            continue
+        store.received(**names, path=path, sender="normalis", quiet_s=quiet_s)
+        found += 1
+    return found
 
 
 @contextmanager

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from normalis.errors import SettingsError
+from normalis.errors import RunError, SettingsError
 from normalis.pacs.peer import Address, Peer
-from normalis.serve.listener import listening
+from normalis.serve.listener import adopt, listening
 from normalis.serve.store import Store
 from normalis.serve.web import WebSettings, make_app
 from normalis.serve.worker import Worker
 from normalis.storage import exclusive
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from normalis.fitted import FittedDetector
 
 __all__ = ["ServiceSettings", "run_service"]
@@ -81,8 +84,6 @@ def run_service(
     Raises:
         RunError: if another service uses the folder, or a port cannot be had.
     """
-    import uvicorn
-
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with exclusive(folder / ".lock", what=f"{folder}: the service's folder"):
         store = Store(folder)
@@ -91,33 +92,60 @@ def run_service(
             quota_bytes=settings.quota_bytes,
         )  # fmt: skip
         thread = threading.Thread(target=worker.run, name="normalis-worker", daemon=True)
-        config = uvicorn.Config(
-            make_app(store, worker, page),
-            host=settings.web_host,
-            port=settings.web_port,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ssl_certfile=_text(settings.web_certificate),
-            ssl_keyfile=_text(settings.web_key),
-        )
-        with listening(
-            store,
-            settings.listen,
-            allowed=settings.allowed,
-            quiet_s=settings.quiet_s,
-            reserve_bytes=settings.reserve_bytes,
-            tls=_server_tls(settings),
+        with (
+            _web_socket(settings) as socket_,
+            listening(
+                store,
+                settings.listen,
+                allowed=settings.allowed,
+                quiet_s=settings.quiet_s,
+                reserve_bytes=settings.reserve_bytes,
+                tls=_server_tls(settings),
+            ),
         ):
+            server = _web_server(make_app(store, worker, page), settings)
+            if found := adopt(store, settings.quiet_s):
+                log.warning("%d files lay in the spool unnoted and are scored now", found)
             store.note("normalis", "started")
             thread.start()
             try:
-                uvicorn.Server(config).run()
+                server.run(sockets=[socket_])
             finally:
                 worker.stop()
                 thread.join(_END_S)
                 store.note("normalis", "ended")
         store.close()
+
+
+def _web_socket(settings: ServiceSettings) -> socket.socket:
+    host, port = settings.web_host, settings.web_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise RunError(
+            f"{host}:{port}: the page cannot be shown there ({error.strerror or error}); choose "
+            "another --web"
+        ) from error
+
+
+def _web_server(app: Any, settings: ServiceSettings) -> uvicorn.Server:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(_END_S),
+        ssl_certfile=_text(settings.web_certificate),
+        ssl_keyfile=_text(settings.web_key),
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"the page's TLS files cannot be used: {error}") from error
+    return uvicorn.Server(config)
 
 
 def _text(path: Path | None) -> str | None:

@@ -19,9 +19,12 @@ from typing import Any
 
 from normalis.errors import RunError
 
-__all__ = ["REVIEW_STATES", "Job", "Store"]
+__all__ = ["MOST_TRIES", "REVIEW_STATES", "Job", "Store", "later"]
 
 REVIEW_STATES = ("new", "seen", "agree", "disagree")
+
+#: Tries after which a study or an object is given up until somebody asks for it.
+MOST_TRIES = 8
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS instance(
@@ -60,6 +63,11 @@ class Job:
     paths: tuple[Path, ...]
 
 
+def later(tries: int) -> float:
+    """Return the seconds until something that failed is tried again: longer each time."""
+    return float(min(2.0**tries * 10, 3600))
+
+
 class Store:
     """The state of the service.
 
@@ -87,7 +95,18 @@ class Store:
                 f"{folder / 'normalis.sqlite'}: cannot be used ({error}); it is the service's "
                 "memory: restore it from a backup, or choose another --data"
             ) from error
-        self.run("UPDATE study SET state='waiting' WHERE state='running'")
+        self._after_a_crash()
+
+    def _after_a_crash(self) -> None:
+        """Let what was being scored wait again; give up what ended the process too often."""
+        for uid, tries in self.run("SELECT uid,tries FROM study WHERE state='running'"):
+            why = f"the service ended {tries} times while it scored this study"
+            if tries >= MOST_TRIES:
+                self.run("UPDATE study SET state='failed', error=? WHERE uid=?", why, uid)
+                self.note("normalis", "not scored", uid, why=why, last=True)
+                continue
+            due = self.now() + (later(tries) if tries > 1 else 0)  # others first
+            self.run("UPDATE study SET state='waiting', not_before=? WHERE uid=?", due, uid)
 
     def close(self) -> None:
         """Close the file."""
@@ -156,7 +175,7 @@ class Store:
             uid, tries = due[0]
             self.run("UPDATE study SET state='running', tries=tries+1 WHERE uid=?", uid)
             rows = self.run("SELECT path FROM instance WHERE study=? ORDER BY series,sop", uid)
-            return Job(uid, tries, tuple(Path(row[0]) for row in rows))
+            return Job(uid, tries, tuple(self.spool / Path(row[0]).name for row in rows))
 
     def scored(self, study: str, result: dict[str, Any], objects: dict[str, Path]) -> None:
         """Keep what a study scored, and put its result objects into the outbox.
@@ -179,11 +198,11 @@ class Store:
         self.together(statements)
         self.note("normalis", "scored", study, objects=len(objects))
 
-    def not_scored(self, job: Job, why: str, *, most_tries: int, again: bool = True) -> None:
+    def not_scored(self, job: Job, why: str, *, again: bool = True) -> None:
         """Note that a study could not be scored; it is tried again, later each time."""
-        last = not again or job.tries + 1 >= most_tries
+        last = not again or job.tries + 1 >= MOST_TRIES
         state = "failed" if last else "waiting"
-        due = self.now() + min(2.0**job.tries * 10, 3600)
+        due = self.now() + later(job.tries)
         self.run(
             "UPDATE study SET state=?, error=?, not_before=? WHERE uid=? AND state='running'",
             state, why[:500], due, job.study,
@@ -192,25 +211,34 @@ class Store:
 
     # --- out ---
 
-    def due_objects(self, most: int = 50) -> list[sqlite3.Row]:
-        """Return result objects that are to be sent now: sop, study, path, tries."""
-        return self.run(
-            "SELECT sop,study,path,tries FROM outbox WHERE state='waiting' AND not_before<=? "
+    def due_objects(self, most: int = 50) -> list[tuple[str, str, Path]]:
+        """Return result objects that are to be sent now: UID, study, file."""
+        rows = self.run(
+            "SELECT sop,study,path FROM outbox WHERE state='waiting' AND not_before<=? "
             "ORDER BY tries,study LIMIT ?",
             self.now(), most,
         )  # fmt: skip
+        return [(sop, study, self._result(path)) for sop, study, path in rows]
 
-    def sent(self, sop: str, state: str, problem: str, *, most_tries: int) -> None:
-        """Note what became of a result object: ``kept``, ``sent`` or ``refused``."""
+    def _result(self, path: str) -> Path:
+        """Return where a result object lies now, wherever the folder lay when it was written."""
+        return self.outgoing.joinpath(*Path(path).parts[-2:])
+
+    def sent(self, sop: str, state: str, problem: str) -> None:
+        """Note what became of a result object: ``kept``, ``sent``, ``refused`` or ``gone``.
+
+        A refused one is tried again, later each time. One that never came to the peer says why it
+        waits, and no more: that is the peer's fault, not its own.
+        """
+        (tries,) = self.run("SELECT tries FROM outbox WHERE sop=?", sop)[0]
+        due, tries = 0.0, tries + (state != "unreached")
         if state == "refused":
-            (row,) = self.run("SELECT tries FROM outbox WHERE sop=?", sop)
-            state = "dead" if row[0] + 1 >= most_tries else "waiting"
-            due = self.now() + min(2.0 ** row[0] * 10, 3600)
-        else:
-            due = 0.0
+            due = self.now() + later(tries - 1)
+        if state in ("refused", "unreached"):
+            state = "dead" if tries >= MOST_TRIES else "waiting"
         self.run(
-            "UPDATE outbox SET state=?, tries=tries+1, not_before=?, error=? WHERE sop=?",
-            state, due, problem[:300], sop,
+            "UPDATE outbox SET state=?, tries=?, not_before=?, error=? WHERE sop=?",
+            "dead" if state == "gone" else state, tries, due, problem[:300], sop,
         )  # fmt: skip
 
     def send_again(self, study: str, who: str) -> int:
@@ -267,14 +295,19 @@ class Store:
 
     # --- looking ---
 
-    def studies(self) -> list[dict[str, Any]]:
-        """Return every study with its result, its review and its outbox, by p-value, then score."""
+    def studies(self, uid: str | None = None) -> list[dict[str, Any]]:
+        """Return studies with their result, review and outbox, by p-value, then score.
+
+        Args:
+            uid: of one; None for every one.
+        """
         rows = self.run(
             "SELECT s.*, COALESCE(r.state,'new') AS review, COALESCE(r.note,'') AS note, "
             "COALESCE(r.who,'') AS reader, COALESCE(r.version,0) AS version, "
             "(SELECT COUNT(*) FROM instance i WHERE i.study=s.uid) AS images, "
             "(SELECT COUNT(*) FROM outbox o WHERE o.study=s.uid AND o.state='dead') AS dead "
-            "FROM study s LEFT JOIN review r ON r.study=s.uid"
+            "FROM study s LEFT JOIN review r ON r.study=s.uid WHERE ?1 IS NULL OR s.uid=?1",
+            uid,
         )
         found = []
         for row in rows:
@@ -318,11 +351,12 @@ class Store:
             "AND NOT EXISTS(SELECT 1 FROM outbox o WHERE o.study=s.uid AND o.state='waiting') "
             "ORDER BY s.arrived"
         )
-        for row in rows:
-            path = Path(row[0])
+        for path in (self.spool / Path(row[0]).name for row in rows):
             if excess <= 0:
                 break
-            excess -= sizes.get(path, 0)
+            if path not in sizes:  # removed before
+                continue
+            excess -= sizes[path]
             path.unlink(missing_ok=True)
             removed += 1
         return removed

@@ -223,19 +223,25 @@ class _Page:
             if self.settings.users is None:
                 raise
             return RedirectResponse("/login", 303)
-        return self.show("worklist.html", session, studies=self._studies())
+        return self.show(
+            "worklist.html",
+            session,
+            studies=self._studies(),
+            problem=self.worker.peer_problem,
+        )
 
     def _studies(self) -> list[dict[str, Any]]:
         found = self.store.studies()
         for entry in found:
-            entry["key"] = file_name(entry["uid"]).removesuffix(".dcm")
+            entry["key"] = _key(entry["uid"])
         return found
 
     def _study(self, request: Request) -> dict[str, Any]:
         key = request.path_params["key"]
-        for entry in self._studies():
-            if hmac.compare_digest(entry["key"], key):
-                return entry
+        for (uid,) in self.store.run("SELECT uid FROM study"):
+            if hmac.compare_digest(_key(uid), key):
+                (entry,) = self.store.studies(uid)
+                return {**entry, "key": key}
         raise HTTPException(404, "there is no such study")
 
     async def study(self, request: Request) -> Response:
@@ -352,6 +358,7 @@ class _Page:
             "worker_silent_s": round(late, 1),
             "oldest_waiting_s": round(self.store.oldest_wait_s(), 1),
             "disk_free_bytes": free,
+            "pacs_problem": self.worker.peer_problem,
             **self.store.counts(),
         }
         return JSONResponse(said, status_code=200 if late < _LATE_S else 503)
@@ -366,6 +373,11 @@ class _Page:
         counts = {**self.store.counts(), "oldest_waiting_seconds": self.store.oldest_wait_s()}
         lines = [f"normalis_{name} {value:g}" for name, value in sorted(counts.items())]
         return PlainTextResponse("\n".join(lines) + "\n")
+
+
+def _key(uid: str) -> str:
+    """Return what names a study in addresses: no UID stands in a browser's history."""
+    return file_name(uid).removesuffix(".dcm")
 
 
 def _day(text: str) -> str:

@@ -13,17 +13,17 @@ from normalis.errors import DataError, NormalisError
 from normalis.fitted import FittedDetector
 from normalis.pacs.cases import ScoredStudy
 from normalis.pacs.export import objects_of
-from normalis.pacs.peer import Peer
+from normalis.pacs.peer import Peer, Sent
 from normalis.pacs.scoring import score_studies
 from normalis.pacs.transfer import file_name, save
-from normalis.serve.store import Job, Store
+from normalis.serve.store import Job, Store, later
 
-__all__ = ["MOST_TRIES", "Worker"]
+__all__ = ["Worker"]
 
 log = logging.getLogger("normalis.serve")
 
-MOST_TRIES = 8
 _PAUSE_S = 0.5
+_LONGEST_REST_S = 600.0
 
 
 class Worker:
@@ -51,6 +51,7 @@ class Worker:
         self.store, self.detector, self.peer = store, detector, peer
         self.kinds, self.fpr, self.quota_bytes = tuple(kinds), fpr, quota_bytes
         self.last_seen = store.now()
+        self.peer_problem, self._unreached, self._rest_until = "", 0, 0.0
         self._stop = threading.Event()
 
     def run(self, on_error: Callable[[BaseException], None] | None = None) -> None:
@@ -79,10 +80,10 @@ class Worker:
         try:
             result, objects = self._score(job)
         except DataError as error:  # nothing of it can be scored, now or later
-            self.store.not_scored(job, str(error), most_tries=MOST_TRIES, again=False)
+            self.store.not_scored(job, str(error), again=False)
         except (NormalisError, OSError, RuntimeError, ValueError, MemoryError) as error:
             log.warning("study %s: %s", job.study, error)
-            self.store.not_scored(job, f"{type(error).__name__}: {error}", most_tries=MOST_TRIES)
+            self.store.not_scored(job, f"{type(error).__name__}: {error}")
         else:
             self.store.scored(job.study, result, objects)
         if self.quota_bytes is not None and self.store.make_room(self.quota_bytes):
@@ -99,7 +100,8 @@ class Worker:
         if not files.samples:
             raise DataError("the images of the study are no longer there")
         chosen = self.detector.select(files)
-        skipped: list[tuple[Path, str]] = []
+        gone = len(job.paths) - len(files.samples)
+        skipped = [(Path(), "removed to make room")] * gone
         (study,) = score_studies(self.detector, chosen.samples, fpr=self.fpr, skipped=skipped)
         failed: list[tuple[str, str, str]] = []
         folder = self.store.outgoing / file_name(job.study).removesuffix(".dcm")
@@ -112,23 +114,38 @@ class Worker:
         return said, objects
 
     def send_due(self) -> bool:
-        """Send result objects that are due; return whether there were any."""
-        if self.peer is None:
+        """Send result objects that are due; return whether there were any.
+
+        While the peer cannot be reached, it is asked ever more rarely, and objects wait.
+        """
+        if self.peer is None or self.store.now() < self._rest_until:
             return False
         import pydicom
 
         due = self.store.due_objects()
-        there = [row for row in due if Path(row["path"]).exists()]
-        for row in due:
-            if not Path(row["path"]).exists():
-                self.store.sent(row["sop"], "refused", "its file is gone", most_tries=1)
+        for sop, _, path in due:
+            if not path.exists():
+                self.store.sent(sop, "gone", "its file is gone")
+        there = [row for row in due if row[2].exists()]
         if not there:
             return bool(due)
-        told = self.peer.store([pydicom.dcmread(row["path"]) for row in there])
-        for row, one in zip(there, told, strict=True):
-            self.store.sent(row["sop"], one.state, one.problem, most_tries=MOST_TRIES)
-            self.store.note("normalis", one.state, row["study"], sop=row["sop"], why=one.problem)
-        return True
+        told = self.peer.store([pydicom.dcmread(path) for _, _, path in there])
+        for (sop, study, _), one in zip(there, told, strict=True):
+            self.store.sent(sop, one.state, one.problem)
+            if one.state != "unreached":
+                self.store.note("normalis", one.state, study, sop=sop, why=one.problem)
+        return self._reached([one for one in told if one.state == "unreached"])
+
+    def _reached(self, unreached: Sequence[Sent]) -> bool:
+        """Note whether the peer could be talked to, and return it; rest if it could not."""
+        if not unreached:
+            self.peer_problem, self._unreached = "", 0
+            return True
+        self.peer_problem = unreached[0].problem
+        self._rest_until = self.store.now() + min(later(self._unreached), _LONGEST_REST_S)
+        self._unreached += 1
+        log.warning("results wait: %s", self.peer_problem)
+        return False
 
 
 def _result(
