@@ -6,8 +6,11 @@ import contextlib
 import json
 import shutil
 import socket
+import socketserver
+import ssl
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -93,7 +96,7 @@ def _matches(data: Dataset, asked: Dataset) -> bool:
 
 
 @contextlib.contextmanager
-def embedded(port: int | None = None) -> Iterator[Embedded]:
+def embedded(port: int | None = None, tls: ssl.SSLContext | None = None) -> Iterator[Embedded]:
     """Run a PACS in this process."""
     peer = Embedded(port or free_port())
     entity = AE("PEER")
@@ -114,11 +117,45 @@ def embedded(port: int | None = None) -> Iterator[Embedded]:
         (evt.EVT_C_FIND, peer.find),
         (evt.EVT_C_GET, peer.get),
     ]
-    server = entity.start_server(("127.0.0.1", peer.port), block=False, evt_handlers=handlers)
+    server = entity.start_server(
+        ("127.0.0.1", peer.port), block=False, evt_handlers=handlers, ssl_context=tls
+    )
     try:
         yield peer
     finally:
         server.shutdown()
+
+
+@contextlib.contextmanager
+def behind_tls(port: int, tls: ssl.SSLContext) -> Iterator[int]:
+    """Speak TLS before a port of this machine, as a reverse proxy does; yield the port of it."""
+
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with (
+                contextlib.suppress(OSError),
+                tls.wrap_socket(self.request, server_side=True) as outside,
+                socket.create_connection(("127.0.0.1", port)) as inside,
+            ):
+                back = threading.Thread(target=_copy, args=(inside, outside), daemon=True)
+                back.start()
+                _copy(outside, inside)
+                back.join()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 PLUGINS = [
@@ -213,7 +250,7 @@ def _wait_until_up(server: Orthanc, folder: Path) -> None:
         try:
             server.get("/system")
             return
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, OSError) as error:
             if server.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError((folder / "log").read_text()) from None
+                raise RuntimeError((folder / "log").read_text()) from error
             time.sleep(0.05)

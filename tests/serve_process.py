@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -72,6 +73,7 @@ class Service:
         dicom: port of the listener.
         web: port of the page.
         log: what it printed so far.
+        tls: authority of the page's certificate; None without TLS.
     """
 
     process: subprocess.Popen[bytes]
@@ -79,6 +81,7 @@ class Service:
     dicom: int
     web: int
     log: Path
+    tls: Path | None = None
 
     @property
     def address(self) -> str:
@@ -107,16 +110,23 @@ class Service:
 
     def get(self, path: str) -> bytes:
         """Ask the page."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.web}{path}", timeout=30) as answer:
+        with self.send(path) as answer:
             return answer.read()
+
+    def send(self, path: str, data: bytes | None = None, headers: dict | None = None):
+        """Ask the page and return the answer, without following where it leads."""
+        asked = urllib.request.Request(f"{self.root}{path}", data, headers or {})
+        return _opener(self.tls).open(asked, timeout=30)
+
+    @property
+    def root(self) -> str:
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.web}"
 
     def post(self, path: str, body: dict) -> bytes:
         """Do on the page what a reader does."""
         token = self.get("/").split(b'name="csrf" content="')[1].split(b'"')[0].decode()
         headers = {"X-CSRF-Token": token, "Content-Type": "application/json"}
-        url = f"http://127.0.0.1:{self.web}{path}"
-        asked = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with self.send(path, json.dumps(body).encode(), headers) as answer:
             return answer.read()
 
     def done(self) -> bool:
@@ -125,17 +135,35 @@ class Service:
         return self.scored() and [state for state, _ in objects] == ["kept"]
 
 
-def _answers(url: str) -> bool:
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def http_error_302(self, req, fp, code, msg, headers):
+        """Return the answer that leads elsewhere, as it came."""
+        return fp
+
+    http_error_303 = http_error_302
+
+
+def _opener(ca: Path | None) -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context(cafile=None if ca is None else str(ca))
+    return urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
+
+
+def _answers(service: Service) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return answer.status == 200
+        return service.get("/ready") == b"ready"
     except (urllib.error.URLError, OSError):
         return False
 
 
 @contextlib.contextmanager
 def serving(
-    run: Path, data: Path, *more: str, point: str = "", ready: bool = True, quiet: float = 0.3
+    run: Path,
+    data: Path,
+    *more: str,
+    point: str = "",
+    ready: bool = True,
+    quiet: float = 0.3,
+    tls: Path | None = None,
 ) -> Iterator[Service]:
     """Run the service until the block ends.
 
@@ -146,6 +174,7 @@ def serving(
         point: one of `POINTS` at which it dies; empty for none.
         ready: whether to wait until its page answers.
         quiet: seconds without a further image until a study is scored.
+        tls: authority of the page's certificate; None without TLS.
     """
     dicom, web = free_port(), free_port()
     arguments = [
@@ -158,10 +187,10 @@ def serving(
         process = subprocess.Popen(
             [sys.executable, __file__, point, *arguments], stdout=stream, stderr=stream
         )
-    service = Service(process, data, dicom, web, log)
+    service = Service(process, data, dicom, web, log, tls)
     try:
         if ready:
-            service.wait(lambda: _answers(f"http://127.0.0.1:{web}/ready"))
+            service.wait(lambda: _answers(service))
         yield service
     finally:
         process.kill()

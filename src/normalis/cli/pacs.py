@@ -246,6 +246,10 @@ def serve(
         Path | None, typer.Option(help="Certificate of the listener: DICOM over TLS.")
     ] = None,
     listen_key: Annotated[Path | None, typer.Option(help="Key of that certificate.")] = None,
+    listen_ca: Annotated[
+        Path | None,
+        typer.Option(help="Authority of senders' certificates: nobody else may send."),
+    ] = None,
     aet: OwnTitle = "",
     tls_ca: CaFile = None,
     tls_cert: Certificate = None,
@@ -278,7 +282,7 @@ def serve(
         reserve_bytes=round(reserve_gb * 1e9), quota_bytes=round(quota_gb * 1e9),
         kinds=check_kinds(kind or DEFAULT_KINDS), fpr=fpr, web_host=host, web_port=port,
         web_certificate=web_cert, web_key=web_key, listen_certificate=listen_cert,
-        listen_key=listen_key,
+        listen_key=listen_key, senders_ca=listen_ca,
     )  # fmt: skip
     detector = FittedDetector.load(run, device=device)
     peer = (

@@ -122,10 +122,10 @@ def peer_at(text: str, *, own_aet: str = "NORMALIS", tls: ssl.SSLContext | None 
     Args:
         text: ``AET@HOST:PORT`` or a DICOMweb address.
         own_aet: our application entity title.
-        tls: for DIMSE over TLS.
+        tls: for DIMSE over TLS, or for an authority of DICOMweb that the system does not know.
 
     Raises:
-        SettingsError: if the address is none.
+        SettingsError: if the address is none, or TLS is asked of an http:// one.
         MissingExtraError: if the extra ``pacs`` is not installed.
     """
     address = parse_address(text)
@@ -133,8 +133,12 @@ def peer_at(text: str, *, own_aet: str = "NORMALIS", tls: ssl.SSLContext | None 
         require("dicomweb_client", extra="pacs", why="a DICOMweb address")
         from normalis.pacs.web_peer import WebPeer
 
+        if tls is not None and address.url.startswith("http://"):
+            raise SettingsError(f"{address.url}: TLS was asked for; give an https:// address")
+
         user = os.environ.get(USER_VARIABLE, "")
-        return WebPeer(address.url, user=user, password=os.environ.get(PASSWORD_VARIABLE, ""))
+        password = os.environ.get(PASSWORD_VARIABLE, "")
+        return WebPeer(address.url, user=user, password=password, tls=tls)
     require("pynetdicom", extra="pacs", why="a DICOM address")
     from normalis.pacs.dimse_peer import DimsePeer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from dicomweb_client.session_utils import create_session, create_session_from_us
 from pydicom.datadict import tag_for_keyword
 from requests import ConnectionError as NoConnection
 from requests import RequestException
+from requests.adapters import HTTPAdapter
 
 from normalis.errors import RunError
 from normalis.pacs.peer import Sent
@@ -22,6 +24,21 @@ _STUDY = (
 )  # fmt: skip
 
 
+class _OurAuthority(HTTPAdapter):
+    """Trusts what a context trusts, and nobody else."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+        super().__init__()
+
+    def init_poolmanager(self, *values: Any, **named: Any) -> None:
+        """Make connections with the context."""
+        super().init_poolmanager(*values, ssl_context=self.context, **named)
+
+    def cert_verify(self, *values: Any, **named: Any) -> None:
+        """Leave it to the context; by default the public authorities would be added."""
+
+
 class WebPeer:
     """A PACS at a DICOMweb address.
 
@@ -29,11 +46,16 @@ class WebPeer:
         url: root of the service, for instance ``https://pacs/dicom-web``.
         user: empty for a server without a password.
         password: of the user.
+        tls: for an authority that the system does not know, or a certificate of ours.
     """
 
-    def __init__(self, url: str, *, user: str = "", password: str = "") -> None:
+    def __init__(
+        self, url: str, *, user: str = "", password: str = "", tls: ssl.SSLContext | None = None
+    ) -> None:
         self.url = url
         session = create_session_from_user_pass(user, password) if user else create_session()
+        if tls is not None:
+            session.mount("https://", _OurAuthority(tls))
         self.client = DICOMwebClient(url, session=session)
 
     def echo(self) -> str:

@@ -14,6 +14,7 @@ from normalis.errors import RunError, SettingsError
 from normalis.pacs.peer import Address, Peer
 from normalis.serve.listener import adopt, listening
 from normalis.serve.store import Store
+from normalis.serve.tls import server_context
 from normalis.serve.web import WebSettings, make_app
 from normalis.serve.worker import Worker
 from normalis.storage import exclusive
@@ -48,6 +49,7 @@ class ServiceSettings:
         web_key: of that certificate.
         listen_certificate: for TLS of the listener.
         listen_key: of that certificate.
+        senders_ca: authority of senders' certificates; None asks for none.
     """
 
     listen: Address
@@ -63,6 +65,7 @@ class ServiceSettings:
     web_key: Path | None = None
     listen_certificate: Path | None = None
     listen_key: Path | None = None
+    senders_ca: Path | None = None
 
 
 def run_service(
@@ -100,7 +103,7 @@ def run_service(
                 allowed=settings.allowed,
                 quiet_s=settings.quiet_s,
                 reserve_bytes=settings.reserve_bytes,
-                tls=_server_tls(settings),
+                tls=_listener_tls(settings),
             ),
         ):
             server = _web_server(make_app(store, worker, page), settings)
@@ -152,12 +155,11 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _server_tls(settings: ServiceSettings) -> ssl.SSLContext | None:
-    if settings.listen_certificate is None:
-        return None
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(str(settings.listen_certificate), _text(settings.listen_key))
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"the listener's TLS files cannot be used: {error}") from error
-    return context
+def _listener_tls(settings: ServiceSettings) -> ssl.SSLContext | None:
+    if settings.listen_certificate is not None:
+        return server_context(settings.listen_certificate, settings.listen_key, settings.senders_ca)
+    if settings.senders_ca is not None:
+        raise SettingsError(
+            "--listen-ca asks senders for certificates, which needs TLS: give --listen-cert too"
+        )
+    return None
