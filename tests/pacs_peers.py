@@ -175,9 +175,24 @@ def find_orthanc() -> str | None:
 class Orthanc:
     """A running Orthanc."""
 
+    folder: Path
     http: int
     dicom: int
-    process: subprocess.Popen
+    process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Run it, on what lies in its folder."""
+        with (self.folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [find_orthanc(), str(self.folder / "orthanc.json")],
+                stdout=log, stderr=log, cwd=self.folder,
+            )  # fmt: skip
+        _wait_until_up(self, self.folder)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.process.kill()
+        self.process.wait()
 
     @property
     def address(self) -> str:
@@ -187,13 +202,13 @@ class Orthanc:
     def web(self) -> str:
         return f"http://127.0.0.1:{self.http}/dicom-web"
 
-    def get(self, path: str) -> bytes:
-        """Ask its own interface."""
+    def get(self, path: str, data: bytes | None = None) -> bytes:
+        """Ask its own interface; with data, post them."""
         manager = urllib.request.HTTPPasswordMgrWithDefaultRealm()
         url = f"http://127.0.0.1:{self.http}{path}"
         manager.add_password(None, url, OURS.lower(), PASSWORD)
         opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(manager))
-        with opener.open(url, timeout=30) as answer:
+        with opener.open(url, data, timeout=120) as answer:
             return answer.read()
 
     def json(self, path: str):
@@ -203,9 +218,8 @@ class Orthanc:
 @contextlib.contextmanager
 def orthanc(known: dict[str, int] | None = None, **settings) -> Iterator[Orthanc]:
     """Run an Orthanc on this machine; ``known`` maps titles to ports that it may send to."""
-    program = find_orthanc()
     folder = Path(tempfile.mkdtemp(prefix="orthanc-"))
-    server = Orthanc(free_port(), free_port(), process=None)
+    server = Orthanc(folder, free_port(), free_port())
     modalities = {
         title.lower(): {
             "AET": title, "Host": "127.0.0.1", "Port": port, "AllowEcho": True, "AllowFind": True,
@@ -227,20 +241,16 @@ def orthanc(known: dict[str, int] | None = None, **settings) -> Iterator[Orthanc
         "SaveJobs": False, "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}, **settings,
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(config))
-    with (folder / "log").open("wb") as log:
-        server.process = subprocess.Popen(
-            [program, str(folder / "orthanc.json")], stdout=log, stderr=log, cwd=folder
-        )
     try:
-        _wait_until_up(server, folder)
+        server.start()
         yield server
     finally:
-        server.process.terminate()
-        try:
-            server.process.wait(15)
-        except subprocess.TimeoutExpired:
-            server.process.kill()
-            server.process.wait()
+        if server.process is not None:
+            server.process.terminate()
+            try:
+                server.process.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -164,6 +164,7 @@ def serving(
     ready: bool = True,
     quiet: float = 0.3,
     tls: Path | None = None,
+    dicom: int = 0,
 ) -> Iterator[Service]:
     """Run the service until the block ends.
 
@@ -175,8 +176,9 @@ def serving(
         ready: whether to wait until its page answers.
         quiet: seconds without a further image until a study is scored.
         tls: authority of the page's certificate; None without TLS.
+        dicom: port of the listener; 0 for any.
     """
-    dicom, web = free_port(), free_port()
+    dicom, web = dicom or free_port(), free_port()
     arguments = [
         "serve", str(run), "--data", str(data), "--listen", f"SERVICE@127.0.0.1:{dicom}",
         "--web", f"127.0.0.1:{web}", "--quiet-seconds", str(quiet), "--reserve-gb", "0",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from normalis.calibration.conformal import calibrate, realised_rate_interval
-from normalis.calibration.grouped import UNKNOWN, Grouped, calibrate_groups
+from normalis.calibration.grouped import UNKNOWN, Grouped, calibrate_groups, unit_p_values
 from normalis.errors import MetricError, SettingsError
 
 
@@ -71,3 +71,53 @@ def test_groups_survive_storage_and_refuse_what_does_not_fit():
         calibrate_groups([1.0, 2.0], ["A"], by="scanner")
     with pytest.raises(SettingsError, match="damaged"):
         Grouped.from_dict({"by": "x"})
+
+
+def test_a_patient_is_compared_with_the_patients_of_its_group_exactly():
+    """With 19 units a p-value of a normal patient is one of 1/20 .. 20/20, each as often."""
+    rng = np.random.default_rng(3)
+    found = {"A": [], "B": []}
+    for _ in range(3000):
+        scores = rng.normal(size=76) + np.repeat([0.0, 2.0], 38)
+        scanner, owner = np.repeat(["A", "B"], 38), np.arange(76) // 2  # two images each
+        known = calibrate_groups(scores, scanner, by="scanner", patients=owner, level="patient")
+        new = rng.normal(size=4) + np.repeat([0.0, 2.0], 2)
+        said = known.patient_p_values(new, ["a", "a", "b", "b"], ["A", "A", "B", "B"])
+        assert {units for _, units in said.values()} == {19}
+        found["A"].append(said["a"][0])
+        found["B"].append(said["b"][0])
+    for values in found.values():
+        for k in (1, 2, 4, 10):  # 3000 draws: three standard errors
+            share = np.mean(np.array(values) <= k / 20 + 1e-9)
+            assert abs(share - k / 20) < 3 * np.sqrt(k / 20 * (1 - k / 20) / 3000)
+
+
+def test_a_patient_of_two_groups_has_a_p_value_that_is_never_too_small():
+    rng = np.random.default_rng(4)
+    found = []
+    for _ in range(2000):
+        scores, scanner = rng.normal(size=58), np.repeat(["A", "B"], 29)
+        known = calibrate_groups(scores, scanner, by="scanner")
+        said = known.patient_p_values(rng.normal(size=2), ["x", "x"], ["A", "B"])
+        found.append(said["x"][0])
+    for rate in (0.1, 0.2, 0.4):
+        assert np.mean(np.array(found) <= rate + 1e-9) <= rate + 3 * np.sqrt(rate / 2000)
+
+
+def test_a_patient_of_no_group_that_calibrates_has_none_and_it_is_said():
+    known = calibrate_groups(np.arange(20.0), ["A"] * 20, by="scanner")
+    said = known.patient_p_values([1.0, 30.0, 99.0], ["x", "y", "y"], ["C", "A", "C"])
+    assert np.isnan(said["x"][0])
+    assert said["x"][1] == 0
+    assert said["y"] == (pytest.approx(1 / 21), 20), "its image of scanner C says nothing"
+    (only,) = known.too_few(0.1, ["C"], of_these=True)
+    assert only.startswith("scanner C: no normal image of it calibrates")
+
+
+def test_one_function_answers_for_both_kinds_of_calibration():
+    scores, new = np.arange(40.0), np.array([50.0, 3.0])
+    whole, parts = calibrate(scores), calibrate_groups(scores, list("AB") * 20, by="scanner")
+    assert unit_p_values(whole, new, ["x", "y"], []) == {
+        "x": (pytest.approx(1 / 41), 40), "y": (pytest.approx(38 / 41), 40)
+    }  # fmt: skip
+    assert unit_p_values(parts, new, ["x", "y"], ["A", "B"])["x"] == (pytest.approx(1 / 21), 20)

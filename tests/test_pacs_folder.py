@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -16,7 +18,7 @@ pytest.importorskip("highdicom", reason="needs the extra pacs")
 from normalis import AnomalyDetector
 from normalis.cli import app
 from normalis.datasets import open_dataset
-from normalis.errors import DataError, RunError
+from normalis.errors import CalibrationWarning, DataError, RunError
 from normalis.output.folder import ScoreOptions, score_to_folder
 from normalis.pacs.export import export_studies
 from normalis.pacs.scored_folder import read_scored
@@ -189,3 +191,50 @@ def test_the_command_scores_by_a_run_first_if_studies_are_given(detector, source
         assert ran.exit_code == 0, ran.output
     assert (tmp_path / "to/scored/scores.csv").is_file()
     assert len(list((tmp_path / "to").rglob("*.dcm"))) >= 4
+
+
+@pytest.fixture(scope="module")
+def by_view(detector):
+    """Calibrated within views: 24 normals of PA, 3 of AP, none of LL."""
+    volumes = [lesion_slices(slices=2, seed=100 + s)[:1] for s in range(27)]
+    folder = Path(tempfile.mkdtemp())
+    films = [
+        image("DX", pixels[0], study(f"N{i}"), series=generate_uid(), number=i,
+              ViewPosition="PA" if i < 24 else "AP")
+        for i, pixels in enumerate(volumes)
+    ]  # fmt: skip
+    write(folder, films)
+    with pytest.warns(CalibrationWarning):
+        yield detector.calibrate(folder, by="view")
+    shutil.rmtree(folder)
+
+
+def test_studies_are_judged_within_groups_by_folder_and_service_alike(by_view, tmp_path):
+    """A grouped model was once pooled by the service, and gave studies of a folder nothing."""
+    assert {n: k.n_units for n, k in by_view.grouped.groups.items()} == {"AP": 3, "PA": 24}
+    films = {
+        view: image("DX", lesion_slices(seed=9)[2], study(view), series=generate_uid(), number=n,
+                    ViewPosition=view)
+        for n, view in enumerate(["PA", "AP", "LL"])
+    }  # fmt: skip
+    write(tmp_path / "in", list(films.values()))
+    out = score(by_view, tmp_path / "in", tmp_path / "out")
+    theirs = by_uid(score_studies(by_view, open_dataset(tmp_path / "in").to_score(), fpr=0.2))
+    ours = by_uid(read_scored(out).studies())
+    said = {}
+    for view, film in films.items():
+        a, b = ours[film.StudyInstanceUID], theirs[film.StudyInstanceUID]
+        assert (a.patient_p_value, a.calibration_units) == (b.patient_p_value, b.calibration_units)
+        assert a.images[0].p_value == b.images[0].p_value
+        assert bool(a.images[0].flagged) == bool(b.images[0].flagged)
+        said[view] = (b.patient_p_value, b.calibration_units, bool(b.flagged))
+    assert said == {
+        "PA": (pytest.approx(1 / 25), 24, True), "AP": (pytest.approx(1 / 4), 3, False),
+        "LL": (None, None, False),
+    }  # fmt: skip
+    (note,) = theirs[films["LL"].StudyInstanceUID].notes
+    assert note.startswith("view LL: no normal image of it calibrates")
+    assert theirs[films["PA"].StudyInstanceUID].notes == ()
+    kinds = ("sc", "sr", "seg")
+    done = export_studies(read_scored(out).studies(), tmp_path / "dicom", kinds=kinds)
+    assert (done.studies, done.failed) == (3, [])

@@ -518,7 +518,11 @@ def test_users_log_in_and_out(scored, worker, tmp_path):
     assert (file.stat().st_mode & 0o777) == 0o600
     assert "a long password" not in file.read_text()
     client = page(scored, worker, users=Users.read(file))
-    assert client.get("/").headers["location"] == "/login"
+    reader = {"Accept": "text/html"}
+    assert client.get("/", headers=reader).headers["location"] == "/login"
+    asked = client.get("/study/abc", headers=reader)
+    assert asked.headers["location"] == "/login?then=/study/abc"
+    assert client.get("/").status_code == 401
     assert client.get("/worklist.csv").status_code == 401
     wrong = client.post("/login", data={"name": "reader", "password": "no"})
     assert wrong.status_code == 401
@@ -529,7 +533,28 @@ def test_users_log_in_and_out(scored, worker, tmp_path):
     assert "samesite=strict" in cookie
     assert client.get("/").status_code == 200
     client.post("/logout", headers={"X-CSRF-Token": token(client)})
-    assert client.get("/").status_code == 303
+    assert client.get("/", headers=reader).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("then", "goes"),
+    [("/study/abc", "/study/abc"), ("https://evil.example/", "/"), ("//evil.example", "/"),
+     ("/study/../x", "/"), ("/logout", "/"), ("", "/")],
+)  # fmt: skip
+def test_after_login_a_reader_is_where_he_wanted_to_be_and_nowhere_else(
+    scored, worker, tmp_path, then, goes
+):
+    add_user(tmp_path / "users", "ada", "a long password")
+    client = page(scored, worker, users=Users.read(tmp_path / "users"))
+    said = {"name": "ada", "password": "a long password", "then": then}
+    assert client.post("/login", data=said).headers["location"] == goes
+
+
+def test_what_is_not_there_is_a_page_for_readers_and_a_line_for_machines(scored, worker):
+    client = page(scored, worker)
+    shown = client.get("/study/absent", headers={"Accept": "text/html"})
+    assert (shown.status_code, "<h1>There is no such study</h1>" in shown.text) == (404, True)
+    assert client.get("/study/absent").text == "there is no such study"
 
 
 def test_a_proxy_names_the_reader(scored, worker):

@@ -385,9 +385,9 @@ class FittedDetector(Verbs):
         scores = joined_scores(parts)
         if self.grouped is None:
             return calibration.p_values(scores)
-        return self.grouped.p_values(scores, self._groups(parts))
+        return self.grouped.p_values(scores, self.groups_of(parts))
 
-    def _groups(self, parts: Sequence[Scored]) -> list[Any]:
+    def groups_of(self, parts: Sequence[Scored]) -> list[Any]:
         """Return the group of each image; None where its header does not say."""
         by = self.grouped.by if self.grouped else ""
         return [row.header.get(by) for part in parts for row in part.rows]
@@ -408,7 +408,7 @@ class FittedDetector(Verbs):
         if self.grouped is None:
             return calibration.flags(self.p_value(x), rate).astype(np.int64)
         parts = self.scored(x, maps=False)
-        groups = self._groups(parts)
+        groups = self.groups_of(parts)
         p_values = self.grouped.p_values(joined_scores(parts), groups)
         return self.grouped.flags(p_values, groups, rate).astype(np.int64)
 

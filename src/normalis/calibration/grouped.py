@@ -26,7 +26,7 @@ from normalis.calibration.conformal import Calibration, calibrate
 from normalis.datasets.levels import Level, plural
 from normalis.errors import MetricError, SettingsError
 
-__all__ = ["UNKNOWN", "Grouped", "calibrate_groups", "group_name"]
+__all__ = ["UNKNOWN", "Grouped", "calibrate_groups", "group_name", "unit_p_values"]
 
 #: Group of images whose value nobody gave.
 UNKNOWN = "unknown"
@@ -74,19 +74,51 @@ class Grouped:
         able = np.array([self._certifies(group_name(value), rate) for value in group])
         return np.asarray((p <= rate + 1e-9) & able)
 
-    def too_few(self, rate: float, group: Sequence[Any] = ()) -> tuple[str, ...]:
+    def patient_p_values(
+        self, scores: ArrayLike, patients: Sequence[Any], group: Sequence[Any]
+    ) -> dict[str, tuple[float, int]]:
+        """Return patient -> p-value of its largest score, and the number of units behind it.
+
+        A patient whose images are all of one group is compared with the units of that group: the
+        p-value is exact, as `Calibration.patient_p_values` is. One with images in g groups has a
+        p-value in each, of which the smallest times g is given (Bonferroni): it is never too small,
+        and may be too large. Images of groups that nothing calibrates say nothing; with no others,
+        the p-value is NaN and the number 0.
+
+        Args:
+            scores: (M,) anomaly scores.
+            patients: (M,) name of each image's patient.
+            group: (M,) value of ``by`` of each image; None where unknown.
+        """
+        values, names = np.asarray(scores, dtype=np.float64), [group_name(v) for v in group]
+        found: dict[str, list[tuple[float, int]]] = {str(patient): [] for patient in patients}
+        for name in sorted(set(names) & set(self.groups)):
+            mine, known = [i for i, n in enumerate(names) if n == name], self.groups[name]
+            units, p_values = known.patient_p_values(values[mine], [patients[i] for i in mine])
+            for unit, p in zip(units, p_values, strict=True):
+                found[str(unit)].append((float(p), known.n_units))
+        return {
+            patient: (min(1.0, len(said) * min(said)[0]), min(said)[1]) if said else (np.nan, 0)
+            for patient, said in found.items()
+        }
+
+    def too_few(
+        self, rate: float, group: Sequence[Any] = (), *, of_these: bool = False
+    ) -> tuple[str, ...]:
         """Say which groups cannot certify a rate, one sentence each.
 
         Args:
             rate: false-positive rate alpha.
             group: (M,) values of new images, for groups that nothing calibrates.
+            of_these: whether to speak of the groups of these images alone.
         """
+        here = {group_name(value) for value in group}
         said = [
             f"{self.by} {name}: {plural(known.n_units, known.level)} certify no false-positive "
             f"rate below 1/{known.n_units + 1} = {100 * known.smallest_rate:.2g} %, so that none "
             f"of its images is flagged at {100 * rate:.3g} %"
             for name, known in self.groups.items()
-            if not self._certifies(name, rate)
+            if not self._certifies(name, rate) and (not of_these or name in here)
         ]
         strange = Counter(group_name(v) for v in group if group_name(v) not in self.groups)
         said += [
@@ -177,6 +209,26 @@ def calibrate_groups(
             kind="split", scores=one.scores, unit=one.unit, fold=one.fold, level=level
         )
     return Grouped(by=by, groups=found)
+
+
+def unit_p_values(
+    known: Calibration | Grouped,
+    scores: NDArray[np.float64],
+    units: Sequence[Any],
+    group: Sequence[Any],
+) -> dict[str, tuple[float, int]]:
+    """Return unit -> p-value of its largest score, and the number of units behind it.
+
+    Args:
+        known: calibration, of all or of groups.
+        scores: (..., M) what it reads of the images.
+        units: (M,) name of each image's patient or study.
+        group: (M,) value of what groups; read where it is one of groups.
+    """
+    if isinstance(known, Grouped):
+        return known.patient_p_values(scores, units, group)
+    names, p_values = known.patient_p_values(scores, units)
+    return {str(name): (float(p), known.n_units) for name, p in zip(names, p_values, strict=True)}
 
 
 def group_name(value: Any) -> str:

@@ -48,6 +48,15 @@ Certificate = Annotated[
     Path | None, typer.Option("--tls-cert", help="Our certificate, with --tls-key.")
 ]
 Key = Annotated[Path | None, typer.Option("--tls-key", help="Key of our certificate.")]
+Pseudonyms = Annotated[
+    Path | None,
+    typer.Option(
+        "--pseudonyms",
+        metavar="KEYFILE",
+        help="Put what leaves the hospital under pseudonyms by a keyed hash; the key is made if "
+        "the file is not there.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -68,6 +77,7 @@ def export_dicom(
     ] = None,
     kind: Kinds = None,
     images: Images = None,
+    pseudonyms: Pseudonyms = None,
     device: Device = "auto",
 ) -> None:
     """Write the results in OUT as DICOM objects, for a viewer or a PACS.
@@ -79,20 +89,32 @@ def export_dicom(
 
         _score_folder(FittedDetector.load(out, device=device), studies, to / "scored")
         out, images = to / "scored", None
-    _export(out, to, kind, images)
+    _export(out, to, kind, images, pseudonyms)
     console.print(f"next: normalis push {escape(str(to))} --pacs AET@HOST:PORT", soft_wrap=True)
     console.print("for triage and research, not for diagnosis")
 
 
-def _export(out: Path, to: Path, kinds: list[str] | None, images: Path | None = None) -> None:
+def _export(
+    out: Path,
+    to: Path,
+    kinds: list[str] | None,
+    images: Path | None = None,
+    pseudonyms: Path | None = None,
+) -> None:
     from normalis.pacs.export import DEFAULT_KINDS, check_kinds, export_studies
+    from normalis.pacs.pseudonymous import leaving
     from normalis.pacs.scored_folder import read_scored
 
     chosen = check_kinds(kinds or DEFAULT_KINDS)
-    scored = read_scored(out, images=images)
+    scored, leaves = read_scored(out, images=images), leaving(pseudonyms)
+    if scored.details.get("pseudonyms") and pseudonyms is None:
+        errors.print(
+            "[yellow]note:[/] the tables have pseudonyms, the DICOM objects the true ids, as a "
+            "PACS needs them; --pseudonyms KEYFILE puts them under pseudonyms too"
+        )
     with progress("export") as bar:
         done = export_studies(
-            scored.studies(), to, kinds=chosen,
+            scored.studies(), to, kinds=chosen, leaves=leaves,
             progress=lambda number: bar.update(number, scored.n_studies),
         )  # fmt: skip
     for path, reason in scored.skipped[:5]:
@@ -122,6 +144,7 @@ def pull(
     tls_ca: CaFile = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
+    pseudonyms: Pseudonyms = None,
     device: Device = "auto",
 ) -> None:
     """Fetch studies from a PACS and score them; what is there is not fetched again."""
@@ -139,7 +162,7 @@ def pull(
     )
     for uid, why in found.failed:
         errors.print(f"[yellow]study {uid} did not come:[/] {escape(why)}", soft_wrap=True)
-    _score_folder(detector, out / "dicom", out / "scored")
+    _score_folder(detector, out / "dicom", out / "scored", pseudonyms)
     console.print(
         f"next: normalis report {escape(str(out / 'scored'))}, or normalis export-dicom "
         f"{escape(str(out / 'scored'))} --to FOLDER",
@@ -147,15 +170,18 @@ def pull(
     )
 
 
-def _score_folder(detector: FittedDetector, studies: Path, out: Path) -> None:
+def _score_folder(
+    detector: FittedDetector, studies: Path, out: Path, pseudonyms: Path | None = None
+) -> None:
     """Score DICOM files into a folder that is made anew."""
     from normalis.datasets import open_dataset
     from normalis.output.folder import ScoreOptions, score_to_folder
 
     dataset = detector.select(open_dataset(studies))
+    options = ScoreOptions(overwrite=True, pseudonyms=pseudonyms)
     with progress("score") as bar:
         summary = score_to_folder(
-            detector, dataset.to_score(), out, root=studies, options=ScoreOptions(overwrite=True),
+            detector, dataset.to_score(), out, root=studies, options=options,
             progress=bar.update, aside=dataset.aside,
         )  # fmt: skip
     console.print(f"{summary.images} images scored, {summary.skipped} skipped")
@@ -172,11 +198,13 @@ def push(
     tls_ca: CaFile = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
+    pseudonyms: Pseudonyms = None,
 ) -> None:
     """Send result objects to a PACS, and ask for each whether it is there.
 
     Of a folder that score wrote, the objects are made first, in OUT/dicom.
     """
+    from normalis.pacs.pseudonymous import leaving
     from normalis.pacs.transfer import push as send
 
     if (out / "scores.csv").is_file():
@@ -185,7 +213,7 @@ def push(
     peer = _peer(pacs, aet, _tls(tls_ca, tls_cert, tls_key))
     paths = sorted(out.rglob("*.dcm")) if out.is_dir() else [out]
     with progress("send") as bar:
-        told = send(peer, paths, progress=bar.update)
+        told = send(peer, paths, leaves=leaving(pseudonyms), progress=bar.update)
     states = {
         state: sum(s.state == state for _, s in told)
         for state in ("kept", "sent", "refused", "unreached")
@@ -254,6 +282,7 @@ def serve(
     tls_ca: CaFile = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
+    pseudonyms: Pseudonyms = None,
     device: Device = "auto",
 ) -> None:
     """Receive studies, score them, send results back, and show them on a page."""
@@ -261,6 +290,7 @@ def serve(
         require(module, extra="serve", why=what)
     require("pynetdicom", extra="serve", why="the listener")
     from normalis.fitted import FittedDetector
+    from normalis.output.pseudonyms import replaced
     from normalis.pacs.export import DEFAULT_KINDS, check_kinds
     from normalis.pacs.peer import parse_address
     from normalis.serve.service import ServiceSettings, run_service
@@ -275,6 +305,7 @@ def serve(
         hosts=tuple(host_name or ()) or ("127.0.0.1", "localhost", "[::1]"),
         secure=web_cert is not None,
         viewer=viewer,
+        leaves=replaced(pseudonyms),
     )
     check_exposure(host, page)
     settings = ServiceSettings(
@@ -282,7 +313,7 @@ def serve(
         reserve_bytes=round(reserve_gb * 1e9), quota_bytes=round(quota_gb * 1e9),
         kinds=check_kinds(kind or DEFAULT_KINDS), fpr=fpr, web_host=host, web_port=port,
         web_certificate=web_cert, web_key=web_key, listen_certificate=listen_cert,
-        listen_key=listen_key, senders_ca=listen_ca,
+        listen_key=listen_key, senders_ca=listen_ca, pseudonyms=pseudonyms,
     )  # fmt: skip
     detector = FittedDetector.load(run, device=device)
     peer = (

@@ -53,6 +53,7 @@ from PIL import Image
 
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.findings import Finding
+from normalis.calibration.grouped import unit_p_values
 from normalis.engines.cluster import Cluster
 from normalis.errors import RunError, SettingsError
 from normalis.files import ANY_NAME, is_temporary, read_csv, remove_temporaries, visible
@@ -487,7 +488,8 @@ class _Writer:
         more = {
             "identity": self._whole(samples),
             "pictures": pictures,
-            "study_p_values": self._study_p_values(rows),
+            **self._study_p_values(rows),
+            "pseudonyms": self.options.pseudonyms is not None,
         }
         self._write_details([samples[i] for i in rows.sample], drift, more)
         order = {sample.path: i for i, sample in enumerate(samples)}
@@ -554,18 +556,22 @@ class _Writer:
         kind = next((k for k in ("study_uid", "series_uid") if known.get(k) == unit), "")
         return self.leaves(kind, unit) if kind else self._said_unit(unit, sample)
 
-    def _study_p_values(self, rows: _Rows) -> dict[str, float]:
-        """Return the p-value of each study as a unit with its images, for result objects."""
-        calibration = self.detector.calibration
+    def _study_p_values(self, rows: _Rows) -> dict[str, dict[str, Any]]:
+        """Return p-value and calibrating units of each study with its images, for objects."""
+        calibration = self.detector.grouped or self.detector.calibration
         known = [json.loads(text).get("study_uid", "") if text else "" for text in rows.origin]
         chosen = [i for i, uid in enumerate(known) if uid]
-        if calibration is None or self.detector.grouped is not None or not chosen:
-            return {}
-        names, p_value = calibration.patient_p_values(
-            rows.scores[..., chosen], [known[i] for i in chosen]
+        if calibration is None or not chosen:
+            return {"study_p_values": {}, "study_calibration_units": {}}
+        groups = [rows.group[i] for i in chosen] if self.detector.grouped else []
+        found = unit_p_values(
+            calibration, rows.scores[..., chosen], [known[i] for i in chosen], groups
         )
-        pairs = zip(names, p_value, strict=True)
-        return {self.leaves("study_uid", str(uid)): float(p) for uid, p in pairs}
+        said = {self.leaves("study_uid", uid): one for uid, one in found.items()}
+        return {
+            "study_p_values": {uid: p for uid, (p, units) in said.items() if units},
+            "study_calibration_units": {uid: units for uid, (_, units) in said.items() if units},
+        }
 
     def _write_similar(self, names: Sequence[list[Any]], rows: _Rows) -> None:
         """Write the most similar normal images of each image, and a picture of each of them."""

@@ -83,6 +83,7 @@ class ScoredStudy:
         patient_p_value: of the patient, None where it is not known.
         calibration_units: normal patients or groups that calibrate p-values.
         fpr: share of normals that may be flagged.
+        notes: what does not hold for this study, and why.
     """
 
     uid: str
@@ -92,6 +93,14 @@ class ScoredStudy:
     calibration_units: int | None = None
     fpr: float = 0.05
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def flagged(self) -> bool | None:
+        """Whether the study as a whole is rarer than the rate; None where that is not known.
+
+        Too few normal patients to certify the rate have no p-value as small.
+        """
+        return None if self.patient_p_value is None else self.patient_p_value <= self.fpr + 1e-9
 
     @property
     def first(self) -> Any:

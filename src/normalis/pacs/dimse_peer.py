@@ -6,7 +6,7 @@ import logging
 import queue
 import ssl
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,32 +101,34 @@ class DimsePeer:
         return self._find("STUDY", {**_STUDY, **query})
 
     def _find(self, level: str, keys: Mapping[str, str]) -> list[dict[str, str]]:
-        asked = Dataset()
-        asked.QueryRetrieveLevel = level
-        for name, value in keys.items():
-            setattr(asked, name, value)
+        asked = _query(level, keys)
+        with self._association([(_FIND, None)]) as peer:
+            return self._answers(peer, asked, keys)
+
+    def _answers(self, peer: Any, asked: Dataset, keys: Iterable[str]) -> list[dict[str, str]]:
         found = []
-        model = _FIND
-        with self._association([(model, None)]) as peer:
-            for status, answer in peer.send_c_find(asked, model):
-                if not status or status.Status not in (0x0000, *_PENDING):
-                    code = f"status 0x{status.Status:04X}" if status else "no answer"
-                    raise RunError(f"{self.address}: the query failed ({code})")
-                if answer is not None:
-                    found.append({name: _text(answer.get(name)) for name in keys})
+        for status, answer in peer.send_c_find(asked, _FIND):
+            if not status or status.Status not in (0x0000, *_PENDING):
+                code = f"status 0x{status.Status:04X}" if status else "no answer"
+                raise RunError(f"{self.address}: the query failed ({code})")
+            if answer is not None:
+                found.append({name: _text(answer.get(name)) for name in keys})
         return found
 
     def has(self, dataset: Any) -> bool:
         """Return whether the peer has an object, asked by its UID."""
-        keys = {
-            "StudyInstanceUID": str(dataset.StudyInstanceUID),
-            "SeriesInstanceUID": str(dataset.SeriesInstanceUID),
-            "SOPInstanceUID": str(dataset.SOPInstanceUID),
-        }
-        return any(
-            answer["SOPInstanceUID"] == keys["SOPInstanceUID"]
-            for answer in self._find("IMAGE", keys)
-        )
+        return bool(self._there([dataset]))
+
+    def _there(self, datasets: Sequence[Any]) -> set[str]:
+        """Return the UIDs of those objects that the peer has; it is asked for each."""
+        names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        found = set()
+        with self._association([(_FIND, None)]) as peer:
+            for data in datasets:
+                keys = {name: str(data.get(name)) for name in names}
+                answers = self._answers(peer, _query("IMAGE", keys), keys)
+                found |= {a["SOPInstanceUID"] for a in answers} & {keys["SOPInstanceUID"]}
+        return found
 
     def fetch(self, study_uid: str) -> Iterator[Any]:
         """Yield the data sets of a study as they arrive, by C-GET.
@@ -193,21 +195,35 @@ class DimsePeer:
                 Sent(sop_uid=str(d.SOPInstanceUID), state="unreached", problem=str(error))
                 for d in datasets
             ]
-        return [self._verified(d, problem) for d, problem in zip(datasets, said, strict=True)]
+        taken = [d for d, problem in zip(datasets, said, strict=True) if not problem]
+        there, doubt = self._asked_again(taken)
+        return [_became(d, p, there, doubt) for d, p in zip(datasets, said, strict=True)]
 
-    def _verified(self, dataset: Any, problem: str) -> Sent:
-        uid = str(dataset.SOPInstanceUID)
-        if problem:
-            return Sent(sop_uid=uid, state="refused", problem=problem)
+    def _asked_again(self, datasets: Sequence[Any]) -> tuple[set[str], str]:
+        """Return what the peer has of what it took, and why that is not known."""
+        if not datasets:
+            return set(), ""
         try:
-            kept = self.has(dataset)
+            return self._there(datasets), "the peer said success and does not find it"
         except RunError as error:  # a peer that stores need not answer queries
-            return Sent(sop_uid=uid, state="sent", problem=f"could not be asked: {error}")
-        return Sent(
-            sop_uid=uid,
-            state="kept" if kept else "sent",
-            problem="" if kept else "the peer said success and does not find it",
-        )
+            return set(), f"could not be asked: {error}"
+
+
+def _became(dataset: Any, problem: str, there: set[str], doubt: str) -> Sent:
+    uid = str(dataset.SOPInstanceUID)
+    if problem:
+        return Sent(sop_uid=uid, state="refused", problem=problem)
+    if uid in there:
+        return Sent(sop_uid=uid, state="kept")
+    return Sent(sop_uid=uid, state="sent", problem=doubt)
+
+
+def _query(level: str, keys: Mapping[str, str]) -> Dataset:
+    asked = Dataset()
+    asked.QueryRetrieveLevel = level
+    for name, value in keys.items():
+        setattr(asked, name, value)
+    return asked
 
 
 def _send(peer: Any, dataset: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from normalis.errors import require
 from normalis.pacs import OBJECTS
 from normalis.pacs.cases import ScoredStudy
+from normalis.pacs.pseudonymous import Leaving, as_it_is
 from normalis.pacs.transfer import file_name, save
 
 __all__ = ["DEFAULT_KINDS", "Exported", "check_kinds", "export_studies", "objects_of"]
@@ -76,6 +77,7 @@ def export_studies(
     folder: Path,
     *,
     kinds: Sequence[str] = DEFAULT_KINDS,
+    leaves: Leaving = as_it_is,
     progress: Callable[[int], None] | None = None,
 ) -> Exported:
     """Write the objects of studies; the same study and model replace what they wrote before.
@@ -84,12 +86,15 @@ def export_studies(
         studies: scored.
         folder: where to.
         kinds: keys of `OBJECTS`.
+        leaves: what changes objects that leave the hospital (`normalis.pacs.pseudonymous`).
         progress: called as ``progress(studies done)``.
     """
     done, chosen = Exported(), check_kinds(kinds)
     for study in studies:
-        below = folder / file_name(study.uid).removesuffix(".dcm")
-        done.paths += [save(data, below) for data in objects_of(study, chosen, done.failed)]
+        made = [leaves(data) for data in objects_of(study, chosen, done.failed)]
+        for data in made:
+            below = folder / file_name(str(data.StudyInstanceUID)).removesuffix(".dcm")
+            done.paths.append(save(data, below))
         done.studies += 1
         if progress is not None:
             progress(done.studies)

@@ -192,8 +192,10 @@ class ScoredFolder:
         stored = self.details.get("calibration")
         patient: dict[str, Any] = {}
         if stored:
-            patient["calibration_units"] = Calibration.from_dict(stored).n_units
+            every = Calibration.from_dict(stored).n_units
+            units = self.details.get("study_calibration_units", {}).get(said, every)
             patient["patient_p_value"] = self.details.get("study_p_values", {}).get(said)
+            patient["calibration_units"] = units if patient["patient_p_value"] else None
         fpr = float(self.details["fpr"])
         return ScoredStudy(uid=uid, model=self.model, images=ranked, fpr=fpr, **patient)
 

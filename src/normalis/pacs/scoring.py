@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis.calibration.grouped import unit_p_values
 from normalis.errors import SettingsError
 from normalis.output.overlays import resize_map
 from normalis.pacs.cases import Region, ScoredImage, ScoredStudy
@@ -59,24 +60,35 @@ def score_studies(
             studies[uid].append(image)
             whose.append(uid)
             number += 1
-    patient_p = _of_studies(detector, parts, whose)
+    known = _of_studies(detector, parts, whose)
+    groups = np.array(detector.groups_of(parts), dtype=object)
     for uid, images in studies.items():
-        yield _study(detector, uid, images, fpr, patient_p.get(uid))
+        mine = groups[np.array(whose) == uid].tolist()
+        yield _study(detector, uid, images, fpr, known.get(uid), mine)
 
 
 def _judged(
     detector: FittedDetector, parts: Sequence[Scored], fpr: float
 ) -> tuple[list[float | None], list[bool | None]]:
     count = sum(len(part.rows) for part in parts)
-    calibration = detector.calibration
+    calibration, grouped = detector.calibration, detector.grouped
     if calibration is None or not count:
         return [None] * count, [None] * count
+    if grouped is not None:
+        groups = detector.groups_of(parts)
+        found = grouped.p_values(joined_scores(parts), groups)
+        return _or_none(found), grouped.flags(found, groups, fpr).tolist()
     p_values = calibration.p_values(joined_scores(parts))
     try:
         calibration.check_rate(fpr)
     except SettingsError:  # too few normals to certify the level
         return p_values.tolist(), [None] * count
     return p_values.tolist(), calibration.flags(p_values, fpr).tolist()
+
+
+def _or_none(p_values: NDArray[np.float64]) -> list[float | None]:
+    """Return None where nothing calibrates."""
+    return [None if np.isnan(p) else float(p) for p in p_values]
 
 
 def _image(
@@ -116,12 +128,12 @@ def _region(found: Finding) -> Region:
 
 def _of_studies(
     detector: FittedDetector, parts: Sequence[Scored], whose: Sequence[str]
-) -> dict[str, float]:
-    """Return the p-value of each study as a unit with its images."""
-    if detector.calibration is None or not whose:
+) -> dict[str, tuple[float, int]]:
+    """Return the p-value of each study as a unit with its images, and the units behind it."""
+    calibration = detector.grouped or detector.calibration
+    if calibration is None or not whose:
         return {}
-    names, p_value = detector.calibration.patient_p_values(joined_scores(parts), whose)
-    return {str(uid): float(p) for uid, p in zip(names, p_value, strict=True)}
+    return unit_p_values(calibration, joined_scores(parts), whose, detector.groups_of(parts))
 
 
 def _study(
@@ -129,15 +141,17 @@ def _study(
     uid: str,
     images: list[ScoredImage],
     fpr: float,
-    patient_p_value: float | None,
+    known: tuple[float, int] | None,
+    groups: Sequence[Any],
 ) -> ScoredStudy:
-    ranked = sorted(images, key=lambda image: -image.score)
-    calibration = detector.calibration
+    p_value, units = known or (None, 0)
+    notes = detector.grouped.too_few(fpr, groups, of_these=True) if detector.grouped else ()
     return ScoredStudy(
         uid=uid,
         model=model_hash(detector),
-        images=tuple(ranked),
-        patient_p_value=patient_p_value,
-        calibration_units=None if calibration is None else calibration.n_units,
+        images=tuple(sorted(images, key=lambda image: -image.score)),
+        patient_p_value=p_value if units else None,
+        calibration_units=units or None,
         fpr=fpr,
+        notes=notes,
     )

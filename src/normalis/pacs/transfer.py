@@ -16,6 +16,7 @@ from typing import Any
 
 from normalis.errors import DataError, SettingsError
 from normalis.pacs.peer import Peer, Sent
+from normalis.pacs.pseudonymous import Leaving, as_it_is
 from normalis.storage import write_atomically
 
 __all__ = ["Pulled", "date_range", "file_name", "pull", "push", "save"]
@@ -124,6 +125,7 @@ def push(
     peer: Peer,
     paths: list[Path],
     *,
+    leaves: Leaving = as_it_is,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[Path, Sent]]:
     """Send result objects; return what became of each.
@@ -131,6 +133,7 @@ def push(
     Args:
         peer: where to.
         paths: DICOM files that `normalis export-dicom` wrote.
+        leaves: what changes objects that leave the hospital (`normalis.pacs.pseudonymous`).
         progress: called as ``progress(done, total)``.
 
     Raises:
@@ -150,7 +153,7 @@ def push(
         for path, data in zip(some, datasets, strict=True):
             if OUR_NAME not in equipment_of(data):
                 raise DataError(f"{path}: is no result that normalis wrote; only those are sent")
-        told += zip(some, peer.store(datasets), strict=True)
+        told += zip(some, peer.store([leaves(data) for data in datasets]), strict=True)
         if progress is not None:
             progress(len(told), len(paths))
     return told

@@ -20,12 +20,14 @@ For triage and research, not for diagnosis.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from normalis.errors import RunError
 from normalis.files import as_utf8
-from normalis.report.sources import Source, detect, read_run, read_scores
+from normalis.output.pseudonyms import no_pseudonyms
+from normalis.report.sources import Source, detect, read_run, read_scores, under_pseudonyms
 from normalis.storage import write_atomically
 
 __all__ = ["write_page", "write_report"]
@@ -33,12 +35,16 @@ __all__ = ["write_page", "write_report"]
 _MARK = '<meta name="generator" content="normalis'
 
 
-def write_report(path: str | Path, out: str | Path) -> Path:
+def write_report(
+    path: str | Path, out: str | Path, *, leaves: Callable[[str, str], str] = no_pseudonyms
+) -> Path:
     """Write the page of a run folder, or of an output folder of ``score``.
 
     Args:
         path: the folder; what it holds is recognised.
         out: the HTML file. An older page of ours is replaced, any other file is not.
+        leaves: what turns cells of tables into those that may leave the hospital
+            (`normalis.output.pseudonyms`).
 
     Returns:
         The file written.
@@ -51,7 +57,7 @@ def write_report(path: str | Path, out: str | Path) -> Path:
     _check_out(page)
     try:
         source = read_scores(folder) if detect(folder) == "scores" else read_run(folder)
-        html = _source_page(source, page)
+        html = _source_page(under_pseudonyms(source, leaves), page)
     except RunError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -7,8 +7,8 @@ machine without PyTorch and without the data.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from normalis.files import read_csv
 from normalis.output.replacing import is_being_replaced
 from normalis.storage import RunFolder
 
-__all__ = ["KNOWN", "Cases", "Source", "detect", "read_run", "read_scores"]
+__all__ = ["KNOWN", "Cases", "Source", "detect", "read_run", "read_scores", "under_pseudonyms"]
 
 Kind = Literal["scores", "run"]
 _COLUMNS = ("path", "slice", "patient_id", "anomaly_score", "p_value", "flagged")
@@ -177,6 +177,27 @@ def read_scores(path: Path) -> Source:
         audit=_read_json(path / "audit.json"),
         evaluations=[_read_json(file) for file in sorted(path.glob("evaluation*.json"))],
         patients=_read_patients(path / "patients.csv"),
+    )
+
+
+def under_pseudonyms(source: Source, leaves: Callable[[str, str], str]) -> Source:
+    """Return what may leave the hospital of a source.
+
+    Args:
+        source: what was scored; what has pseudonyms already stays as it is.
+        leaves: ``leaves(column, cell)`` gives what may be said of a cell.
+    """
+    if source.cases is None or source.details.get("pseudonyms"):
+        return source
+    cases = source.cases
+    return replace(
+        source,
+        cases=replace(
+            cases,
+            patient_id=[leaves("patient_id", name) for name in cases.patient_id],
+            known={name: [leaves(name, v) for v in cells] for name, cells in cases.known.items()},
+        ),
+        patients={leaves("patient", name): p for name, p in source.patients.items()},
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from normalis.errors import RunError, SettingsError
 from normalis.pacs.peer import Address, Peer
+from normalis.pacs.pseudonymous import leaving
 from normalis.serve.listener import adopt, listening
 from normalis.serve.store import Store
 from normalis.serve.tls import server_context
@@ -50,6 +51,8 @@ class ServiceSettings:
         listen_certificate: for TLS of the listener.
         listen_key: of that certificate.
         senders_ca: authority of senders' certificates; None asks for none.
+        pseudonyms: file of the key under whose pseudonyms results go to the peer; None sends true
+            ids.
     """
 
     listen: Address
@@ -66,6 +69,7 @@ class ServiceSettings:
     listen_certificate: Path | None = None
     listen_key: Path | None = None
     senders_ca: Path | None = None
+    pseudonyms: Path | None = None
 
 
 def run_service(
@@ -92,7 +96,7 @@ def run_service(
         store = Store(folder)
         worker = Worker(
             store, detector, kinds=settings.kinds, peer=peer, fpr=settings.fpr,
-            quota_bytes=settings.quota_bytes,
+            quota_bytes=settings.quota_bytes, leaves=leaving(settings.pseudonyms),
         )  # fmt: skip
         thread = threading.Thread(target=worker.run, name="normalis-worker", daemon=True)
         with (

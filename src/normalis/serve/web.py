@@ -37,6 +37,7 @@ from starlette.routing import Route
 
 from normalis.errors import SettingsError
 from normalis.files import safe_cell
+from normalis.output.pseudonyms import no_pseudonyms
 from normalis.pacs.transfer import file_name
 from normalis.serve.store import REVIEW_STATES, Store
 from normalis.serve.users import Session, Sessions, Users
@@ -67,6 +68,7 @@ class WebSettings:
         hosts: names under which the page may be asked for.
         secure: whether it is served over TLS, so that cookies may say so.
         viewer: address of a study in a viewer, with ``{study}`` for its UID; empty without one.
+        leaves: what turns cells of the downloaded table into those that may leave the hospital.
     """
 
     users: Users | None = None
@@ -74,6 +76,7 @@ class WebSettings:
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     secure: bool = False
     viewer: str = ""
+    leaves: Callable[[str, str], str] = no_pseudonyms
 
 
 def check_exposure(host: str, settings: WebSettings) -> None:
@@ -114,7 +117,8 @@ def make_app(store: Store, worker: Worker, settings: WebSettings) -> Starlette:
         Middleware(TrustedHostMiddleware, allowed_hosts=[*settings.hosts]),
         Middleware(BaseHTTPMiddleware, dispatch=_with_headers),
     ]
-    return Starlette(routes=routes, middleware=middleware)
+    handlers: dict[Any, Any] = {HTTPException: page.failed}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 
 async def _with_headers(
@@ -131,7 +135,7 @@ class _Page:
         self.store, self.worker, self.settings = store, worker, settings
         self.sessions = Sessions()
         self.token = secrets.token_urlsafe(32)  # of readers without a session of their own
-        names = ("worklist.html", "study.html", "login.html", "base.html")
+        names = ("worklist.html", "study.html", "login.html", "error.html", "base.html")
         sources = {name: _template(name) for name in names}
         self.templates = Environment(
             loader=DictLoader(sources),
@@ -187,16 +191,18 @@ class _Page:
         if users is None:
             return RedirectResponse("/", 303)
         if request.method == "GET":
-            return self.show("login.html", None, problem="")
+            then = request.query_params.get("then", "")
+            return self.show("login.html", None, problem="", then=_ours(then))
         form = await request.form()
+        then = _ours(str(form.get("then", "")))
         name = str(form.get("name", ""))
         if not users.check(name, str(form.get("password", ""))):
             self.store.note(name[:64] or "nobody", "login failed")
-            answer = self.show("login.html", None, problem="Name or password is wrong.")
+            answer = self.show("login.html", None, problem="Name or password is wrong.", then=then)
             answer.status_code = 401
             return answer
         self.store.note(name, "login")
-        welcome = RedirectResponse("/", 303)
+        welcome = RedirectResponse(then, 303)
         welcome.set_cookie(
             _COOKIE,
             self.sessions.begin(name),
@@ -205,6 +211,18 @@ class _Page:
             secure=self.settings.secure,
         )
         return welcome
+
+    async def failed(self, request: Request, error: Exception) -> Response:
+        """Say what went wrong: to a reader as a page, else in one line."""
+        assert isinstance(error, HTTPException)
+        if request.method != "GET" or "text/html" not in request.headers.get("accept", ""):
+            return PlainTextResponse(error.detail, error.status_code)
+        if error.status_code == 401 and self.settings.users is not None:
+            then = _ours(request.url.path)
+            return RedirectResponse("/login" if then == "/" else f"/login?then={then}", 303)
+        answer = self.show("error.html", None, said=error.detail)
+        answer.status_code = error.status_code
+        return answer
 
     async def logout(self, request: Request) -> Response:
         """End the session."""
@@ -217,12 +235,7 @@ class _Page:
 
     async def worklist(self, request: Request) -> Response:
         """Show the studies by p-value."""
-        try:
-            session = self.session(request)
-        except HTTPException:
-            if self.settings.users is None:
-                raise
-            return RedirectResponse("/login", 303)
+        session = self.session(request)
         return self.show(
             "worklist.html",
             session,
@@ -308,7 +321,11 @@ class _Page:
                 result.get("p_value"), result.get("score"), result.get("flagged"),
                 entry["images"], entry["review"], entry["note"], entry["reader"],
             ]  # fmt: skip
-            writer.writerow(["" if v is None else safe_cell(str(v)) for v in row])
+            said = ("" if v is None else str(v) for v in row)
+            leaves = self.settings.leaves
+            writer.writerow(
+                [safe_cell(leaves(name, v)) for name, v in zip(columns, said, strict=True)]
+            )
         return PlainTextResponse(
             "\ufeff" + text.getvalue(),
             media_type="text/csv",
@@ -317,7 +334,9 @@ class _Page:
 
     async def static(self, request: Request) -> Response:
         """Return the style or the script."""
-        kinds = {"serve.css": "text/css", "serve.js": "text/javascript"}
+        kinds = {
+            "serve.css": "text/css", "serve.js": "text/javascript", "icon.svg": "image/svg+xml",
+        }  # fmt: skip
         name = request.path_params["name"]
         if name not in kinds:
             raise HTTPException(404, "there is no such file")
@@ -378,6 +397,12 @@ class _Page:
 def _key(uid: str) -> str:
     """Return what names a study in addresses: no UID stands in a browser's history."""
     return file_name(uid).removesuffix(".dcm")
+
+
+def _ours(path: str) -> str:
+    """Return where a reader goes after login: a study's page if that was asked for."""
+    study = path.removeprefix("/study/")
+    return path if path.startswith("/study/") and study.isalnum() else "/"
 
 
 def _day(text: str) -> str:

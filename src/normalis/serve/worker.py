@@ -14,6 +14,7 @@ from normalis.fitted import FittedDetector
 from normalis.pacs.cases import ScoredStudy
 from normalis.pacs.export import objects_of
 from normalis.pacs.peer import Peer, Sent
+from normalis.pacs.pseudonymous import Leaving, as_it_is
 from normalis.pacs.scoring import score_studies
 from normalis.pacs.transfer import file_name, save
 from normalis.serve.store import Job, Store, later
@@ -36,6 +37,7 @@ class Worker:
         peer: where results go; None keeps them.
         fpr: share of normals that may be flagged.
         quota_bytes: what the spool may hold of studies that are done; None for no limit.
+        leaves: what changes objects that go to the peer (`normalis.pacs.pseudonymous`).
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class Worker:
         peer: Peer | None,
         fpr: float = 0.05,
         quota_bytes: int | None = None,
+        leaves: Leaving = as_it_is,
     ) -> None:
         self.store, self.detector, self.peer = store, detector, peer
         self.kinds, self.fpr, self.quota_bytes = tuple(kinds), fpr, quota_bytes
+        self.leaves = leaves
         self.last_seen = store.now()
         self.peer_problem, self._unreached, self._rest_until = "", 0, 0.0
         self._stop = threading.Event()
@@ -110,6 +114,7 @@ class Worker:
             for data in objects_of(study, self.kinds, failed)
         }
         said = _result(study, chosen.aside, skipped)
+        said["within"] = self.detector.grouped.by if self.detector.grouped else ""
         said["not_made"] = [f"{kind}: {why}" for _, kind, why in failed]
         return said, objects
 
@@ -129,7 +134,7 @@ class Worker:
         there = [row for row in due if row[2].exists()]
         if not there:
             return bool(due)
-        told = self.peer.store([pydicom.dcmread(path) for _, _, path in there])
+        told = self.peer.store([self.leaves(pydicom.dcmread(path)) for _, _, path in there])
         for (sop, study, _), one in zip(there, told, strict=True):
             self.store.sent(sop, one.state, one.problem)
             if one.state != "unreached":
@@ -159,9 +164,10 @@ def _result(
     for _, reason in [*aside, *skipped]:
         reasons[reason] = reasons.get(reason, 0) + 1
     return {
-        "p_value": study.patient_p_value if study.patient_p_value is not None else first.p_value,
+        "p_value": study.patient_p_value,
+        "notes": list(study.notes),
         "score": first.score,
-        "flagged": first.flagged,
+        "flagged": study.flagged,
         "calibration_units": study.calibration_units,
         "images": len(study.images),
         "aside": reasons,

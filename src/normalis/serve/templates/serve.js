@@ -55,14 +55,19 @@
 
   const search = document.getElementById("search");
   const only = document.getElementById("only");
+  const shown = document.getElementById("shown");
   if (search) {
-    const rows = [...document.querySelectorAll("#studies tbody tr")];
+    const rows = [...document.querySelectorAll("#studies tr[data-review]")];
     const filter = () => {
       const words = search.value.toLowerCase();
+      let count = 0;
       for (const row of rows) {
         const fits = row.textContent.toLowerCase().includes(words);
         row.hidden = !(fits && (!only.value || row.dataset.review === only.value));
+        count += row.hidden ? 0 : 1;
       }
+      const every = count === rows.length;
+      shown.textContent = every ? `${count} studies` : `${count} of ${rows.length} studies`;
     };
     search.addEventListener("input", filter);
     only.addEventListener("change", filter);
