@@ -159,7 +159,7 @@ def test_axe_finds_nothing_and_nothing_is_cut_off(opened, service, axe, where, w
 def test_the_login_is_in_order_before_and_after_a_wrong_password(
     opened,
     guarded,
-    axe,
+    axe,  # noqa: F811
     width,
     scheme,
 ):
