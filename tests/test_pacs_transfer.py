@@ -125,7 +125,7 @@ def test_a_pacs_that_is_down_says_so(tmp_path):
     with pytest.raises(RunError, match="no association"):
         peer.find({})
     (sent,) = peer.store(results(sources())[:1])
-    assert (sent.state, "no association" in sent.problem) == ("refused", True)
+    assert (sent.state, "no association" in sent.problem) == ("unreached", True)
 
 
 def test_a_stranger_is_refused():

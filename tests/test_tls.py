@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 import urllib.error
@@ -33,6 +34,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Exception ignored in. <s"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """Collect what pynetdicom left here, not in the next test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +86,8 @@ def test_an_image_comes_over_tls_and_nothing_over_anything_else(secured, store, 
     assert over_tls.echo() == "", "the listener goes on"
 
 
+# pynetdicom's thread of an association that never began ends with an exception.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_one_that_connects_and_is_silent_keeps_nobody_out(secured, ours):
     host, port = secured.partition("@")[2].split(":")
     with socket.create_connection((host, int(port))):
@@ -125,8 +135,8 @@ def test_a_real_pacs_over_tls_and_https(ours, theirs, monkeypatch):
         assert [s.state for s in peer_at(server.address, tls=known).store([first])] == ["kept"]
         assert peer_at(server.address).echo() != ""
         address = f"https://127.0.0.1:{port}/dicom-web"
-        assert "certificate" in peer_at(address, tls=tls_context(theirs.ca)).echo()
-        assert "certificate" in peer_at(address).echo(), "the system does not know who signed"
+        assert "CERTIFICATE_VERIFY" in peer_at(address, tls=tls_context(theirs.ca)).echo()
+        assert "CERTIFICATE_VERIFY" in peer_at(address).echo(), "unknown to the system"
         web = peer_at(address, tls=tls_context(ours.ca))
         assert web.echo() == ""
         assert [s.state for s in web.store([second])] == ["kept"]

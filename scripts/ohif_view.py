@@ -1,0 +1,194 @@
+"""Look at result objects in OHIF: screenshots of every series of a generated study.
+
+    npm pack @ohif/app@3.13.2 && tar xzf ohif-app-*.tgz
+    python scripts/ohif_view.py package/dist --out shots [--modality MR]
+
+An Orthanc of this machine keeps a generated study and what normalis made of it; OHIF's built
+files are served from DIST beside Orthanc's DICOMweb, all on the loopback address. Each series is
+opened in Chromium. For each is printed how many grey values the viewport shows (a blank one has one
+or two) and what the console said. It takes a minute or two, needs `make pacs` and `make browser`,
+and is run by hand before a release, not by the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.server
+import io
+import json
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from pydicom.uid import generate_uid
+
+import dicom_studies
+from normalis import AnomalyDetector
+from normalis.datasets import open_dataset
+from normalis.pacs.export import objects_of
+from normalis.pacs.peer import peer_at
+from normalis.pacs.scoring import score_studies
+from pacs_peers import OURS, PASSWORD, Orthanc, free_port, orthanc
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+]  # fmt: skip
+THUMBNAILS = '[data-cy="study-browser-thumbnail"], [data-cy="study-browser-thumbnail-no-image"]'
+SOURCE = {
+    "friendlyName": "Orthanc", "name": "orthanc", "qidoRoot": "/dicom-web",
+    "wadoRoot": "/dicom-web", "wadoUriRoot": "/dicom-web", "qidoSupportsIncludeField": True,
+    "imageRendering": "wadors", "thumbnailRendering": "wadors", "enableStudyLazyLoad": True,
+    "supportsFuzzyMatching": False, "supportsWildcard": True,
+    "omitQuotationForMultipartRequest": True,
+    "bulkDataURI": {"enabled": True, "relativeResolution": "studies"},
+}  # fmt: skip
+CONFIG = {
+    "routerBasename": "/", "extensions": [], "modes": [], "showStudyList": True,
+    "maxNumberOfWebWorkers": 1, "showWarningMessageForCrossOrigin": False,
+    "showCPUFallbackMessage": False, "strictZSpacingForVolumeViewport": False,
+    "investigationalUseDialog": {"option": "never"}, "defaultDataSourceName": "dicomweb",
+    "dataSources": [{
+        "namespace": "@ohif/extension-default.dataSourcesModule.dicomweb",
+        "sourceName": "dicomweb", "configuration": SOURCE,
+    }],
+}  # fmt: skip
+
+
+def study_and_results(modality: str, folder: Path, size: int = 192) -> list[Any]:
+    """Return a generated study with a bright square, and the objects that normalis makes of it."""
+    normals = np.concatenate(
+        [dicom_studies.lesion_slices(size, slices=2, seed=s)[:1] for s in range(40)]
+    )
+    detector = AnomalyDetector(method="pca", image_size=64, window=(0, 4095), fpr=0.2)
+    fitted = detector.fit(normals.astype("float32")).fitted_
+    shared = dicom_studies.study("PHANTOM")
+    volume = dicom_studies.lesion_slices(size, slices=9, seed=99)
+    if modality in ("DX", "CR"):
+        sources = [dicom_studies.image(modality, volume[4], shared, series=generate_uid())]
+    else:
+        sources = dicom_studies.series(modality, volume, shared)
+    dicom_studies.write(folder, sources)
+    (study,) = score_studies(fitted, open_dataset(folder).to_score(), fpr=0.2)
+    kinds = ("sc", "sr", "seg", "pm")
+    return [*sources, *objects_of(study, kinds)]
+
+
+def handler(dist: Path, server: Orthanc, port: int) -> type[http.server.SimpleHTTPRequestHandler]:
+    """Return what answers: OHIF's files, its settings, and Orthanc's DICOMweb."""
+    login = base64.b64encode(f"{OURS.lower()}:{PASSWORD}".encode()).decode()
+    settings = f"window.config = {json.dumps(CONFIG)};".encode()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(dist))
+
+        def log_message(self, *given: Any) -> None:
+            """Say nothing."""
+
+        def do_GET(self) -> None:
+            path = self.path.split("?")[0]
+            if path.startswith("/dicom-web"):
+                self.answer(*self.from_orthanc())
+            elif path == "/app-config.js":
+                self.answer(200, settings, "text/javascript")
+            elif not (dist / path.lstrip("/")).is_file():
+                self.answer(200, (dist / "index.html").read_bytes(), "text/html")
+            else:
+                super().do_GET()
+
+        def from_orthanc(self) -> tuple[int, bytes, str]:
+            root = f"http://127.0.0.1:{server.http}"
+            headers = {
+                "Authorization": f"Basic {login}", "Accept": self.headers.get("Accept", "*/*")
+            }  # fmt: skip
+            asked = urllib.request.Request(root + self.path, headers=headers)
+            try:
+                with urllib.request.urlopen(asked, timeout=60) as given:
+                    kind, body = given.headers.get("Content-Type", ""), given.read()
+            except urllib.error.HTTPError as error:
+                return error.code, error.read(), "text/plain"
+            if "json" in kind:
+                body = body.replace(root.encode(), f"http://127.0.0.1:{port}".encode())
+            return 200, body, kind
+
+        def answer(self, code: int, body: bytes, kind: str) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def end_headers(self) -> None:
+            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            super().end_headers()
+
+    return Handler
+
+
+def look(page: Page, out: Path, wait_s: float) -> None:
+    """Open every series and keep a screenshot of it."""
+    page.wait_for_selector(THUMBNAILS, timeout=120_000)
+    page.wait_for_timeout(1000 * wait_s)
+    for number in range(page.locator(THUMBNAILS).count()):
+        one = page.locator(THUMBNAILS).nth(number)
+        name = " ".join(one.inner_text().split())[:60]
+        one.dblclick(timeout=20_000)
+        page.wait_for_timeout(1000 * wait_s)
+        for words in ("Yes", "Skip all"):  # of questions such as: open this segmentation?
+            asked = page.get_by_role("button", name=words)
+            if asked.count():
+                asked.first.click()
+                page.wait_for_timeout(1000 * wait_s)
+        shot = page.screenshot(path=out / f"{number}.png")
+        grey = np.asarray(Image.open(io.BytesIO(shot)).convert("L"))
+        middle = grey[150:-150, 400:-400]
+        print(f"{number}.png  {len(np.unique(middle)):4d} grey values  {name}", flush=True)
+
+
+def main() -> None:
+    """Take the screenshots."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dist", type=Path, help="folder dist of the package @ohif/app")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--modality", choices=("DX", "CR", "CT", "MR"), default="MR")
+    parser.add_argument("--wait", type=float, default=7.0, help="seconds for a series to load")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    port, said = free_port(), []
+    with orthanc() as server, sync_playwright() as playwright:
+        objects = study_and_results(given.modality, given.out / "dicom")
+        states = {one.state for one in peer_at(server.address).store(objects)}
+        print(f"{len(objects)} objects in Orthanc: {', '.join(sorted(states))}", flush=True)
+        answers = handler(given.dist.resolve(), server, port)
+        site = http.server.ThreadingHTTPServer(("127.0.0.1", port), answers)
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1500, "height": 900})
+        page.on("console", lambda m: said.append(m.text[:200]) if m.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(f"thrown: {error}"[:200]))
+        uid = objects[0].StudyInstanceUID
+        page.goto(f"http://127.0.0.1:{port}/viewer?StudyInstanceUIDs={uid}")
+        look(page, given.out, given.wait)
+        browser.close()
+        site.shutdown()
+    for line in dict.fromkeys(said):
+        print(f"console: {line}")
+    print(f"{len(said)} errors on the console")
+
+
+if __name__ == "__main__":
+    main()
