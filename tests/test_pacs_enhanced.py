@@ -137,6 +137,43 @@ def test_a_pacs_draws_the_picture(modality, tmp_path, monkeypatch):
             assert len(png) > 2000, "a picture, not a blank one"
 
 
+@pytest.mark.slow
+def test_every_object_of_every_modality_goes_there_and_back(tmp_path, monkeypatch):
+    """Made, checked, stored in a real PACS, found, fetched over both protocols, and drawn."""
+    if find_orthanc() is None:
+        pytest.skip("Orthanc is not installed (make pacs)")
+    checker = shutil.which("dciodvfy")
+    if checker is None:
+        pytest.skip("dciodvfy is not installed (make pacs)")
+    monkeypatch.setenv("NORMALIS_PACS_USER", "normalis")
+    monkeypatch.setenv("NORMALIS_PACS_PASSWORD", PASSWORD)
+    expected = MADE | {"enhanced MR": {"sc": 3, "sr": 1, "seg": 0, "pm": 0, "pr": 1}}
+    with orthanc() as server:
+        dimse, web = peer_at(server.address), peer_at(server.web)
+        for modality, counts in expected.items():
+            case = scored_frames() if modality == "enhanced MR" else scored(modality)
+            made = {kind: build(case) for kind, build in BUILDERS.items()}
+            assert {kind: len(some) for kind, some in made.items()} == counts, modality
+            sources = list({i.source.SOPInstanceUID: i.source for i in case.images}.values())
+            objects = [data for some in made.values() for data in some]
+            for number, data in enumerate(objects):
+                data.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+                assert errors_of([checker, "-new", str(tmp_path / f"{number}.dcm")]) == []
+            every = [*sources, *objects]
+            assert {one.state for one in dimse.store(every)} == {"kept"}, modality
+            uids = {str(data.SOPInstanceUID) for data in every}
+            for peer in (dimse, web):
+                found = {one["StudyInstanceUID"] for one in peer.find({})}
+                assert case.uid in found, modality
+                assert {str(d.SOPInstanceUID) for d in peer.fetch(case.uid)} == uids, modality
+            pictures = {str(data.SOPInstanceUID) for data in made["sc"]}
+            for one in server.json("/instances?expand"):
+                if one["MainDicomTags"]["SOPInstanceUID"] in pictures:
+                    png = server.get(f"/instances/{one['ID']}/preview")
+                    assert png[:4] == b"\x89PNG"
+                    assert len(png) > 2000, "a picture, not a blank one"
+
+
 def test_segmentations_that_a_pacs_refuses_stop_nothing_else():
     case = scored("MR")
     made = [data for kind in ("sc", "sr", "seg") for data in BUILDERS[kind](case)]

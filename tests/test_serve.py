@@ -81,6 +81,7 @@ class Taking:
 
     def __init__(self):
         self.kept, self.problem, self.state, self.asked = [], "", "refused", 0
+        self.took = "kept"
 
     def store(self, datasets):
         self.asked += 1
@@ -90,7 +91,7 @@ class Taking:
                 for d in datasets
             ]
         self.kept += datasets
-        return [Sent(sop_uid=str(d.SOPInstanceUID), state="kept") for d in datasets]
+        return [Sent(sop_uid=str(d.SOPInstanceUID), state=self.took) for d in datasets]
 
 
 @pytest.fixture
@@ -267,6 +268,23 @@ def test_a_pacs_that_is_down_for_a_night_loses_nothing_and_is_asked_rarely(store
     assert worker.send_due()
     assert worker.peer_problem == ""
     assert store.counts()["objects_kept"] >= 1
+
+
+@pytest.mark.parametrize("second", ["kept", "sent"])
+def test_what_was_taken_and_not_found_again_is_sent_once_more(store, worker, clock, second):
+    """A PACS that was killed after it said success was once believed."""
+    arrive(store, [film()])
+    clock.time += 61
+    worker.score_next()
+    worker.peer.took = "sent"
+    assert worker.send_due()
+    assert store.counts().get("objects_waiting", 0) >= 1
+    assert not worker.send_due(), "a little later"
+    worker.peer.took = second
+    clock.time += 11
+    assert worker.send_due()
+    assert store.counts()[f"objects_{second}"] >= 1
+    assert "objects_waiting" not in store.counts()
 
 
 # pynetdicom leaves the socket that could not connect to the collector.

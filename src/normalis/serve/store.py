@@ -228,13 +228,15 @@ class Store:
         """Note what became of a result object: ``kept``, ``sent``, ``refused`` or ``gone``.
 
         A refused one is tried again, later each time. One that never came to the peer says why it
-        waits, and no more: that is the peer's fault, not its own.
+        waits, and no more: that is the peer's fault, not its own. One that the peer took and that
+        could not be found there afterwards is sent once more, since the peer may have ended between.
         """
         (tries,) = self.run("SELECT tries FROM outbox WHERE sop=?", sop)[0]
         due, tries = 0.0, tries + (state != "unreached")
-        if state == "refused":
+        doubtful = state == "sent" and tries == 1
+        if state == "refused" or doubtful:
             due = self.now() + later(tries - 1)
-        if state in ("refused", "unreached"):
+        if state in ("refused", "unreached") or doubtful:
             state = "dead" if tries >= MOST_TRIES else "waiting"
         self.run(
             "UPDATE outbox SET state=?, tries=?, not_before=?, error=? WHERE sop=?",
