@@ -229,7 +229,7 @@ class Store:
 
         A refused one is tried again, later each time. One that never came to the peer says why it
         waits, and no more: that is the peer's fault, not its own. One that the peer took and that
-        could not be found there afterwards is sent once more, since the peer may have ended between.
+        could not be found there afterwards is sent once more: the peer may have ended between.
         """
         (tries,) = self.run("SELECT tries FROM outbox WHERE sop=?", sop)[0]
         due, tries = 0.0, tries + (state != "unreached")
