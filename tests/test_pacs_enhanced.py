@@ -147,7 +147,7 @@ def test_every_object_of_every_modality_goes_there_and_back(tmp_path, monkeypatc
         pytest.skip("dciodvfy is not installed (make pacs)")
     monkeypatch.setenv("NORMALIS_PACS_USER", "normalis")
     monkeypatch.setenv("NORMALIS_PACS_PASSWORD", PASSWORD)
-    expected = MADE | {"enhanced MR": {"sc": 3, "sr": 1, "seg": 0, "pm": 0, "pr": 1}}
+    expected = MADE | {"enhanced MR": {"sc": 3, "sr": 1, "seg": 0, "pm": 0, "pr": 0}}
     with orthanc() as server:
         dimse, web = peer_at(server.address), peer_at(server.web)
         for modality, counts in expected.items():
