@@ -142,13 +142,14 @@ def handler(dist: Path, server: Orthanc, port: int) -> type[http.server.SimpleHT
 def look(page: Page, out: Path, wait_s: float) -> None:
     """Open every series and keep a screenshot of it."""
     page.wait_for_selector(THUMBNAILS, timeout=120_000)
+    page.add_style_tag(content="[class*=shepherd] { display: none !important; }")  # a tour
     page.wait_for_timeout(1000 * wait_s)
     for number in range(page.locator(THUMBNAILS).count()):
         one = page.locator(THUMBNAILS).nth(number)
         name = " ".join(one.inner_text().split())[:60]
         one.dblclick(timeout=20_000)
         page.wait_for_timeout(1000 * wait_s)
-        for words in ("Yes", "Skip all"):  # of questions such as: open this segmentation?
+        for words in ("Yes", "Confirm"):  # of questions such as: open this segmentation?
             asked = page.get_by_role("button", name=words)
             if asked.count():
                 asked.first.click()
