@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
@@ -162,6 +163,29 @@ def test_monochrome1_is_shown_inverted(inverted):
         source.PhotometricInterpretation = "MONOCHROME1"
     after = tall_grey(ScoredImage(source=source, score=1.0))
     assert (after == (255 - before if inverted else before)).mean() > 0.98
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "DX"])
+def test_slices_of_one_series_are_shown_on_one_scale(modality):
+    """A slice with a bright lesion once made its own disc darker than that of its neighbours."""
+    volume, shared = lesion_slices(SIZE), study()
+    discs = set()
+    for pixels in volume[1:3]:  # without the lesion, and with it
+        source = image(modality, pixels, shared, series="1.2.3")
+        grey = tall_grey(ScoredImage(source=source, score=1.0))
+        discs.add(round(float(np.median(grey[SIZE // 2 : SIZE // 2 + 8, SIZE // 2 :][:, :8]))))
+    assert max(discs) - min(discs) <= 2
+    assert 10 < max(discs) < 250
+
+
+def test_a_lookup_table_and_colours_have_their_own_scale():
+    source = image("DX", np.full((8, 8), 3), study(), series="1.2.3")
+    del source.WindowCenter, source.WindowWidth
+    item = pydicom.Dataset()
+    item.LUTDescriptor, item.LUTData = [4096, 0, 12], np.full(4096, 819, "<u2").tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+    source.VOILUTSequence = [item]
+    assert np.unique(tall_grey(ScoredImage(source=source, score=1.0))).tolist() == [51]
 
 
 @pytest.mark.parametrize("orientation", [AXIAL, (1, 0, 0, 0, 0, -1), (0, 1, 0, 0, 0, -1), OBLIQUE])

@@ -116,6 +116,21 @@ def has_geometry(source: Any) -> bool:
     )
 
 
+def _shown_range(data: Any) -> tuple[float, float]:
+    """Return what is black and what is white after the window, as `apply_voi_lut` gives it.
+
+    It is the same for all slices of a series, so that their pictures compare.
+    """
+    if data.get("VOILUTSequence"):
+        return 0.0, 2.0 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    bits, signed = int(data.BitsStored), bool(data.PixelRepresentation)
+    ends = np.array([-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1] if signed else [0, 2.0**bits - 1])
+    slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
+    if slope is not None and intercept is not None:
+        ends = ends * float(slope) + float(intercept)
+    return float(ends[0]), float(ends[1])
+
+
 def tall_grey(image: ScoredImage) -> NDArray[np.uint8]:
     """Return the pixels (H, W) in grey as they are shown, 0 to 255."""
     from pydicom.pixels import apply_voi_lut
@@ -127,14 +142,17 @@ def tall_grey(image: ScoredImage) -> NDArray[np.uint8]:
     values = np.asarray(stored, float)
     if values.ndim == 3:
         values = values @ np.array([0.299, 0.587, 0.114])
+        low, high = 0.0, 2.0 ** int(data.BitsStored) - 1
     elif data.get("WindowCenter") is not None or "VOILUTSequence" in data:
         slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
         if slope is not None and intercept is not None:
             values = values * float(slope) + float(intercept)
+        if data.get("VOILUTSequence"):  # a table is looked up by whole numbers
+            values = np.rint(values).astype(np.int32)
         values = np.asarray(apply_voi_lut(values, data), float)
-    low, high = np.percentile(values, (0.5, 99.5))
-    if data.get("WindowCenter") is not None:
-        low, high = float(values.min()), float(values.max())
+        low, high = _shown_range(data)
+    else:
+        low, high = np.percentile(values, (0.5, 99.5))
     grey = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
     if str(data.get("PhotometricInterpretation")) == "MONOCHROME1":
         grey = 1 - grey
