@@ -255,6 +255,21 @@ def pack(
 
 
 @app.command()
+def rekey(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `sweep`.")],
+) -> None:
+    """Name the records of RESULTS by the settings that this version knows; measure nothing anew."""
+    from normalis.research.rekey import rekey as rename
+
+    with errors.status("naming records anew"):
+        done = rename(results)
+    counts = f"{done.records} records, {done.models} models, {len(done.tables)} other tables"
+    console.print(f"named anew: {counts}", soft_wrap=True)
+    for name, why in done.left.items():
+        errors.print(f"left as it is: {name[:12]}: {why}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def results(
     folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="Results folder.")],
     where: Annotated[
@@ -369,6 +384,7 @@ def _run(
 ) -> None:
     from normalis.research.data import Store
     from normalis.research.experiments import plan, write_plan
+    from normalis.research.rekey import check_names
 
     store = Store(out, data)
     with errors.status("reading the data"):
@@ -376,6 +392,7 @@ def _run(
     file = write_plan(out, experiments)
     errors.print(f"plan: {file}", soft_wrap=True, markup=False)
     if dry_run:
+        check_names(out)
         _print_plan(experiments, out, store)
         return
     name, options = engine

@@ -1,10 +1,10 @@
 """What an experiment is, and how a plan lists experiments before any of them starts.
 
 An **experiment** is data × method × latent dimension × seed, read by one scorer. Its *identity* is
-the hash of its settings: equal settings are the same experiment, whichever plan asks for it. What
-is hashed leaves out every field at its default, so that a setting added later changes no identity;
-in return a default is never changed once records exist. The folder that the data came from is not
-part of it, the data's own fingerprint is.
+the hash of all its settings, whether at their defaults or not: equal settings are the same
+experiment, whichever plan asks for it, and a default may change without a record changing its
+meaning. The folder that the data came from is not part of it, the data's own fingerprint is. A
+setting that is added changes every identity; `normalis.research.rekey` names records anew.
 
 A **training** is an experiment without its scorer, its data set's name and its test images;
 experiments that share one are trained once (`Experiment.training_key`).
@@ -30,12 +30,13 @@ import itertools
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from normalis.errors import NormalisError, SettingsError, did_you_mean
 from normalis.models import model_class
-from normalis.scorers import default_reduction
+from normalis.scorers import default_reduction, scorer_class
 from normalis.storage import content_hash, write_json
 from normalis.training.settings import TrainingSettings
 
@@ -121,21 +122,20 @@ class Experiment:
     images: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from normalis.models.base import Autoencoder, CompositeModel
-
         cls = model_class(self.method)
         if not cls.has_latent:
             object.__setattr__(self, "latent_dim", None)
         elif self.latent_dim is None:
             object.__setattr__(self, "latent_dim", 16)
-        if not issubclass(cls, Autoencoder | CompositeModel):
+        if not self.is_trained:
             kept = TrainingSettings(standardize=self.training.standardize)
             object.__setattr__(self, "training", kept)
-        settings = cls.Settings.from_mapping({**self.model_options, **self.options})
-        defaults = {f.name: f.default for f in fields(settings)}
-        given = {k: getattr(settings, k) for k in self.options if k not in self.model_options}
-        options = {k: v for k, v in sorted(given.items()) if v != defaults.get(k)}
-        object.__setattr__(self, "options", options)
+        for name, kind in (("options", cls), ("scorer_options", scorer_class(self.scorer))):
+            fixed = self.model_options if name == "options" else {"reduction": self.reduction}
+            given = getattr(self, name)
+            settings = kind.Settings.from_mapping({**fixed, **given})
+            changed = _changed(settings, sorted(given.keys() - fixed.keys()))
+            object.__setattr__(self, name, changed)
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -143,57 +143,86 @@ class Experiment:
         size: dict[str, Any] = {"image_size": self.image_size, "channels": self.channels}
         return size if self.latent_dim is None else {**size, "latent_dim": self.latent_dim}
 
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """Return every setting of the method."""
+        cls = model_class(self.method)
+        return _whole(cls.Settings.from_mapping({**self.model_options, **self.options}))
+
+    @cached_property
+    def reading(self) -> dict[str, Any]:
+        """Return every setting of the scorer."""
+        options = {**self.scorer_options, "reduction": self.reduction}
+        return _whole(scorer_class(self.scorer).Settings.from_mapping(options))
+
     @property
     def key(self) -> dict[str, Any]:
-        """Return what the identity is the hash of: everything that is not at its default.
+        """Return what the identity is the hash of.
 
         ``images`` and ``subset`` act through the arrays, which the fingerprint covers.
         """
-        body = self.training_body() | {"dataset": self.dataset, "data": self.data}
-        return body | {
-            name: value
-            for name, value, default in (
-                ("scorer", self.scorer, "native"),
-                ("scorer_options", dict(self.scorer_options), {}),
-                ("reduction", self.reduction, "mean"),
-            )
-            if value != default
-        }
+        more = {"dataset": self.dataset, "data": self.data, "scorer": self.scorer}
+        return {**self.training_body(), **more, "reading": self.reading}
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Return the experiment's name among all experiments."""
         return content_hash(self.key)
 
-    @property
+    @cached_property
     def training_key(self) -> str:
         """Return the name of the training that the experiment shares with others."""
         return content_hash(self.training_body())
 
     def training_body(self) -> dict[str, Any]:
         """Return what the training's key is the hash of."""
-        defaults = asdict(TrainingSettings())
-        changed = {k: v for k, v in self.training.to_dict().items() if v != defaults[k]}
+        training = _whole(self.training)
+        if not self.is_trained:  # how long, in what steps: means nothing to it
+            training = {"standardize": self.training.standardize}
         return {
             "train_data": self.train_data,
             "method": self.method,
-            "model": {**self.model_options, **self.options},
+            "model": dict(self.model),
             "seed": self.seed,
-            "training": changed | {"epochs": self.training.epochs},
+            "training": training,
         }
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the method, or a member of it, is trained by steps, as an autoencoder is."""
+        from normalis.models.base import Autoencoder, CompositeModel
+
+        return issubclass(model_class(self.method), Autoencoder | CompositeModel)
+
     def settings(self) -> dict[str, Any]:
-        """Return every setting as plain values, defaults included."""
-        body = asdict(self)
-        body["options"], body["images"] = dict(self.options), dict(self.images)
-        return body
+        """Return every setting as plain values, defaults included.
+
+        ``model`` and ``reading`` are all settings of the method and of the scorer; ``options`` and
+        ``scorer_options`` those of them that are not at today's defaults, for listings.
+        """
+        body = {f.name: getattr(self, f.name) for f in fields(self)}
+        parts = {"training": asdict(self.training), "subset": asdict(self.subset)}
+        plain = {k: dict(body[k]) for k in ("options", "scorer_options", "images")}
+        return {**body, **parts, **plain, "model": dict(self.model), "reading": dict(self.reading)}
 
     @classmethod
     def from_settings(cls, body: Mapping[str, Any]) -> Experiment:
-        """Return the experiment that `settings` described."""
+        """Return the experiment that `settings` described, by whichever version.
+
+        A setting that the version did not have is at its default.
+
+        Raises:
+            SettingsError: if the method or the scorer has no such setting any more.
+        """
         parts = dict(body)
         parts["training"] = TrainingSettings(**parts["training"])
         parts["subset"] = Subset(**parts["subset"])
+        model, reading = parts.pop("model", None), parts.pop("reading", None)
+        if model is not None:
+            fixed = ("image_size", "channels", "latent_dim")
+            parts["options"] = {k: v for k, v in model.items() if k not in fixed}
+        if reading is not None:
+            parts["scorer_options"] = {k: v for k, v in reading.items() if k != "reduction"}
         return cls(**parts)
 
     def __str__(self) -> str:
@@ -213,6 +242,22 @@ class Experiment:
         )
         epochs = f" epochs={self.training.epochs}"
         return f"{self.dataset} {self.method}{latent}{extra} seed={self.seed}{epochs}{read}"
+
+
+def _changed(settings: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return those of the named settings that are not at their defaults."""
+    try:
+        defaults = vars(type(settings)())
+    except SettingsError:  # one of them has to be given, such as a file of weights
+        defaults = {f.name: f.default for f in fields(settings)}
+    return {n: v for n in names if (v := getattr(settings, n)) != defaults[n]}
+
+
+def _whole(settings: Any) -> dict[str, Any]:
+    """Return all settings as plain values; what is no whole number by default is written as 1.0."""
+    body = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in asdict(settings).items()}
+    floats = [f.name for f in fields(settings) if isinstance(f.default, float)]
+    return body | {name: float(body[name]) for name in floats if body[name] is not None}
 
 
 # Factor of a plan -> (field of an experiment, what one value may be).

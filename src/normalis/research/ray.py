@@ -18,6 +18,7 @@ from normalis.errors import require
 from normalis.research.experiments import Experiment, write_plan
 from normalis.research.jobs import Job, jobs_of, run_job
 from normalis.research.records import Records
+from normalis.research.rekey import check_names
 from normalis.research.sweep import Event, Monitor
 
 __all__ = ["run_plan_on_ray"]
@@ -90,11 +91,13 @@ def run_plan_on_ray(
 
     Raises:
         MissingExtraError: if Ray is not installed.
-        RunError: if there is no cluster at the address.
+        RunError: if there is no cluster at the address, or records are named as another version
+            does.
     """
     cluster = Cluster(address=address, gpus_per_job=gpus_per_job, cpus_per_job=cpus_per_job)
     require("ray", extra="ray", why="the engine ray")
     folder = str(Path(results).resolve())
+    check_names(folder)
     write_plan(folder, experiments)
     todo = jobs_of(experiments)
     monitor = Monitor(todo, Records(folder), callback, 1)

@@ -22,7 +22,8 @@ from normalis.research import packed
 
 __all__ = ["Records", "listing"]
 
-FORMAT = 1
+#: 2: a record is named by all its settings, those at their defaults too.
+FORMAT = 2
 
 
 class Records:
@@ -62,14 +63,16 @@ class Records:
             identity: hash of the experiment's settings.
             record: column -> plain value, list or NumPy array.
         """
+        if identity not in self:
+            self.write({"id": identity, "format": FORMAT, **record})
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write a whole record, ``id`` and ``format`` included, in place of one of that name."""
         pa, pq = packed.arrow()
-        if identity in self:
-            return
-        row = {"id": identity, "format": FORMAT, **record}
         columns = {k: pa.array([_arrow(v)], _type_of(k)) for k, v in row.items()}
         table = pa.table(columns)
         write_atomically(
-            self.folder / f"{identity}.parquet",
+            self._file(row["id"]),
             lambda p: pq.write_table(table, p, **_encoding(columns)),
         )
 

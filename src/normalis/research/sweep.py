@@ -34,6 +34,7 @@ from normalis.errors import NormalisError, RunError
 from normalis.research.experiments import Experiment, write_plan
 from normalis.research.jobs import Job, jobs_of, run_job, stacks_of, train_together
 from normalis.research.records import Records
+from normalis.research.rekey import check_names
 from normalis.training.loop import pick_device
 
 __all__ = ["STACK", "Event", "Monitor", "run_plan"]
@@ -97,8 +98,9 @@ def run_plan(
         Title -> error of the trainings that failed; the others were not held up by them.
 
     Raises:
-        RunError: if every worker process died.
+        RunError: if every worker process died, or records are named as another version does.
     """
+    check_names(results)
     write_plan(results, experiments)
     todo = jobs_of(experiments)
     cores = (
