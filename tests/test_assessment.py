@@ -1,13 +1,16 @@
 """A fitted detector and labels to the honest table."""
 
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from normalis.datasets import open_dataset
 from normalis.errors import DataError
+from normalis.evaluation import of_detector
 from normalis.evaluation.of_detector import evaluate_detector
 from normalis.images import decoding
 from small_runs import anomalies, detector, phantoms, write_mvtec, write_pngs
@@ -124,27 +127,50 @@ def test_rows_of_arrays_are_evaluated(fitted, tmp_path):
     assert rows_of(result, "ranking")["auroc"].n_images == 12
 
 
-def test_a_test_image_is_decoded_for_its_score_and_for_the_audit_alone(
-    fitted, tmp_path, monkeypatch
-):
-    root, counts = write_mvtec(tmp_path, train=20, test=4), Counter()
-    plain = decoding.read_frames
+@pytest.fixture
+def counts(monkeypatch):
+    """How often each file has been decoded."""
+    found, plain = Counter(), decoding.read_frames
 
     def counting(path, **options):
-        counts[Path(path)] += 1
+        found[Path(path)] += 1
         return plain(path, **options)
 
     monkeypatch.setattr(decoding, "read_frames", counting)
+    return found
+
+
+def test_each_image_is_decoded_once(fitted, tmp_path, counts):
+    root = write_mvtec(tmp_path, train=20, test=4)
     gone = []
 
     def vanish(stage, _):
         if stage == "metrics" and not gone:  # scored and audited: the baselines need no file
-            gone.extend(path.unlink() for path in (root / "test").rglob("*.png"))
+            gone.extend(path.unlink() for path in root.rglob("*/*/*.png"))
 
     evaluate_detector(fitted, open_dataset(root), progress=vanish)
-    assert len(gone) == 8
-    assert {n for path, n in counts.items() if path.is_relative_to(root / "test")} == {2}
-    assert max(counts.values()) == 2
+    assert len(gone) > 28
+    assert len(counts) == 28
+    assert set(counts.values()) == {1}
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_image_decoded_once_is_the_image(tmp_path, monkeypatch, counts, image_size, deep):
+    """Sizes as the audit's and others; 8 bit, and deeper by a rule: the same to the last bit."""
+    root = write_mvtec(tmp_path, train=16, test=4)
+    for file in sorted(root.glob("t*/*/*.png")) if deep else []:
+        values = np.asarray(Image.open(file).convert("L"), np.uint16) * 90
+        Image.fromarray(values).save(file)
+    fitted = detector(image_size=image_size, epochs=1).fit(root)
+    counts.clear()
+    once, found, _ = evaluate_detector(fitted, open_dataset(root))
+    assert set(counts.values()) == {1}
+    monkeypatch.setattr(of_detector, "decoded_once", lambda *recipes: nullcontext())
+    twice, other, _ = evaluate_detector(fitted, open_dataset(root))
+    assert set(counts.values()) == {3}
+    assert repr(once.to_dict()) == repr(twice.to_dict())
+    assert repr(found.to_dict()) == repr(other.to_dict())
 
 
 def write_volumes(root, *, with_masks):

@@ -23,7 +23,8 @@ from normalis.calibration.colours import ColourScale
 from normalis.errors import DataError, SettingsError
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.fitted import fitted_of
-from normalis.loading.arrays import Loaded, Row, load, load_masks, to_unit
+from normalis.images.decoding import decoded_once
+from normalis.loading.arrays import ImageSettings, Loaded, Row, load, load_masks, to_unit
 from normalis.loading.marked import marked_normals
 from normalis.loading.units import some
 from normalis.loading.unlabelled import LEARNED_FROM
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from normalis.datasets import Dataset, Sample
     from normalis.detector import AnomalyDetector
     from normalis.fitted import FittedDetector
+    from normalis.images.decoding import Recipe
     from normalis.scoring import Scored
 
 __all__ = ["evaluate_detector"]
 
 _log = logging.getLogger("normalis.evaluation")
 
+_AUDITED = 64  # pixels a side, at which the audit compares all images
 _THRESHOLDS = (0.95, 0.999)
 _MOST_DEMOGRAPHICS = ("age", "sex", "scanner", "manufacturer", "model")
 
@@ -72,12 +75,14 @@ def evaluate_detector(
     _log.info("evaluating on %d labelled test files of %s", len(samples), data.name)
     skipped: list[tuple[Path, str]] = []
     read: list[Loaded] = []
-    parts = _score(fitted, samples, skipped, tell, with_maps=data.has_masks, read=read)
+    with decoded_once(*_recipes(fitted)):
+        parts = _score(fitted, samples, skipped, tell, with_maps=data.has_masks, read=read)
+        found = audit(data, image_size=_AUDITED, progress=tell)
+        train = _training_images(fitted, data)
     rows = [row for part in parts for row in part.rows]
     scores = np.concatenate([part.anomaly_score for part in parts])
     shown = [part.anomaly_map for part in parts if part.anomaly_map is not None]
     maps = np.concatenate(shown) if shown else None
-    found = audit(data, image_size=64, progress=tell)
     keys = [image_key(row.sample, row.slice_index) for row in rows]
     tell("metrics", 0.0)
     notes: list[str] = []
@@ -95,7 +100,7 @@ def evaluate_detector(
             if not (t == min(_THRESHOLDS) and all_alike(found))
         }
         | {"unlabelled": _learned_from(rows, notes)},
-        baselines=_baselines(fitted, data, read, found, keys),
+        baselines=_baselines(train, read, found, keys),
         kind=[row.kind if bad else None for row, bad in zip(rows, labels, strict=True)],
         maps=maps,
         masks=masks if maps is not None else None,
@@ -106,6 +111,19 @@ def evaluate_detector(
     tell("metrics", 1.0)
     noted = dataclasses.replace(result, notes=(*notes, *result.notes))
     return _with_notes(noted, fitted, fpr), found, skipped
+
+
+def _recipes(fitted: FittedDetector) -> tuple[Recipe, Recipe]:
+    """Return how an image is read, for its score or the baselines, and for the audit."""
+    voi = fitted.rule is None or fitted.rule.voi
+    return fitted.image_settings.recipe(voi=voi), ImageSettings(image_size=_AUDITED).recipe(voi=voi)
+
+
+def _training_images(fitted: FittedDetector, data: Dataset) -> NDArray[Any] | None:
+    """Return the training images as the detector reads them; None where the data have none."""
+    if not data.split("train"):
+        return None
+    return load(data.split("train"), fitted.image_settings, rule=fitted.rule, fit_rule=False).pixels
 
 
 def _masks(rows: Sequence[Row], image_size: int, notes: list[str]) -> NDArray[np.bool_]:
@@ -190,8 +208,7 @@ def _listed(keys: Sequence[str], listed: frozenset[str]) -> NDArray[np.bool_]:
 
 
 def _baselines(
-    detector: FittedDetector,
-    data: Dataset,
+    train: NDArray[Any] | None,
     read: Sequence[Loaded],
     found: Audit,
     keys: Sequence[str],
@@ -207,11 +224,9 @@ def _baselines(
     pixels = np.stack([(x if one_kind else to_unit(x))[i] for x, i in chosen])
     known = {fact.key: fact.properties for fact in found.facts}
     properties = [known.get(key, {}) for key in keys]
-    if not data.split("train"):
+    if train is None:
         return _without_training(pixels, properties)
-    given: dict[str, Any] = {"rule": detector.rule, "fit_rule": False, "cache": True}
-    train = load(data.split("train"), detector.image_settings, **given)
-    return trivial_scores(train.pixels, pixels, file_properties=properties)
+    return trivial_scores(train, pixels, file_properties=properties)
 
 
 def _without_training(

@@ -11,6 +11,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,7 @@ __all__ = [
     "Source",
     "decode",
     "decode_all",
+    "decoded_once",
     "map_ahead",
     "said_of_values",
 ]
@@ -56,6 +59,11 @@ class Recipe:
     plane: str = "axial"
     slice_range: tuple[float, float] = (0.0, 1.0)
     voi: bool = True
+
+    @property
+    def of_frames(self) -> tuple[Any, ...]:
+        """What is asked of the file itself; how large its images become is another matter."""
+        return self.plane, self.slice_range, self.voi, self.channels == 1
 
 
 @dataclass(frozen=True)
@@ -104,15 +112,66 @@ class Decoded:
         return sum(int(image.pixels.nbytes) for image in self.images)
 
 
+class _Readers:
+    """Recipes by which the same files will be read, one reader each, and what waits for them."""
+
+    def __init__(self, recipes: Sequence[Recipe]) -> None:
+        self.recipes = tuple(recipes)
+        self._kept: dict[tuple[Source, Recipe], Decoded] = {}
+
+    def others(self, recipe: Recipe) -> list[Recipe]:
+        """Return the other readers' recipes that the same frames serve."""
+        left = list(self.recipes)
+        if recipe not in left:
+            return []
+        left.remove(recipe)
+        return [other for other in left if other.of_frames == recipe.of_frames]
+
+    def take(self, source: Source, recipe: Recipe) -> Decoded | None:
+        """Return what another reader left, once."""
+        return self._kept.pop((source, recipe), None)
+
+    def leave(self, source: Source, found: Mapping[Recipe, list[DecodedImage]]) -> None:
+        """Keep images for the other readers; those too large to keep they decode themselves."""
+        for recipe, images in found.items():
+            file = Decoded(images)
+            if file.nbytes <= MAX_KEPT:
+                self._kept[source, recipe] = file
+
+
+_readers: ContextVar[_Readers | None] = ContextVar("readers", default=None)
+
+
+@contextmanager
+def decoded_once(*recipes: Recipe) -> Iterator[None]:
+    """Decode a file once for several readers, within this context.
+
+    The first that reads a file leaves it, resized as the others ask for, until they come for it.
+    What a reader never comes for takes memory until the end.
+
+    Args:
+        *recipes: one for each time that a file will be read, equal ones repeated.
+    """
+    token = _readers.set(_Readers(recipes))
+    try:
+        yield
+    finally:
+        _readers.reset(token)
+
+
 def decode(
     sources: Iterable[Source], recipe: Recipe, *, workers: int | None = None
 ) -> Iterator[Decoded]:
     """Yield what became of each source, in order, a bounded number ahead of the consumer."""
     arrays, budget = _OpenArrays(), _Budget()
+    readers = _readers.get() or _Readers(())  # here, since threads have contexts of their own
 
     def read(numbered: tuple[int, Source]) -> Decoded:
         number, source = numbered
-        return _read(source, recipe, arrays, partial(budget.take, number))
+        if (left := readers.take(source, recipe)) is not None:
+            budget.take(number, left.nbytes)
+            return left
+        return _read(source, recipe, arrays, partial(budget.take, number), readers)
 
     files = map_ahead(
         read, enumerate(sources), workers=workers, weigh=lambda file: file.nbytes, end=budget.end
@@ -267,11 +326,18 @@ class _OpenArrays:
 
 
 def _read(
-    source: Source, recipe: Recipe, arrays: _OpenArrays, take: Callable[[int], None]
+    source: Source,
+    recipe: Recipe,
+    arrays: _OpenArrays,
+    take: Callable[[int], None],
+    readers: _Readers,
 ) -> Decoded:
     """Decode one source; whatever it raises is its own reason, and never the end of the run."""
+    others: dict[Recipe, list[DecodedImage]] = {r: [] for r in readers.others(recipe)}
     try:
-        return Decoded(_images(source, recipe, arrays, take))
+        found = Decoded(_images(source, recipe, arrays, take, others))
+        readers.leave(source, others)
+        return found
     except UnreadableImageError as error:
         cause = error.__cause__
         # Pillow's own OSErrors ("truncated") have no errno; those of the system do.
@@ -288,12 +354,22 @@ def _printable(reason: str) -> str:
 
 
 def _images(
-    source: Source, recipe: Recipe, arrays: _OpenArrays, take: Callable[[int], None]
+    source: Source,
+    recipe: Recipe,
+    arrays: _OpenArrays,
+    take: Callable[[int], None],
+    others: Mapping[Recipe, list[DecodedImage]],
 ) -> list[DecodedImage]:
-    """Return the images of a source, resized one by one, within `MAX_KEPT` bytes."""
+    """Return the images of a source, resized one by one, within `MAX_KEPT` bytes.
+
+    ``others`` receives them resized by each of its recipes.
+    """
     images: list[DecodedImage] = []
     kept = 0
-    for image in _one_by_one(source, recipe, arrays):
+    for frame in _frames(source, recipe, arrays):
+        for other, found in others.items():
+            found.append(_fitted(frame, other))
+        image = _fitted(frame, recipe)
         take(image.pixels.nbytes)
         images.append(image)
         kept += image.pixels.nbytes
@@ -307,39 +383,44 @@ def _images(
     return images
 
 
-def _one_by_one(source: Source, recipe: Recipe, arrays: _OpenArrays) -> Iterator[DecodedImage]:
-    size, channels = recipe.image_size, recipe.channels
+def _frames(
+    source: Source, recipe: Recipe, arrays: _OpenArrays
+) -> Iterator[tuple[NDArray[Any], int | None, Mapping[str, Any]]]:
+    """Yield pixels (C, H, W), number in the file and header of each image of a source."""
     if source.index is not None:
         opened = arrays(source.path, source.array)
-        pixels = row_of(opened, source.index, source.path)
         header = {
             "format": "array",
             "bits": 8 * opened.dtype.itemsize,
             "dtype": str(opened.dtype),
             "units": units_of_dtype(opened.dtype),
         }
-        fitted = fit_pixels(pixels, image_size=size, channels=channels)
-        shape = (pixels.shape[1], pixels.shape[2])
-        yield DecodedImage(fitted, None, shape, header | said_of_values(pixels))
+        pixels = row_of(opened, source.index, source.path)
+        yield pixels, None, header | said_of_values(pixels)
         return
     frames = read_frames(
         source.path,
         plane=recipe.plane,
         slice_range=recipe.slice_range,
         voi=recipe.voi,
-        grey=channels == 1,
+        grey=recipe.channels == 1,
     )
     for frame in frames:
-        fitted = fit_pixels(frame.pixels, image_size=size, channels=channels)
-        shape = (frame.pixels.shape[1], frame.pixels.shape[2])
-        header = {**frame.header, **said_of_values(frame.pixels)}
-        yield DecodedImage(fitted, frame.slice_index, shape, header)
+        yield frame.pixels, frame.slice_index, {**frame.header, **said_of_values(frame.pixels)}
 
 
 def said_of_values(pixels: NDArray[Any]) -> dict[str, Any]:
     """Return the header's ``value_alone`` of an image one value of which is far from all others."""
     found = None if pixels.dtype == np.uint8 else value_alone(pixels)
     return {} if found is None else {"value_alone": tuple(found)}
+
+
+def _fitted(
+    frame: tuple[NDArray[Any], int | None, Mapping[str, Any]], recipe: Recipe
+) -> DecodedImage:
+    pixels, slice_index, header = frame
+    fitted = fit_pixels(pixels, image_size=recipe.image_size, channels=recipe.channels)
+    return DecodedImage(fitted, slice_index, (pixels.shape[1], pixels.shape[2]), header)
 
 
 # --- the cache's entries ------------------------------------------------------------------------
