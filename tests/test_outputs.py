@@ -17,8 +17,8 @@ from normalis.calibration.colours import ColourScale
 from normalis.datasets import open_dataset
 from normalis.errors import DataError, RunError
 from normalis.files import read_csv
+from normalis.output import drawing, replacing
 from normalis.output import folder as outputs
-from normalis.output import replacing
 from normalis.output.folder import ScoreOptions, score_to_folder
 from normalis.report import write_report
 from normalis.report.pictures import find_pictures
@@ -125,13 +125,13 @@ def test_wide_images_have_wide_maps(fitted, tmp_path):
 
 def test_one_colour_scale_for_all_pictures(fitted, source, tmp_path, monkeypatch):
     seen = []
-    original = outputs.render
+    original = drawing.render
 
     def noting(*arguments, **options):
         seen.append(options["scale"])
         return original(*arguments, **options)
 
-    monkeypatch.setattr(outputs, "render", noting)
+    monkeypatch.setattr(drawing, "render", noting)
     score(fitted, source, tmp_path / "out")
     assert len(seen) == 12
     assert {id(scale) for scale in seen} == {id(fitted.colour_scale_)}
@@ -441,7 +441,7 @@ def test_a_volume_cut_off_between_slices_is_scored_whole(deep, tmp_path, rng):
 def test_an_interruption_while_drawing_scores_nothing_again(fitted, source, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(outputs, "render", stop)
+        patched.setattr(drawing, "render", stop)
         with pytest.raises(Stop):
             score(fitted, source, out)
     heard = []
@@ -552,7 +552,7 @@ def test_drift_is_told(tmp_path):
 
 def test_the_strip_of_the_report(scored):
     out, _ = scored
-    side = outputs.THUMBNAIL
+    side = drawing.THUMBNAIL
     with Image.open(out / "thumbnails/b c/000.png") as opened:
         assert opened.size == (3 * side, side)
 
@@ -568,8 +568,8 @@ def test_the_strip_shows_image_reconstruction_and_the_level_of_the_map():
         anomaly_map=anomaly_map,
         reconstruction=np.full((1, 16, 16), 0.6, np.float32),
     )
-    strip = np.asarray(outputs.thumbnail(seen, seen.anomaly_map, ColourScale(quiet=2.0, full=10.0)))
-    side = outputs.THUMBNAIL
+    strip = np.asarray(drawing.thumbnail(seen, seen.anomaly_map, ColourScale(quiet=2.0, full=10.0)))
+    side = drawing.THUMBNAIL
     image, rebuilt, level = (strip[:, i * side : (i + 1) * side] for i in range(3))
     assert (image == round(0.2 * 255)).all()
     assert (rebuilt == round(0.6 * 255)).all()
@@ -719,7 +719,7 @@ def test_scores_are_replaced_only_once_the_new_are_complete(fitted, source, tmp_
     (out / "notes.txt").write_text("mine")
     old = {f: (out / f).read_bytes() for f in files(out)}
     with monkeypatch.context() as patched:
-        patched.setattr(outputs, "render", stop)
+        patched.setattr(drawing, "render", stop)
         with pytest.raises(Stop):
             score(fitted, source, out, overwrite=True)
     assert {f: (out / f).read_bytes() for f in old} == old

@@ -142,7 +142,7 @@ def _folded(
     """Return grey and white matter: the number of folds is fixed, depth and place vary."""
     angle = np.arctan2(head.x, head.y)
     phase = 0.25 * f["fold_phase"]
-    # 15 + 9 is odd enough to look alive.
+    # The number of folds is fixed; 15 + 9 is odd enough to look alive.
     fold = np.cos(15 * angle + 6 * phase) + 0.7 * np.cos(9 * angle - 5 * phase + 1)
     depth = 0.032 + 0.022 * f["fold_depth"]
     grey = inside(cortex - depth * (1 - 0.6 * fold) - head.radius, head.step)
