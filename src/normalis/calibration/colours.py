@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normalis.calibration.conformal import EPS, smallest_level
+from normalis.calibration.levels import EPS, smallest_level
 from normalis.calibration.maps import BOUND
 from normalis.errors import SettingsError
 

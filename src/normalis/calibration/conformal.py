@@ -57,6 +57,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from normalis.calibration.drift import SCORE, Drift, find_drift, unit_medians
+from normalis.calibration.levels import (
+    EPS,
+    Floats,
+    benjamini_hochberg,
+    realised_rate_interval,
+    tail,
+    weighted_quantile,
+)
 from normalis.calibration.panel import (
     Readings,
     panel_p_values,
@@ -67,18 +75,13 @@ from normalis.datasets.levels import Level, plural
 from normalis.errors import MetricError, SettingsError
 
 __all__ = [
-    "EPS",
     "Calibration",
     "benjamini_hochberg",
     "calibrate",
     "realised_rate_interval",
-    "smallest_level",
 ]
 
 Kind = Literal["split", "cv+", "none"]
-Floats = NDArray[np.float64]
-
-EPS = 1e-9  # alpha (K + 1) is often an integer that floating point misses by 1e-15
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -157,8 +160,8 @@ class Calibration:
         above = np.zeros(new.shape[1])
         for k in range(self.n_models):
             mine = self.fold == k
-            at_least = _tail(self.scores[mine], weight[mine], new[k], ties=True)
-            beyond = _tail(self.scores[mine], weight[mine], new[k], ties=False)
+            at_least = tail(self.scores[mine], weight[mine], new[k], ties=True)
+            beyond = tail(self.scores[mine], weight[mine], new[k], ties=False)
             above += beyond + tie * (at_least - beyond)
         return np.minimum((tie + above) / (self.n_units + 1), 1.0)
 
@@ -196,7 +199,7 @@ class Calibration:
         above = np.zeros(names.size)
         for k in range(self.n_models):
             mine = ours[fold == k]
-            above += _tail(mine, np.ones(mine.size), _largest(new[k], member))
+            above += tail(mine, np.ones(mine.size), _largest(new[k], member))
         return names, (1.0 + above) / (ours.size + 1)
 
     def images_per_unit(self) -> NDArray[np.int64]:
@@ -243,9 +246,9 @@ class Calibration:
         self.check_rate(rate)
         if unit == "patient":
             ours = self._patient_scores()
-            return _quantile(ours, np.ones(ours.size), rate, n_units=ours.size)
+            return weighted_quantile(ours, np.ones(ours.size), rate, n_units=ours.size)
         weight = 1.0 / np.bincount(self.unit)[self.unit]
-        return _quantile(self.scores, weight, rate, n_units=self.n_units)
+        return weighted_quantile(self.scores, weight, rate, n_units=self.n_units)
 
     def map_levels(self, rates: Sequence[float] = (0.05, 0.01, 0.001)) -> tuple[float | None, ...]:
         """Return the map values above which a spot occurs in fewer than each rate of normal images.
@@ -263,7 +266,7 @@ class Calibration:
         maxima = self._need_maxima()
         weight = 1.0 / np.bincount(self.unit)[self.unit]
         return tuple(
-            _quantile(maxima, weight, rate, n_units=self.n_units)
+            weighted_quantile(maxima, weight, rate, n_units=self.n_units)
             if rate >= self.smallest_rate - EPS
             else None
             for rate in rates
@@ -287,7 +290,7 @@ class Calibration:
         if not np.isfinite(new).all():
             raise MetricError("peaks of maps must be finite, got NaN or infinity")
         weight = 1.0 / np.bincount(self.unit)[self.unit]
-        return (1.0 + _tail(maxima, weight, new)) / (self.n_units + 1)
+        return (1.0 + tail(maxima, weight, new)) / (self.n_units + 1)
 
     def _need_maxima(self) -> Floats:
         self._need_scores()
@@ -554,60 +557,6 @@ def calibrate(
     )
 
 
-def benjamini_hochberg(p_values: ArrayLike, *, dependent: bool = False) -> Floats:
-    """Return adjusted p-values: flag those <= q, and at most a share q of the flagged is false.
-
-    Conformal p-values of one calibration set are positively dependent, for which the procedure is
-    proven (Bates et al., 2023). For hierarchical ones that proof does not cover several images of
-    one patient; ``dependent=True`` (Benjamini and Yekutieli) holds under any dependence.
-
-    Args:
-        p_values: (M,) of one batch.
-        dependent: use the stricter correction.
-
-    Raises:
-        MetricError: if a value is not a probability.
-    """
-    from scipy.stats import false_discovery_control
-
-    p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise MetricError(f"p-values must be a list of numbers in [0, 1], got shape {p.shape}")
-    if not p.size:
-        return p
-    return np.asarray(false_discovery_control(p, method="by" if dependent else "bh"))
-
-
-def realised_rate_interval(
-    n_calibration: int, n_test: int, rate: float, *, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Return where the realised false-positive rate of one split lies.
-
-    Of M fresh normal units, the number above the (K + 1 - l)-th smallest of K calibration scores,
-    l = floor(rate (K + 1)), is beta-binomial (M, l, K + 1 - l) if no scores tie (Vovk, ACML 2012).
-
-    Args:
-        n_calibration: K independent units.
-        n_test: M independent normal units.
-        rate: nominal false-positive rate.
-        confidence: of the interval.
-
-    Raises:
-        SettingsError: if K units cannot certify the rate.
-    """
-    from scipy.stats import betabinom
-
-    flagged = int(np.floor(rate * (n_calibration + 1) + EPS))
-    if flagged < 1:
-        raise SettingsError(
-            f"{n_calibration} units cannot certify a false-positive rate below "
-            f"1/{n_calibration + 1} = {100 / (n_calibration + 1):.2g} %, got {100 * rate:.3g} %"
-        )
-    tail = (1.0 - confidence) / 2.0
-    law = betabinom(n_test, flagged, n_calibration + 1 - flagged)
-    return float(law.ppf(tail)) / n_test, float(law.ppf(1.0 - tail)) / n_test
-
-
 def _units(
     patients: Sequence[Any] | NDArray[Any] | None, size: int
 ) -> tuple[NDArray[np.int64], Literal["image", "patient"]]:
@@ -620,26 +569,6 @@ def _units(
 
 def _names(patients: Sequence[Any] | NDArray[Any]) -> NDArray[np.str_]:
     return np.array([f"image {i}" if p is None else str(p) for i, p in enumerate(patients)])
-
-
-def _tail(scores: Floats, weight: Floats, new: Floats, *, ties: bool = True) -> Floats:
-    """Return the weight of calibration scores >= (or, without ties, >) each new one."""
-    order = np.argsort(scores)
-    above = np.append(np.cumsum(weight[order][::-1])[::-1], 0.0)
-    side: Literal["left", "right"] = "left" if ties else "right"
-    return above[np.searchsorted(scores[order], new, side=side)]
-
-
-def _quantile(scores: Floats, weight: Floats, rate: float, *, n_units: int) -> float:
-    """Return the smallest score with at most rate (K + 1) - 1 of weight strictly above it."""
-    return smallest_level(scores, weight, rate * (n_units + 1) - 1.0)
-
-
-def smallest_level(scores: Floats, weight: Floats, allowed: float) -> float:
-    """Return the smallest of the scores (n,) that at most an allowed weight lies strictly above."""
-    candidates = np.unique(scores)
-    above = _tail(scores, weight, candidates, ties=False)
-    return float(candidates[above <= allowed + EPS][0])
 
 
 def _largest(scores: Floats, member: NDArray[np.int64]) -> Floats:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +25,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.datasets.base import Sample
-from normalis.errors import DataError, NormalisWarning, SettingsError
+from normalis.errors import DataError, NormalisWarning
 from normalis.images.arrays import as_images, as_numpy, first_not_finite, to_float32
 from normalis.images.cache import ArrayCache
 from normalis.images.decoding import (
     Decoded,
     DecodedImage,
-    Recipe,
     Source,
     decode,
     decode_all,
-    map_ahead,
     said_of_values,
 )
 from normalis.images.fit import fit_pixels
 from normalis.images.intensity import IntensityRule
-from normalis.images.masks import fit_mask, is_inverted, read_masks, read_masks_of_array
 from normalis.images.raster import NO_VALUE
-from normalis.images.reader import check_slicing
 from normalis.images.units import units_of_dtype
 from normalis.loading.grey_values import (
     as_it_is,
@@ -55,10 +50,11 @@ from normalis.loading.grey_values import (
     why_not_array,
     without_placeholders,
 )
-from normalis.studies.where import parse_all
+from normalis.loading.images import ImageSettings, Loaded, Row
+from normalis.loading.masks import load_masks
 
 if TYPE_CHECKING:
-    from normalis.loading.units import Units
+    pass
 
 __all__ = [
     "ImageSettings",
@@ -83,120 +79,6 @@ _READERS_OWN = frozenset(
         *("volume_shape", "window"),
     }
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSettings:
-    """How images become arrays.
-
-    Attributes:
-        image_size: edge of the square, a multiple of 16 from 16 to 1024.
-        channels: 1 (grey) or 3 (colour).
-        plane: of the slices of NIfTI volumes: ``axial``, ``coronal``, ``sagittal``.
-        slice_range: relative positions between which a NIfTI volume's slices are read.
-        window: (low, high) in native units that become 0 and 1, for images deeper than 8 bit;
-            None takes percentiles of the training images.
-        percentiles: which ones; the default leaves out single hot pixels.
-        margin: share of the side at each edge that is blanked in every image, in [0, 0.4]: what
-            lies there, text or the edge of a film, is then neither learned nor scored.
-        where: rules that headers or columns must fulfil (`normalis.studies.where`), the same when
-            fitting and when scoring.
-    """
-
-    image_size: int = 64
-    channels: int = 1
-    plane: str = "axial"
-    slice_range: tuple[float, float] = (0.0, 1.0)
-    window: tuple[float, float] | None = None
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    margin: float = 0.0
-    where: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin <= 0.4:
-            raise SettingsError(
-                f"margin must be a share of the image's side from 0 to 0.4, got {self.margin}"
-            )
-        if self.image_size % 16 or not 16 <= self.image_size <= 1024:
-            raise SettingsError(
-                f"image_size must be a multiple of 16 from 16 to 1024, got {self.image_size}"
-            )
-        if self.channels not in (1, 3):
-            raise SettingsError(f"channels must be 1 (grey) or 3 (colour), got {self.channels}")
-        check_slicing(self.plane, self.slice_range)
-        window, percentiles = self.window, self.percentiles
-        if window is not None and not (len(window) == 2 and window[0] < window[1]):
-            raise SettingsError(f"window must be (low, high) with low < high, got {window}")
-        if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
-            raise SettingsError(f"percentiles must be 0 <= low < high <= 100, got {percentiles}")
-        parse_all(self.where)
-
-    def recipe(self, *, voi: bool) -> Recipe:
-        """Return what decoding depends on; voi as in `images.read_frames`."""
-        return Recipe(
-            image_size=self.image_size,
-            channels=self.channels,
-            plane=self.plane,
-            slice_range=self.slice_range,
-            voi=voi,
-        )
-
-    def fixed_rule(self) -> IntensityRule | None:
-        """Return the rule that a window of the user's own means, None without one."""
-        if self.window is None:
-            return None
-        low, high = self.window
-        return IntensityRule(low=low, high=high, source="window given by the user", voi=False)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Row:
-    """What is known of one loaded image: a file, or one frame or slice of it.
-
-    Attributes:
-        sample: the data set's entry.
-        path: the file.
-        slice_index: frame or slice in the file; None for a single image.
-        patient_id: the data set's, else the header's.
-        is_anomalous: None where nobody said.
-        mask: file of the ground-truth region.
-        kind: name of the anomaly.
-        header: the file's header, with the data set's own columns over it, except where a column
-            has the name of something that this package reads from the header itself.
-        original_shape: (H, W) in the file.
-    """
-
-    sample: Sample
-    path: Path
-    slice_index: int | None
-    patient_id: str | None
-    is_anomalous: bool | None
-    mask: Path | None
-    kind: str | None
-    header: Mapping[str, Any] = field(default_factory=dict)
-    original_shape: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Loaded:
-    """Images ready for a model.
-
-    Attributes:
-        pixels: (N, C, S, S): ``uint8`` if every image is 8-bit, else ``float32`` with the nominal
-            range [0, 1]; `to_unit` makes one of both.
-        rows: N entries, in the order of the samples.
-        skipped: (path, reason) of the files that could not be read.
-        rule: the map of deeper values to [0, 1]; None where every image is 8-bit.
-        units: which images are independent; None until `loading.held_out` has asked.
-        notes: what should be known of the grey values before a result is trusted.
-    """
-
-    pixels: NDArray[Any]
-    rows: list[Row]
-    skipped: Skipped
-    rule: IntensityRule | None
-    units: Units | None = None
-    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -393,116 +275,6 @@ def to_unit(pixels: NDArray[Any]) -> NDArray[np.float32]:
     if pixels.dtype == np.uint8:
         return pixels.astype(np.float32) / np.float32(255)
     return np.asarray(pixels, dtype=np.float32)
-
-
-def load_masks(
-    rows: Sequence[Row],
-    *,
-    image_size: int,
-    keep_small: bool = True,
-    notes: list[str] | None = None,
-) -> NDArray[np.bool_]:
-    """Read the ground-truth region of each row, see `normalis.images.masks`.
-
-    A row without a mask has an empty one; of several masks the union counts.
-
-    Args:
-        rows: of `Loaded`.
-        image_size: S.
-        keep_small: keep a pixel of each part that would vanish at this size. The authors' code
-            does not.
-        notes: what a reader of the figures should know is added to this list.
-
-    Returns:
-        (N, S, S).
-
-    Raises:
-        DataError: if a mask cannot be read, lies on another grid than its image, or if most masks
-            mark the background: metrics with wrong masks would be wrong.
-    """
-    masks = np.zeros((len(rows), image_size, image_size), dtype=bool)
-    by_file: dict[Path, list[int]] = {}
-    for number, row in enumerate(rows):
-        for path in () if row.mask is None else (row.mask, *row.sample.more_masks):
-            by_file.setdefault(path, []).append(number)
-    seen = _Seen()
-
-    def fitted(path: Path) -> list[NDArray[np.bool_]]:
-        found = _masks_of(path, rows, by_file[path])
-        for mask in found:
-            seen.add(path, mask)
-        fitted = [fit_mask(mask, image_size=image_size) for mask in found]
-        plain = [fit_mask(m, image_size=image_size, keep_small=False) for m in found]
-        seen.small += sum(bool((a != b).any()) for a, b in zip(fitted, plain, strict=True))
-        return fitted if keep_small else plain
-
-    for path, found in zip(by_file, map_ahead(fitted, by_file), strict=True):
-        for number, mask in zip(by_file[path], found, strict=True):
-            masks[number] |= mask
-    seen.check()
-    if notes is not None:
-        notes += seen.notes(image_size)
-        normal = np.array([row.is_anomalous is False for row in rows], dtype=bool)
-        if marked := int((normal & masks.any(axis=(1, 2))).sum()):
-            notes.append(f"{marked} images are labelled normal and have marked pixels.")
-    return masks
-
-
-@dataclass
-class _Seen:
-    """What masks look like, all together."""
-
-    count: int = 0
-    small: int = 0
-    whole: int = 0
-    inverted: list[Path] = field(default_factory=list)
-
-    def add(self, path: Path, mask: NDArray[np.bool_]) -> None:
-        self.count += bool(mask.any())
-        self.whole += bool(mask.all())
-        if is_inverted(mask):
-            self.inverted.append(path)
-
-    def check(self) -> None:
-        """Refuse masks most of which mark the background."""
-        if 2 * len(self.inverted) > self.count > 1:
-            raise DataError(
-                f"{self.inverted[0]}: a mask must mark the lesion, but {len(self.inverted)} of "
-                f"{self.count} masks mark most of the image up to its border and leave a hole: "
-                "they look inverted; invert them"
-            )
-
-    def notes(self, image_size: int) -> list[str]:
-        said = {
-            "mark most of the image up to its border; are they inverted?": len(self.inverted),
-            "cover the whole image": self.whole,
-            f"have parts smaller than a pixel at {image_size} x {image_size}, which keep one "
-            "pixel": self.small,
-        }
-        return [f"{n} of {self.count} masks {text}." for text, n in said.items() if n]
-
-
-def _masks_of(path: Path, rows: Sequence[Row], chosen: list[int]) -> list[NDArray[np.bool_]]:
-    """Read the masks of the rows that share a mask file."""
-    first, grids = rows[chosen[0]], [_grid(rows[n]) for n in chosen]
-    if first.sample.index is not None and path.suffix.lower() in (".npz", ".npy"):
-        indices = [rows[n].sample.index or 0 for n in chosen]
-        array = first.sample.array or "test"
-        return read_masks_of_array(path, indices, array=array, grids=grids)
-    return read_masks(
-        path,
-        [rows[n].slice_index for n in chosen],
-        plane=str(first.header.get("plane", "axial")),
-        grids=grids,
-    )
-
-
-def _grid(row: Row) -> dict[str, Any]:
-    return {
-        "shape": row.original_shape,
-        "affine": row.header.get("affine"),
-        "volume_shape": row.header.get("volume_shape"),
-    }
 
 
 def _some(samples: Sequence[Sample]) -> Sequence[Sample]:

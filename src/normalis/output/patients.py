@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.calibration.conformal import Calibration, benjamini_hochberg
+from normalis.calibration.conformal import Calibration
 from normalis.calibration.grouped import Grouped, group_name
+from normalis.calibration.levels import benjamini_hochberg
 from normalis.errors import SettingsError
 
 __all__ = ["COLUMNS", "Patients", "patient_rows", "summarise_patients"]

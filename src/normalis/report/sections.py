@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from normalis.calibration.conformal import realised_rate_interval
-from normalis.errors import MetricError, SettingsError
-from normalis.metrics import Interval, auroc, average_precision, bootstrap
-from normalis.report import charts
-from normalis.report.curves import Curve, precision_recall, roc
-from normalis.report.sources import Cases, Source
+from normalis.errors import SettingsError
+from normalis.report.figures import Chart, draw_charts
+from normalis.report.sources import Source
+from normalis.report.tiles import Tile, percent, seconds, tiles
 from normalis.report.triage import level_thresholds
 
 __all__ = [
@@ -54,26 +52,6 @@ _SECTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tile:
-    """A number that a reader looks for first."""
-
-    label: str
-    value: str
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A figure: title, SVG, what it shows in words, its caption, and whether it is a wide one."""
-
-    title: str
-    svg: str
-    alt: str
-    caption: str = ""
-    wide: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
     """A table of text; ``numeric`` are the columns that are right-aligned."""
 
@@ -100,216 +78,7 @@ class Evaluation:
 # --- tiles ---
 
 
-def tiles(source: Source) -> list[Tile]:
-    """Return the figures at the top of the page."""
-    info, params = source.details.get("info") or {}, source.details.get("params") or {}
-    data = info.get("data") or {}
-    if source.cases is not None:
-        return list(_score_tiles(source, source.cases))
-    width = (source.details.get("model_settings") or {}).get("latent_dim")
-    latent = f"d = {width}" if width else ""
-    held = "held out for calibration" if source.calibration else "nothing held out"
-    return [
-        Tile(label="method", value=str(params.get("method", "unknown")), note=latent),
-        Tile(label="training images", value=_count(data.get("train_images")), note="normal"),
-        Tile(label="calibration images", value=_count(data.get("calibration_images")), note=held),
-        Tile(
-            label="fitted in", value=_seconds(info.get("fit_s")), note=str(info.get("device", ""))
-        ),
-    ]
-
-
-def _score_tiles(source: Source, cases: Cases) -> Iterator[Tile]:
-    patients = len({p for p in cases.patient_id if p})
-    note = f"of {patients:,} patients" if patients else "patients unknown"
-    if source.skipped:
-        note += f", {len(source.skipped)} not readable"
-    yield Tile(label="images scored", value=f"{len(cases):,}", note=note)
-    labelled, anomalous = cases.labelled, cases.anomalous
-    if labelled.any():
-        value = f"{int((labelled & ~anomalous).sum()):,} / {int(anomalous.sum()):,}"
-        rest = int((~labelled).sum())
-        yield Tile(
-            label="normal / anomalous",
-            value=value,
-            note="as labelled" + (f", {rest:,} unlabelled" if rest else ""),
-        )
-    rate = source.details.get("fpr") or 0.05
-    if source.calibration is not None:
-        flagged = int((cases.p_value <= rate).sum())
-        yield Tile(
-            label=f"flagged at {_percent(rate)}",
-            value=f"{flagged:,}",
-            note=f"{_percent(flagged / max(len(cases), 1))} of the images",
-        )
-    for title, metric in (("AUROC", auroc), ("average precision", average_precision)):
-        found = _metric(metric, cases)
-        if found is not None:
-            yield Tile(label=title, value=f"{found.value:.3f}", note=_range(found.low, found.high))
-
-
-def _metric(metric: Any, cases: Cases) -> Interval | None:
-    known = _known(cases)
-    if known is None:
-        return None
-    scores, labels, groups = known
-    try:
-        return bootstrap(metric, scores, labels, groups=groups)
-    except MetricError:
-        return None
-
-
-def _known(cases: Cases) -> tuple[Any, Any, Any] | None:
-    """Return scores, labels and patients of the labelled cases, None without both classes."""
-    use = cases.labelled & np.isfinite(cases.anomaly_score)
-    labels = cases.anomalous[use]
-    if labels.all() or not labels.any():
-        return None
-    groups = cases.groups
-    return cases.anomaly_score[use], labels, None if groups is None else groups[use]
-
-
-def _range(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else "unknown"
-
-
-def _seconds(value: Any) -> str:
-    if not isinstance(value, int | float):
-        return "unknown"
-    if value < 100:
-        return f"{value:.3g} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
-
-
 # --- charts ---
-
-
-def draw_charts(source: Source) -> list[Chart]:
-    """Return the figures that the folder allows."""
-    found = [_training(source), _scores(source)]
-    if source.cases is not None:
-        found += [*_accuracy(source.cases), _calibration(source, source.cases)]
-    return [chart for chart in found if chart is not None]
-
-
-def _training(source: Source) -> Chart | None:
-    history = source.details.get("history") or []
-    if not history:
-        return None
-    last = ", ".join(f"{name} {value:.4g}" for name, value in history[-1].items())
-    return Chart(
-        title="Training",
-        svg=charts.training_curve(history),
-        alt=f"Line chart of the losses over {len(history)} epochs; the last are {last}.",
-        caption=f"Mean losses of each of {len(history)} epochs, on the training images.",
-        wide=True,
-    )
-
-
-def _scores(source: Source) -> Chart | None:
-    groups = dict(_score_groups(source))
-    if not groups:
-        return None
-    levels = dict(level_thresholds(source.calibration))
-    rate = source.details.get("fpr") or 0.05
-    threshold = levels.get(rate) or levels.get(0.05)
-    parts = [
-        f"{name}: {values.size}, median {np.median(values):.4g}" for name, values in groups.items()
-    ]
-    pooled = np.concatenate(list(groups.values()))
-    shown = charts.largest_shown(pooled)
-    caption = "Higher is more anomalous."
-    caption += " Vertical line: the calibrated threshold." if threshold is not None else ""
-    beyond = int((pooled > shown).sum())
-    caption += f" The last bar holds {beyond:,} scores up to {pooled.max():.3g}." if beyond else ""
-    return Chart(
-        title="Anomaly scores",
-        svg=charts.histogram(groups, threshold),
-        alt=f"Histograms of the anomaly score. {'; '.join(parts)}.",
-        caption=caption,
-        wide=True,
-    )
-
-
-def _score_groups(source: Source) -> Iterator[tuple[str, Any]]:
-    held = "held-out normal" if source.calibration is not None else "training normal"
-    cases = source.cases
-    if cases is not None:
-        scores, known = cases.anomaly_score, np.isfinite(cases.anomaly_score)
-        normal, anomalous = cases.labelled & ~cases.anomalous & known, cases.anomalous & known
-        unlabelled = ~cases.labelled & known
-        if normal.any():
-            yield f"normal (n = {normal.sum():,})", scores[normal]
-        elif unlabelled.any():
-            yield f"scored (n = {unlabelled.sum():,})", scores[unlabelled]
-        if anomalous.any():
-            yield f"anomalous (n = {anomalous.sum():,})", scores[anomalous]
-    if source.normal_scores.size:
-        yield f"{held} (n = {source.normal_scores.size:,})", source.normal_scores
-
-
-def _accuracy(cases: Cases) -> Iterator[Chart]:
-    known = _known(cases)
-    if known is None:
-        return
-    scores, labels, groups = known
-    unit = "images" if groups is None else "patients"
-    found = roc(scores, labels, groups=groups)
-    band = f"Band: 95 % of bootstrap draws of whole {unit}." if found.low.size else ""
-    value = auroc(scores, labels)
-    yield Chart(
-        title="ROC curve",
-        svg=charts.roc_chart(found),
-        alt=f"ROC curve with an area of {value:.3f}.",
-        caption=f"Area {value:.3f}. {band} Dotted: chance.",
-    )
-    ap, prevalence = average_precision(scores, labels), float(labels.mean())
-    recall = precision_recall(scores, labels, groups=groups)
-    yield Chart(
-        title="Precision and recall",
-        svg=charts.precision_recall_chart(recall, prevalence),
-        alt=f"Precision by recall with an average precision of {ap:.3f}.",
-        caption=f"Average precision {ap:.3f}. {band} Dotted: share of anomalous images, "
-        f"{_percent(prevalence)}.",
-    )
-
-
-def _calibration(source: Source, cases: Cases) -> Chart | None:
-    normal = cases.labelled & ~cases.anomalous & np.isfinite(cases.p_value)
-    if source.calibration is None or not normal.any():
-        return None
-    units = int(normal.sum())
-    band = None
-    if source.calibration.level == "image":  # with patients, images are not independent
-        band = _expected_band(source.calibration.n_units, units)
-    p_values = cases.p_value[normal]
-    at_5 = float((p_values <= 0.05).mean())
-    more = "Grey: where 95 % of splits lie if new normals are like the held-out ones."
-    return Chart(
-        title="Calibration",
-        svg=charts.calibration_chart(p_values, band),
-        alt=f"Share of {units} normal images flagged by stated rate; {_percent(at_5)} at 5 %.",
-        caption=f"Of {units:,} images labelled normal, {_percent(at_5)} are flagged at 5 %. "
-        + (more if band is not None else "Dotted: exact calibration."),
-    )
-
-
-def _expected_band(n_calibration: int, n_test: int) -> Curve | None:
-    rates = np.linspace(0, 1, 51)[1:-1]
-    rates = rates[rates >= 1 / (n_calibration + 1)]
-    if not rates.size:
-        return None
-    ends = [realised_rate_interval(n_calibration, n_test, float(rate)) for rate in rates]
-    low, high = np.array(ends).T
-    return Curve(x=rates, y=rates, grid=rates, low=low, high=high)
 
 
 # --- tables ---
@@ -336,7 +105,7 @@ def calibration_table(source: Source) -> Table | None:
     for rate, threshold in level_thresholds(calibration):
         certified = rate >= calibration.smallest_rate - 1e-9
         shown = f"{threshold:.5g}" if threshold is not None else "by p-value"
-        row = [_percent(rate), shown if certified else "cannot be certified"]
+        row = [percent(rate), shown if certified else "cannot be certified"]
         if cases is not None:
             flags = cases.p_value <= rate
             row += [_share(flags, chosen) if certified else "" for chosen in counted.values()]
@@ -344,7 +113,7 @@ def calibration_table(source: Source) -> Table | None:
     n, unit = calibration.n_units, f"{calibration.level}s"
     note = (
         f"{n:,} independent {unit} were held out: the smallest rate that they can certify is "
-        f"1/{n + 1:,} = {_percent(calibration.smallest_rate)}. At 5 %: {_statement(source)}"
+        f"1/{n + 1:,} = {percent(calibration.smallest_rate)}. At 5 %: {_statement(source)}"
     )
     return Table(title=title, columns=columns, rows=rows, note=note, numeric=(1, 2, 3, 4))
 
@@ -361,7 +130,7 @@ def _statement(source: Source) -> str:
 def _share(flags: Any, chosen: Any) -> str:
     total = int(chosen.sum())
     hits = int((flags & chosen).sum())
-    return f"{hits:,} of {total:,} ({_percent(hits / total)})"
+    return f"{hits:,} of {total:,} ({percent(hits / total)})"
 
 
 def fact_tables(source: Source) -> list[Table]:
@@ -369,7 +138,7 @@ def fact_tables(source: Source) -> list[Table]:
     details = source.details
     info = details.get("info") or {}
     data = dict(info.get("data") or {})
-    times = {k: _seconds(info[k]) for k in ("load_s", "fit_s") if k in info}
+    times = {k: seconds(info[k]) for k in ("load_s", "fit_s") if k in info}
     rest = {k: info[k] for k in ("finished", "device", "threads") if k in info}
     groups = [
         ("Data", {"folder": source.folder.name, **data}),
