@@ -17,7 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from normalis.datasets import open_dataset
 from normalis.datasets.base import Sample
 from normalis.errors import DataError, UnreadableImageError
-from normalis.images import IntensityRule, decoding, dicom, nifti, read_frames
+from normalis.images import IntensityRule, ahead, decoding, dicom, nifti, read_frames
 from normalis.images.arrays import ArrayRows, open_array
 from normalis.images.decoding import Recipe, Source, decode
 from normalis.loading.arrays import ImageSettings, load, stream
@@ -137,9 +137,9 @@ def test_what_waits_is_bounded_in_bytes_however_many_threads_read(tmp_path, monk
         (tmp_path / f"{number}.nii").write_bytes(volume((8, 8, 20)))
     sources = [Source(tmp_path / f"{n}.nii") for n in range(12)]
     one = 20 * 16 * 16  # bytes of a file's images
-    monkeypatch.setattr(decoding, "AHEAD_BYTES", 3 * one)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 3 * one)
     most, held, lock = 0, 0, threading.Lock()
-    real = decoding._Budget.take
+    real = ahead.Budget.take
 
     def take(self, number, nbytes):
         nonlocal most
@@ -147,7 +147,7 @@ def test_what_waits_is_bounded_in_bytes_however_many_threads_read(tmp_path, monk
         with lock:
             most = max(most, sum(self._taken.values()))
 
-    monkeypatch.setattr(decoding._Budget, "take", take)
+    monkeypatch.setattr(ahead.Budget, "take", take)
     files = list(decode(sources, SMALL, workers=8))
     assert [len(f.images) for f in files] == [20] * 12
     assert one < most <= 4 * one  # three that wait, and the one that is next

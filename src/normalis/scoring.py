@@ -24,7 +24,7 @@ from normalis.calibration.findings import Finding
 from normalis.datasets import Sample
 from normalis.errors import DataError, UnreadableImageError
 from normalis.images import Frame, IntensityRule, read_frames
-from normalis.images.decoding import map_ahead
+from normalis.images.ahead import map_ahead
 from normalis.loading.arrays import ImageSettings, Loaded, Row, load, to_unit
 from normalis.models.base import AnomalyModel, CompositeModel
 from normalis.models.inputs import FLAT, as_tensor, to_model_input

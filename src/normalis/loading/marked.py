@@ -12,7 +12,7 @@ from pathlib import Path
 
 from normalis.datasets.base import Sample
 from normalis.errors import DataError
-from normalis.images.decoding import map_ahead
+from normalis.images.ahead import map_ahead
 from normalis.images.masks import marks_something, read_masks_of_array
 
 __all__ = ["marked_normals", "refuse_marked"]

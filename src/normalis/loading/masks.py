@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.errors import DataError
-from normalis.images.decoding import map_ahead
+from normalis.images.ahead import map_ahead
 from normalis.images.masks import fit_mask, is_inverted, read_masks, read_masks_of_array
 
 if TYPE_CHECKING:

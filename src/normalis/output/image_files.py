@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.images.decoding import map_ahead
+from normalis.images.ahead import map_ahead
 from normalis.output.names import clashing, picture_name
 from normalis.output.overlays import resize_map
 from normalis.storage import write_atomically

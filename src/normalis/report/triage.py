@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from normalis.calibration.conformal import Calibration
 from normalis.errors import SettingsError
 from normalis.files import ANY_NAME, as_utf8
-from normalis.images.decoding import map_ahead
+from normalis.images.ahead import map_ahead
 from normalis.report.beside import Beside
 from normalis.report.marks import read_marks
 from normalis.report.pictures import (
