@@ -75,5 +75,6 @@ for command in (
 def test_the_list_of_core_packages_is_short():
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert len(project["dependencies"]) <= 15
+    assert not any(line.startswith("scikit-image") for line in project["dependencies"])
     optional = project["optional-dependencies"]
     assert any(line.startswith("pyarrow") for line in optional["research"])

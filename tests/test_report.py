@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 import report_folders as folders
@@ -401,6 +402,17 @@ def test_contours_go_around_what_is_painted():
         boxes.append((*points.min(0).tolist(), *points.max(0).tolist()))
     assert sorted(boxes) == [(0, 900, 1000, 1000), (200, 200, 600, 400)]
     assert contour_path(np.zeros((8, 8))) == ""
+
+
+def test_contours_are_those_of_scikit_image(rng):
+    from skimage.measure import approximate_polygon, find_contours
+
+    level = np.maximum(gaussian_filter(rng.standard_normal((64, 64)), 3) - 0.05, 0)
+    areas = (np.pad(level, 1) > 0).astype(np.float32)
+    expected = sum(len(approximate_polygon(line, 0.35)) - 1 for line in find_contours(areas, 0.5))
+    found = contour_path(level).split("Z")[:-1]
+    assert len(found) == len(find_contours(areas, 0.5)) > 2
+    assert sum(line.count("L") + 1 for line in found) == pytest.approx(expected, rel=0.1)
 
 
 def test_columns_that_are_there_are_shown(tmp_path):
