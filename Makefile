@@ -58,8 +58,11 @@ study: $(VENV)/.tested ## rewrite docs/reference/selection_study.md and its pict
 		echo "== $$name"; OMP_NUM_THREADS=1 $(BIN)/python studies/$$name || exit 1; done
 	@echo "look at docs/reference/selection_study.md and docs/images/selection_*.png; git diff says what changed"
 
-docs: $(VENV)/.tested ## build the documentation as HTML
+docs: $(VENV)/.tested ## write the generated pages and tables anew, and build the documentation as HTML
 	@$(PIP) -e '.[docs]'
+	@for name in docs/make_cli.py "docs/make_methods.py --text" docs/make_results.py \
+		"scripts/house.py --write"; do \
+		echo "== $$name"; OMP_NUM_THREADS=1 $(BIN)/python $$name || exit 1; done
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
