@@ -91,7 +91,8 @@ def _machine() -> list[list[Any]]:
 def _is_fast_in_bfloat16() -> bool:
     import torch
 
-    from normalis.training.loop import autocast, pick_device
+    from normalis.training.loop import pick_device
+    from normalis.training.member import autocast
 
     return isinstance(autocast("auto", pick_device("auto")), torch.autocast)
 

@@ -210,7 +210,7 @@ class AnomalyModel(ABC):
     #: Whether ``latent_dim`` means anything to the method.
     has_latent: ClassVar[bool] = True
     #: Settings that `AnomalyDetector` and ``fit`` use unless told otherwise. The defaults of
-    #: ``Settings`` are the source's, and stay what they were when experiments were recorded.
+    #: ``Settings`` are the source's.
     default_options: ClassVar[Mapping[str, Any]] = {}
     #: Whether the score judges the image as a whole, rather than reading the map; see
     #: `normalis.panel`.

@@ -57,7 +57,7 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
     Returns:
         (B, 2, H, W), float32.
     """
-    flow = velocity.float() / 2**steps
+    flow: Tensor = velocity.float() / 2**steps
     for _ in range(steps):
         flow = flow + warp(flow, flow)
     return flow
