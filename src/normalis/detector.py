@@ -141,6 +141,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
         (40,)
     """
 
+    #: Settings and the network built of them, where it was asked for before `fit` needs it.
+    _ready: tuple[dict[str, Any], AnomalyModel] | None = None
+
     def __init__(
         self,
         *,
@@ -316,6 +319,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
             )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
         self._build_scorer()
+        ready, self._ready = self._ready, None
+        if ready and not more and ready[0] == self.get_params(deep=False):
+            return ready[1]
         return self._build(**more)
 
     def _check_panel(self) -> None:
@@ -342,7 +348,8 @@ class AnomalyDetector(Verbs, BaseEstimator):
         Returns:
             None for methods that know nothing of it.
         """
-        return self._build().footprint(images)
+        self._ready = self.get_params(deep=False), self._build()
+        return self._ready[1].footprint(images)
 
     def fit(
         self,

@@ -1,0 +1,63 @@
+"""What the house promises as a whole: each thing is done once, and old names answer."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from normalis import models
+from normalis.cli import MOVED, app
+from small_runs import detector, phantoms
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """How often each method's model has been built."""
+    found, plain = Counter(), models.build
+
+    def counting(method, **options):
+        found[models.method_name(method)] += 1
+        return plain(method, **options)
+
+    monkeypatch.setattr(models, "build", counting)
+    return found
+
+
+def test_fit_builds_a_network_once(built):
+    fitted = detector().fit(phantoms(20))
+    assert built == {"ae-u": 1}
+    fitted.anomaly_score(phantoms(3))
+    assert built == {"ae-u": 1}, "scoring builds none"
+
+
+def test_a_network_whose_footprint_was_asked_for_is_the_one_that_is_fitted(built):
+    one = detector(method="feature-knn", latent_dim="auto", method_options=None)
+    asked = one.footprint(20)
+    assert asked is not None
+    one.fit(phantoms(20))
+    assert built == {"feature-knn": 1}
+    one.fit(phantoms(20))
+    assert built == {"feature-knn": 2}, "a fitted one is never fitted again"
+
+
+def test_other_settings_are_another_network(built):
+    one = detector()
+    one.footprint(20)
+    assert one.set_params(latent_dim=3).fit(phantoms(20)).latent_dim_ == 3
+    assert built == {"ae-u": 2}
+
+
+def test_cross_fitting_builds_a_network_for_each_fold(built):
+    fitted = detector(calibration="cv+", folds=3).fit(phantoms(24))
+    assert built == {"ae-u": 3}
+    weights = [next(iter(m.parameters())).detach().numpy() for m in fitted.models_]
+    assert not np.array_equal(weights[0], weights[1])
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_moved_to_the_laboratory_answers_with_its_new_name(name):
+    said = CliRunner().invoke(app, [name, "whatever", "--out", "x"], standalone_mode=False)
+    assert f"`normalis {name}` is now `normalis research {name}`" in str(said.exception)
+    there = CliRunner().invoke(app, ["research", name, "--help"], standalone_mode=False)
+    assert there.exit_code == 0
