@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -53,8 +53,11 @@ class Recipe:
 
     @property
     def of_frames(self) -> tuple[Any, ...]:
-        """What is asked of the file itself; how large its images become is another matter."""
-        return self.plane, self.slice_range, self.voi, self.channels == 1
+        """What is asked of the file itself; how large its images become is another matter.
+
+        So is ``voi``, which changes nothing of a file without a window.
+        """
+        return self.plane, self.slice_range, self.channels == 1
 
 
 @dataclass(frozen=True)
@@ -113,21 +116,25 @@ class _Readers:
     def others(self, recipe: Recipe) -> list[Recipe]:
         """Return the other readers' recipes that the same frames serve."""
         left = list(self.recipes)
-        if recipe not in left:
+        mine = next((r for r in left if replace(r, voi=recipe.voi) == recipe), None)
+        if mine is None:
             return []
-        left.remove(recipe)
+        left.remove(mine)
         return [other for other in left if other.of_frames == recipe.of_frames]
 
     def take(self, source: Source, recipe: Recipe) -> Decoded | None:
         """Return what another reader left, once."""
         return self._kept.pop((source, recipe), None)
 
-    def leave(self, source: Source, found: Mapping[Recipe, list[DecodedImage]]) -> None:
-        """Keep images for the other readers; those too large to keep they decode themselves."""
-        for recipe, images in found.items():
+    def leave(
+        self, source: Source, recipe: Recipe, found: Mapping[Recipe, list[DecodedImage]]
+    ) -> None:
+        """Keep images for the other readers; what is not theirs, or too large, they decode."""
+        for other, images in found.items():
             file = Decoded(images)
-            if file.nbytes <= MAX_KEPT:
-                self._kept[source, recipe] = file
+            has_no_window = recipe.voi and not any(image.is_windowed for image in images)
+            if file.nbytes <= MAX_KEPT and (other.voi == recipe.voi or has_no_window):
+                self._kept[source, other] = file
 
 
 _readers: ContextVar[_Readers | None] = ContextVar("readers", default=None)
@@ -228,7 +235,7 @@ def _read(
     others: dict[Recipe, list[DecodedImage]] = {r: [] for r in readers.others(recipe)}
     try:
         found = Decoded(_images(source, recipe, arrays, take, others))
-        readers.leave(source, others)
+        readers.leave(source, recipe, others)
         return found
     except UnreadableImageError as error:
         cause = error.__cause__
