@@ -27,7 +27,17 @@ from numpy.typing import NDArray
 from normalis.errors import RunError, require
 from normalis.files import write_atomically
 
-__all__ = ["BITS", "PER_IMAGE", "arrow", "pack", "read", "rounded", "write_arrow", "write_table"]
+__all__ = [
+    "BITS",
+    "PER_IMAGE",
+    "arrow",
+    "pack",
+    "read",
+    "read_names",
+    "rounded",
+    "write_arrow",
+    "write_table",
+]
 
 #: Columns of a record with one entry per image.
 PER_IMAGE = (
@@ -111,6 +121,23 @@ def write_arrow(path: Path, table: Any) -> None:
         "use_byte_stream_split": [f"{n}.list.element" for n in floats],
     }
     write_atomically(path, lambda p: pq.write_table(table, p, **encoding))
+
+
+def read_names(folder: Path) -> list[dict[str, Any]]:
+    """Return ``id``, ``training_key`` and ``settings`` of the packed records.
+
+    Raises:
+        RunError: if the file is damaged.
+    """
+    pa, pq = arrow()
+    if not (folder / RECORDS).is_file():
+        return []
+    columns = ["id", "training_key", "settings"]
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(folder / RECORDS, columns=columns).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{folder}: its packed records cannot be read ({error})") from error
+    return rows
 
 
 def read(folder: Path) -> Iterator[dict[str, Any]]:

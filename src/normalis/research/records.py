@@ -98,6 +98,22 @@ class Records:
         """
         return [self._row(identity) for identity in self.identities()]
 
+    def named(self) -> Iterator[dict[str, Any]]:
+        """Yield ``id``, ``training_key`` and ``settings`` of every record, and read no more.
+
+        Raises:
+            RunError: if a record is damaged or none of ours.
+        """
+        files = {file.stem: file for file in sorted(self.folder.glob("*.parquet"))}
+        rows = [_read_record(file, without=packed.PER_IMAGE) for file in files.values()]
+        rows += [row for row in packed.read_names(self.path) if row["id"] not in files]
+        for row in rows:
+            try:
+                settings = json.loads(row["settings"])
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
+                raise RunError(f"record {row['id']}: is damaged ({error}); remove it") from error
+            yield {"id": row["id"], "training_key": row.get("training_key"), "settings": settings}
+
     def _row(self, identity: str) -> dict[str, Any]:
         file = self._file(identity)
         if file.is_file():

@@ -65,8 +65,7 @@ def check_names(results: str | Path) -> None:
     Raises:
         RunError: with the line that names them anew.
     """
-    store = Records(results)
-    stale = sum(_is_stale(row) for row in store.table())
+    stale = sum(_is_stale(row) for row in Records(results).named())
     if stale:
         raise RunError(
             f"{results}: {stale} records are named as another version of normalis names them, so "
@@ -95,7 +94,7 @@ def rekey(results: str | Path) -> Rekeyed:
     """
     store, done = Records(results), Rekeyed()
     with exclusive(store.path / ".claims" / "rekey", what="naming records anew"):
-        for row in store.table():
+        for row in store.named():
             _note(row, done)
         # What cites a record comes first: once records are renamed, nobody knows the old names.
         _rename_models(store.path, done)
@@ -113,7 +112,7 @@ def _note(row: Mapping[str, Any], done: Rekeyed) -> None:
     except _NOT_UNDERSTOOD as error:
         done.left[row["id"]] = str(error)
         return
-    done.names |= {row[k]: v for k, v in names.items() if row.get(k, v) != v}
+    done.names |= {row[k]: v for k, v in names.items() if row.get(k) not in (None, v)}
 
 
 def _names(settings: Mapping[str, Any]) -> dict[str, str]:
