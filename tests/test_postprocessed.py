@@ -109,6 +109,20 @@ def test_the_foreground_has_no_holes():
     assert np.array_equal(foreground(image), disc())
 
 
+def test_the_foreground_is_what_differs_from_an_even_margin():
+    source = np.random.default_rng(0)
+    noisy = np.where(disc(), 0.0, -1.0) + 0.02 * source.random((48, 48))
+    noisy[0, 0] = -1.03  # one dark pixel does not make the rest bright
+    assert np.array_equal(foreground(noisy), disc())
+    assert np.array_equal(foreground(-noisy), disc()), "a bright background is one as well"
+    assert foreground(source.random((48, 48))).all(), "no even margin, no background"
+
+
+def test_where_an_image_ends_is_no_rim():
+    x = torch.rand(2, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(read(x, erode=6), read(x))
+
+
 def test_the_prior_is_of_the_whole_volume_where_it_is_one():
     """In a dark slice nothing is among the brightest tenth of the volume."""
     x = put(volume(), CUBE, 1.0)

@@ -19,10 +19,10 @@ Components are those of pixels above a threshold, which has a share ``rate`` of 
 images above it: no lesion is looked at. The normal images that p-values are made of go through the
 same steps.
 
-Deviations. The study has a mask of the brain; here the foreground is what is brighter than an
-image's darkest pixel by 2 % of its range, with its holes filled. Its lengths are of 128 x 128
-pixels, 12 for the rim and 5 for the window; the defaults here are of 64 x 64. Its threshold is the
-one with the best Dice on the test images.
+Deviations. The study has a mask of the brain; here the foreground is what differs from an even
+background, if the margin has one, by 6 % of the image's range, with its holes filled. Where an
+image ends is no rim. Its lengths are of 128 x 128 pixels, 12 for the rim and 5 for the window; the
+defaults here are of 64 x 64. Its threshold is the one with the best Dice on the test images.
 
 Reference: Baur, Denner, Wiestler, Navab and Albarqouni, "Autoencoders for unsupervised anomaly
 segmentation in brain MR images: A comparative study", Medical Image Analysis 69 (2021),
@@ -57,7 +57,9 @@ from normalis.scorers.base import (
 
 __all__ = ["PostProcessed", "PostProcessedSettings", "foreground", "without_small"]
 
-_DARKEST = 0.02  # of an image's range above its darkest pixel: background
+#: As the audit has it: a margin is of background if this share of it is alike, up to a share of
+#: the image's range.
+_MARGIN, _EVEN, _ALIKE = 0.08, 0.7, 0.06
 _PASS = 64  # images through the network at a time
 
 
@@ -183,7 +185,9 @@ class PostProcessed(Scorer):
         if s.erode:
             cross = ndimage.generate_binary_structure(2, 1)
             for i in range(some.start, some.stop):
-                inside = ndimage.binary_erosion(foreground(images[i]), cross, s.erode)
+                inside = ndimage.binary_erosion(
+                    foreground(images[i]), cross, s.erode, border_value=1
+                )
                 maps[i] *= inside
         if s.prior_quantile:
             maps[some] *= images[some] >= np.quantile(images[some], s.prior_quantile)
@@ -212,9 +216,16 @@ def _groups(n: int, volumes: Sequence[int]) -> Iterator[slice]:
 
 
 def foreground(image: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return what of an image (H, W) is not its dark background, holes filled."""
-    low, high = image.min(), image.max()
-    inside: NDArray[np.bool_] = ndimage.binary_fill_holes(image > low + _DARKEST * (high - low))
+    """Return what of an image (H, W) is not an even background, holes filled.
+
+    Where the margin is not even, as in most radiographs, there is no background.
+    """
+    edge = np.minimum(*(np.minimum(i, i.max() - i) for i in np.indices(image.shape)))
+    margin = image[edge < max(1, round(_MARGIN * len(image)))]
+    level, alike = np.median(margin), _ALIKE * (image.max() - image.min())
+    if (np.abs(margin - level) <= alike).mean() < _EVEN:
+        return np.ones(image.shape, np.bool_)
+    inside: NDArray[np.bool_] = ndimage.binary_fill_holes(np.abs(image - level) > alike)
     return inside
 
 
