@@ -93,6 +93,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
             the paper's error on held-out normal images in a third of
             its steps, about a point worse where it differs (docs/reference/performance.md).
         precision: ``auto``, ``float32`` or ``bfloat16``.
+        keep_epoch: ``last``, or ``best``: the epoch that tells normal images, which are neither
+            trained nor calibrated on, best from the same with a change
+            (`normalis.training.keeping`).
         standardize: whether each image's own brightness and contrast are removed.
         scorer: how the model's residual is read, a name from `normalis.scorers.SCORERS`; ``auto``
             is ``median`` for methods whose score is the mean of their map, else ``native``. The
@@ -175,6 +178,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
         scorer_options: dict[str, Any] | None = None,
         members: Sequence[str] | None = None,
         keep_similar: bool = True,
+        keep_epoch: str = "last",
     ) -> None:
         self.method = method
         self.latent_dim = latent_dim
@@ -204,6 +208,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
         self.scorer_options = scorer_options
         self.members = members
         self.keep_similar = keep_similar
+        self.keep_epoch = keep_epoch
 
     # --- settings of the steps below, made from the parameters ---
 
@@ -259,6 +264,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             learning_rate=self.learning_rate,
             precision=self.precision,
             standardize=self.standardize,
+            keep_epoch=self.keep_epoch,
         )
 
     def _build(self, **more: Any) -> AnomalyModel:
@@ -330,6 +336,11 @@ class AnomalyDetector(Verbs, BaseEstimator):
                 "a panel's readings are measured by held-out images, so its calibration must be "
                 "split or none, got cv+; for few images cross-fit one of its members: "
                 'members=("feature-knn",) with calibration cv+'
+            )
+        if self.keep_epoch != "last":
+            raise SettingsError(
+                "a panel keeps the last epoch of its networks: leave out keep_epoch, or fit one "
+                "member"
             )
         if self.scorer != "auto" or self.reduction is not None or self.scorer_options:
             raise SettingsError(
@@ -464,7 +475,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
         beside: Callable[[Normals, Images], Unlabelled] | None = None,
     ) -> FittedDetector:
         started = time.perf_counter()
-        watches = isinstance(first, Autoencoder) and first.needs_held_out
+        watches = isinstance(first, Autoencoder) and (
+            first.needs_held_out or self.keep_epoch != "last"
+        )
         normals, choice = self._normal_images(x, patient_ids, watches)
         train, held = normals.train, normals.held
         others = beside(normals, x) if beside else None
@@ -858,7 +871,8 @@ def _seen(data: Mapping[str, Any]) -> str:
 
 def _resumed_by(params: Mapping[str, Any], data: str) -> str:
     """Return what a resumed run must have in common with the one that was interrupted."""
-    asked = {k: v for k, v in params.items() if k != "device"}
+    usual = {"keep_epoch": "last"}  # runs from before it could be chosen do not say it
+    asked = {k: v for k, v in params.items() if k != "device" and usual.get(k) != v}
     return content_hash({"params": asked, "data": data})
 
 
