@@ -13,6 +13,7 @@ from normalis.audit import audit, image_key
 from normalis.audit.confounds import class_differences, find_shifts, separate
 from normalis.datasets import KNOWN_PATTERNS, open_dataset
 from normalis.datasets.base import Dataset, Sample
+from normalis.detector import AnomalyDetector
 from normalis.errors import DataError
 
 SIZE = 96
@@ -274,7 +275,21 @@ def test_a_validation_split_that_was_trained_on_is_a_leak(clean):
 def test_an_audit_says_what_the_units_certify(clean):
     (text,) = [t for t in texts(audit(dataset(clean)), "note") if "certify" in t]
     assert text.startswith("The normal training images are 30 images; patients are unknown")
-    assert text.endswith("10 images, which certify false-positive rates from 1/11 = 9.1 %.")
+    panel, single = text.split(". A single method (--method NAME), ")
+    assert "`fit` calibrates its default, the panel, by split (10 of 30" in panel
+    assert panel.endswith("10 images, which certify false-positive rates from 1/11 = 9.1 %")
+    assert single.startswith("if it can be fitted once per fold, is calibrated by cv+ (30 are")
+    assert "30 images, which certify false-positive rates from 1/31 = 3.2 %" in single
+    assert single.endswith("its guarantee is twice the rate.")
+
+
+def test_what_an_audit_says_of_calibrating_is_what_fit_does(clean, tmp_path):
+    paths = [s.path for s in clean if s.split == "train"]
+    small = {"image_size": 16, "device": "cpu", "epochs": 1}
+    panel = AnomalyDetector(members=["knn", "pca"], **small).fit(paths).calibration_
+    single = AnomalyDetector(method="pca", **small).fit(paths).calibration_
+    assert (panel.kind, panel.n_units) == ("split", 10)
+    assert (single.kind, single.n_units) == ("cv+", 30)
 
 
 def test_array_rows(tmp_path):

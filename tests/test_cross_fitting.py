@@ -192,8 +192,14 @@ def test_few_images_are_cross_fitted_by_default_and_python_is_told(tmp_path):
 
 def test_many_images_are_split_by_default_and_nothing_is_said(recwarn):
     small = {"method": "pca", "image_size": 16, "device": "cpu", "latent_dim": 2}
-    fitted = AnomalyDetector(**small).fit(_noise(400))
+    patients = [f"P{i}" for i in range(400)]
+    fitted = AnomalyDetector(**small).fit(_noise(400), patient_ids=patients)
     assert (fitted.calibration_.kind, fitted.calibration_.n_units) == ("split", 119)
+    assert not [w for w in recwarn if issubclass(w.category, CalibrationWarning)]
+    fitted = AnomalyDetector(**small).fit(_noise(400))
+    (said,) = [w for w in recwarn if issubclass(w.category, CalibrationWarning)]
+    assert str(said.message).startswith("patients are unknown: each file counts as a patient")
+    recwarn.clear()
     again = fitted.fitted_.with_scorer("l1", _noise(400))
     np.testing.assert_array_equal(again.calibration.unit, fitted.calibration_.unit)
     assert not [w for w in recwarn if issubclass(w.category, CalibrationWarning)]

@@ -549,5 +549,24 @@ def test_annotations_that_are_no_masks_are_not_passed_over(tmp_path):
 
 def test_a_column_that_may_hold_labels_is_named(tmp_path):
     touch(tmp_path, *numbered("img", 2))
-    (tmp_path / "m.csv").write_text("path,is_sick,split\nimg/0.png,0,train\nimg/1.png,1,train\n")
+    (tmp_path / "m.csv").write_text("path,is_sick,split\nimg/0.png,1,train\nimg/1.png,1,train\n")
     assert any("other columns: is_sick" in note for note in open_dataset(tmp_path / "m.csv").notes)
+
+
+@pytest.mark.parametrize("values", [("0", "1"), ("no", "yes"), ("False", "True"), ("neg", "pos")])
+@pytest.mark.parametrize("split", [True, False])
+def test_a_column_of_two_values_that_may_be_labels_is_asked_about(tmp_path, values, split):
+    rows = ["path,split,pneumonia"] if split else ["path,pneumonia"]
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(b"x")
+        part = ("train," if i < 4 else "test,") if split else ""
+        rows.append(f"{i}.png,{part}{values[i % 2]}")
+    table = tmp_path / "m.csv"
+    table.write_text("\n".join(rows))
+    with pytest.raises(DataError, match=rf"column pneumonia holds {values[0]} \(3 rows\), .*label"):
+        open_dataset(table)
+    assert len(open_dataset(table, normal_class="*").samples) == 6
+    table.write_text("\n".join(rows).replace("pneumonia", "sex"))
+    assert len(open_dataset(table).samples) == 6
+    table.write_text("\n".join(rows).replace("pneumonia", "label").replace("train", "test"))
+    assert {s.is_anomalous for s in open_dataset(table).samples} == {True, False}

@@ -215,7 +215,7 @@ def test_the_global_random_state_is_left_alone(images):
         ({"image_size": 30}, "image_size must be a multiple of 16"),
         ({"channels": 2}, "channels must be 1"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"epochs": 2.5}, "epochs must be a whole number, got 2.5"),
+        ({"epochs": 2.5}, "epochs must be a whole number or None, got 2.5"),
         ({"latent_dim": 0}, "latent_dim must be at least 1"),
         ({"method": "vea"}, "did you mean 'vae'"),
         ({"scorer": "l9"}, "scorer must be one of"),

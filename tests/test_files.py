@@ -18,6 +18,7 @@ from normalis.files import (
     is_temporary,
     read_csv,
     remove_temporaries,
+    safe_cell,
     short_name,
     visible,
     write_atomically,
@@ -78,7 +79,7 @@ def test_no_cell_is_a_formula_and_every_text_comes_back(tmp_path, text):
     assert read_csv(tmp_path / "t.csv") == [{"x": text, "y": str(Path(text))}]
 
 
-@pytest.mark.parametrize("text", ["-12", "+3.5", "-1e-5", "12", "a=b", "x-y", "2024-01-01", "'tis"])
+@pytest.mark.parametrize("text", ["-12", "-1e-5", "12", "a=b", "x-y", "2024-01-01", "'tis"])
 def test_numbers_and_ordinary_texts_stay_as_they_are(tmp_path, text):
     write_csv(tmp_path / "t.csv", ("x", "y"), [[text, -0.5]])
     assert (tmp_path / "t.csv").read_text().splitlines()[1] == f"{text},-0.5"
@@ -228,3 +229,25 @@ def test_bytes_of_names_are_written_in_any_text(tmp_path):
     with (tmp_path / "t").open("w", encoding="utf-8", errors=ANY_NAME) as stream:
         stream.write("\udcfc")
     assert (tmp_path / "t").read_bytes() == b"\xfc"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a\x1b]0;title\x07.png", "\x1b[2J", "a\rb", "a\x9bb", "a\x7f", "=1+1\x1b", "\x1b=1"),
+        *(r"a\x1b", r"C:\x86\x1b[2J", "plain\\name", r"\x5c", "a\tb", "a\nb", "ü日", "'\x1b'"),
+        *("+1", "-1", "+1.5e3", "'+1", "=1", "@x", " =1", "", "1", "+", "-"),
+    ],
+)
+def test_a_cell_is_read_back_and_holds_nothing_that_runs(tmp_path, text):
+    write_csv(tmp_path / "t.csv", ("name", "n"), [(text, 1)])
+    written = (tmp_path / "t.csv").read_bytes()
+    assert not set(written) & (set(range(32)) - {9, 10, 13} | {127})
+    assert "\x9b" not in written.decode()
+    assert read_csv(tmp_path / "t.csv") == [{"name": text, "n": "1"}]
+
+
+def test_a_patient_id_that_a_spreadsheet_would_turn_into_a_number_is_quoted():
+    assert [safe_cell(v) for v in ("+1", "+1e5", "-1", "-0.5", 1.5, -2, None)] == [
+        *("'+1", "'+1e5", "-1", "-0.5", 1.5, -2, None)
+    ]

@@ -321,3 +321,17 @@ def test_a_few_arrays_that_decide_the_rule_are_said():
     x[4] *= 1000
     with pytest.warns(NormalisWarning, match=r"because of 1 files \(image 4\)"):
         from_array(x, SMALL)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_negated_images_are_refused_with_both_ranges(tmp_path, scale):
+    x = scale * np.random.default_rng(3).uniform(0, 1, (8, 32, 32)).astype(np.float32)
+    x[:, :8] = 0
+    trained = from_array(x, SMALL)
+    said = rf"run from -{scale:.3g}\S* to -?0, most of them below the 0 to .* negated"
+    with pytest.raises(DataError, match=said.replace(f"-{scale:.3g}", r"-\d")):
+        from_array(-x, SMALL, rule=trained.rule, fit_rule=False)
+    files = write_floats(tmp_path / "f", [-x[0], np.zeros_like(x[0]), x[1]])
+    (batch,) = stream(files, SMALL, rule=trained.rule)
+    assert [path.name for path, _ in batch.skipped] == ["00.tif"], "one that is dark is scored"
+    assert "negated, or in other units? Export it" in batch.skipped[0][1]

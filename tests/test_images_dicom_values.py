@@ -1,5 +1,7 @@
 """DICOM values that headers and codestreams state in contradicting ways: the standard's wins."""
 
+import re
+
 import numpy as np
 import pydicom
 import pytest
@@ -14,6 +16,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from normalis.errors import UnreadableImageError
 from normalis.images import codecs, probe, read_frames
 from test_images_dicom import make, one, reason_of, write
 
@@ -297,3 +300,18 @@ def test_contradictions_of_the_header_are_named(tmp_path, rng, values):
     empty.PixelData = b""
     assert "Pixel Data are empty (0 bytes)" in reason_of(write(tmp_path / "b", empty))
     assert "Bits Stored is 17 of 16" in reason_of(write(tmp_path / "c", make(values, bits=17)))
+
+
+@pytest.mark.parametrize("uid", ["1.2.3.4", "1.2.840.113619.5.2", "1.2.840.10008.1.2.4.999"])
+def test_a_transfer_syntax_that_is_none_is_named(tmp_path, uid):
+    path = write(tmp_path / "a", make(np.arange(256, dtype=np.uint16).reshape(16, 16)))
+    raw, old = path.read_bytes(), b"1.2.840.10008.1.2.1\0"
+    new = uid.encode() + b"\0" * (len(uid) % 2)
+    at = raw.index(old)
+    raw = raw[: at - 2] + len(new).to_bytes(2, "little") + new + raw[at + len(old) :]
+    head = raw.index(b"\x02\x00\x00\x00UL\x04\x00") + 8  # the length of the file meta
+    length = int.from_bytes(raw[head : head + 4], "little") + len(new) - len(old)
+    path.write_bytes(raw[:head] + length.to_bytes(4, "little") + raw[head + 4 :])
+    said = rf"Transfer Syntax UID is '{re.escape(uid)}', which is none of DICOM's.*Export it as"
+    with pytest.raises(UnreadableImageError, match=said):
+        list(read_frames(path))

@@ -14,7 +14,7 @@ ROOT = Path(normalis.__file__).parent
 # From the bottom up, as drawn in docs/design.md. A module may import from the layers below its own.
 LAYERS = [
     {"errors"},
-    {"shelf"},
+    {"shelf", "arguments"},
     {"entropy", "metrics", "images", "baselines", "duplicates", "files"},
     {"backbones"},
     {"models", "scorers", "datasets", "storage"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"panel"},
     {"scoring"},
     {"audit"},
-    {"fitting", "notebook"},
+    {"fitting", "notebook", "params"},
     {"fitted"},
     {"detector", "engines"},
     {"evaluation", "output"},

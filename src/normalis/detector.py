@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from html import escape
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from normalis import models, scorers
+from normalis.arguments import check_kind, path_of
 from normalis.calibration.choice import Choice, choose
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
@@ -52,6 +52,7 @@ from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Foot
 from normalis.models.inputs import to_model_input
 from normalis.notebook.progress import listener
 from normalis.notebook.verbs import Verbs
+from normalis.params import check_params
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, pick_device
 from normalis.training.settings import TrainingSettings, settings_for
@@ -93,9 +94,6 @@ class AnomalyDetector(Verbs, BaseEstimator):
             the paper's error on held-out normal images in a third of
             its steps, about a point worse where it differs (docs/reference/performance.md).
         precision: ``auto``, ``float32`` or ``bfloat16``.
-        keep_epoch: ``last``, or ``best``: the epoch that tells normal images, which are neither
-            trained nor calibrated on, best from the same with a change
-            (`normalis.training.keeping`).
         standardize: whether each image's own brightness and contrast are removed.
         scorer: how the model's residual is read, a name from `normalis.scorers.SCORERS`; ``auto``
             is ``median`` for methods whose score is the mean of their map, else ``native``. The
@@ -178,7 +176,6 @@ class AnomalyDetector(Verbs, BaseEstimator):
         scorer_options: dict[str, Any] | None = None,
         members: Sequence[str] | None = None,
         keep_similar: bool = True,
-        keep_epoch: str = "last",
     ) -> None:
         self.method = method
         self.latent_dim = latent_dim
@@ -208,7 +205,6 @@ class AnomalyDetector(Verbs, BaseEstimator):
         self.scorer_options = scorer_options
         self.members = members
         self.keep_similar = keep_similar
-        self.keep_epoch = keep_epoch
 
     # --- settings of the steps below, made from the parameters ---
 
@@ -264,7 +260,6 @@ class AnomalyDetector(Verbs, BaseEstimator):
             learning_rate=self.learning_rate,
             precision=self.precision,
             standardize=self.standardize,
-            keep_epoch=self.keep_epoch,
         )
 
     def _build(self, **more: Any) -> AnomalyModel:
@@ -300,29 +295,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
 
     def _checked(self, **more: Any) -> AnomalyModel:
         """Fail before any image is read if a setting is out of its range; return the model."""
-        if not isinstance(self.latent_dim, Integral) and self.latent_dim != "auto":
-            raise SettingsError(
-                f"latent_dim must be a whole number or auto, got {self.latent_dim!r}"
-            )
-        if self.calibration not in ("auto", "split", "cv+", "none"):
-            raise SettingsError(
-                f"calibration must be auto, split, cv+ or none, got {self.calibration!r}"
-            )
+        check_params(self.get_params(deep=False))
         if self._is_panel:
             self._check_panel()
-        if not (isinstance(self.folds, Integral) and self.folds >= 2):
-            raise SettingsError(f"folds must be a whole number of at least 2, got {self.folds!r}")
-        if not 0 < self.calibration_share < 1:
-            raise SettingsError(
-                f"calibration_share must be in (0, 1), got {self.calibration_share}"
-            )
-        if not 0 < self.fpr < 1:
-            raise SettingsError(f"fpr must be in (0, 1), got {self.fpr}")
-        if not (isinstance(self.random_state, Integral) and 0 <= self.random_state < 2**32):
-            raise SettingsError(
-                "random_state must be a whole number from 0 to 4294967295, got "
-                f"{self.random_state!r}"
-            )
         _ = self.image_settings, self._training_settings(), pick_device(self.device)
         self._build_scorer()
         ready, self._ready = self._ready, None
@@ -336,11 +311,6 @@ class AnomalyDetector(Verbs, BaseEstimator):
                 "a panel's readings are measured by held-out images, so its calibration must be "
                 "split or none, got cv+; for few images cross-fit one of its members: "
                 'members=("feature-knn",) with calibration cv+'
-            )
-        if self.keep_epoch != "last":
-            raise SettingsError(
-                "a panel keeps the last epoch of its networks: leave out keep_epoch, or fit one "
-                "member"
             )
         if self.scorer != "auto" or self.reduction is not None or self.scorer_options:
             raise SettingsError(
@@ -411,7 +381,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             self.fitted_ = self._fit(first, x, patient_ids, None, hears, beside=beside)
             _warn(self.fitted_)
             return self
-        folder = RunFolder(run)
+        folder = RunFolder(path_of("run", run))
         folder.check_writable(overwrite=overwrite or self._may_have_written(folder))
         with folder.locked():
             folder.check_writable(overwrite=overwrite or self._may_have_written(folder))
@@ -475,11 +445,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
         beside: Callable[[Normals, Images], Unlabelled] | None = None,
     ) -> FittedDetector:
         started = time.perf_counter()
-        watches = isinstance(first, Autoencoder) and (
-            first.needs_held_out or self.keep_epoch != "last"
-        )
+        watches = isinstance(first, Autoencoder) and first.needs_held_out
         normals, choice = self._normal_images(x, patient_ids, watches)
-        train, held = normals.train, normals.held
+        train, held, device = normals.train, normals.held, pick_device(self.device)
         others = beside(normals, x) if beside else None
         more = {"unlabelled": len(others.loaded.rows)} if others else {}
         if others:
@@ -490,7 +458,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
             "load_s": time.perf_counter() - started,
         }
         training = self._training_settings(len(train.rows))
-        params = self._plain_params(training, more) | self._used(choice)
+        params = self._plain_params(training) | self._used(choice)
+        if others:
+            params["method_options"] = {**(params["method_options"] or {}), **more}
         fold = folds(train, choice.folds, self.random_state) if choice and choice.folds else None
         if there is not None:
             return _answered_from(there, params, info["data"], self.device)
@@ -498,41 +468,6 @@ class AnomalyDetector(Verbs, BaseEstimator):
         built = [first, *(self._build(**more) for _ in range(count - 1))]
         if footprint := built[0].footprint(len(train.rows)):
             info["footprint"] = asdict(footprint)
-        fitted, threads = self._trained(
-            built,
-            normals,
-            others,
-            params=params,
-            training=training,
-            fold=fold,
-            folder=folder,
-            identity=_resumed_by(params, _seen(info["data"])),
-            progress=progress,
-        )
-        fixed = calibrate_on(fitted, train, held, fold=fold, seed=self.random_state)
-        if measured := self._measured(normals, built):
-            info["measured"] = measured
-        info |= {"fit_s": time.perf_counter() - started, **_circumstances(fitted, threads)}
-        # Of folds the first model names them, among the images that it has seen.
-        seen = None if fold is None else np.flatnonzero(fold != 0)
-        kept = SimilarImages.of(built[0], train.pixels, seen) if self.keep_similar else None
-        return replace(fitted, **vars(fixed), info=info, similar=kept)
-
-    def _trained(
-        self,
-        built: Sequence[AnomalyModel],
-        normals: Normals,
-        others: Unlabelled | None,
-        *,
-        params: Mapping[str, Any],
-        training: TrainingSettings,
-        fold: NDArray[np.int64] | None,
-        folder: RunFolder | None,
-        identity: str,
-        progress: Callable[[Progress], None] | None,
-    ) -> tuple[FittedDetector, int]:
-        """Train the models; return what is fitted, not calibrated yet, and threads used (or 0)."""
-        train, held, device = normals.train, normals.held, pick_device(self.device)
         trained = train_models(
             built,
             torch.from_numpy(train.pixels),
@@ -542,7 +477,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             fold=fold,
             held=torch.from_numpy(normals.watched.pixels) if normals.watched else None,
             folder=folder,
-            identity=identity,
+            identity=_resumed_by(params, _seen(info["data"])),
             progress=progress,
             unlabelled=torch.from_numpy(others.loaded.pixels) if others else None,
         )
@@ -558,7 +493,22 @@ class AnomalyDetector(Verbs, BaseEstimator):
             trained_on=image_marks(train.pixels),
             unlabelled_on=image_marks(others.loaded.pixels) if others else _NONE,
         )
-        return fitted, trained.threads or 0
+        fixed = calibrate_on(fitted, train, held, fold=fold, seed=self.random_state)
+        if measured := self._measured(normals, built):
+            info["measured"] = measured
+        info |= {
+            "fit_s": time.perf_counter() - started,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": str(device),
+            "threads": trained.threads or torch.get_num_threads(),
+            "versions": versions(),
+        }
+        if isinstance(built[0], CompositeModel):
+            info |= {"members": list(built[0].parts()), "left_out": built[0].left_out}
+        # Of folds the first model names them, among the images that it has seen.
+        seen = None if fold is None else np.flatnonzero(fold != 0)
+        kept = SimilarImages.of(built[0], train.pixels, seen) if self.keep_similar else None
+        return replace(fitted, **vars(fixed), info=info, similar=kept)
 
     def _normal_images(
         self, x: Images, patient_ids: Sequence[str | None] | None, watches: bool
@@ -622,15 +572,14 @@ class AnomalyDetector(Verbs, BaseEstimator):
         x = to_model_input(torch.from_numpy(some.pixels), standardize=self.standardize)
         return model.measure(x, units_of(some).member.tolist())
 
-    def _plain_params(self, training: TrainingSettings, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Return every parameter as it was used; ``more`` options came with the images."""
+    def _plain_params(self, training: TrainingSettings) -> dict[str, Any]:
         params = self.get_params(deep=False)
         params["method"] = models.method_name(self._method)
         # What was left to the defaults is kept as it was then: these may change.
         params["scorer"] = self._scorer_name
         params["reduction"] = self._build_scorer().settings.reduction
         params["image_size"] = self._image_size
-        params["method_options"], params["members"] = {**self._method_options, **more} or None, None
+        params["method_options"], params["members"] = self._method_options or None, None
         params |= {k: getattr(training, k) for k in ("recipe", "epochs", "learning_rate")}
         return {k: _plain(v) for k, v in params.items()}
 
@@ -849,20 +798,6 @@ def _answered_from(
     return FittedDetector.load(folder.path, device=device, trust=True)
 
 
-def _circumstances(fitted: FittedDetector, threads: int) -> dict[str, Any]:
-    """Return when, on what and with what a detector was fitted."""
-    first, members = fitted.models[0], {}
-    if isinstance(first, CompositeModel):
-        members = {"members": list(first.parts()), "left_out": first.left_out}
-    return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": str(fitted.device),
-        "threads": threads or torch.get_num_threads(),
-        "versions": versions(),
-        **members,
-    }
-
-
 def _seen(data: Mapping[str, Any]) -> str:
     """Return the fingerprint of all that is trained on."""
     found = str(data["fingerprint"])
@@ -871,14 +806,12 @@ def _seen(data: Mapping[str, Any]) -> str:
 
 def _resumed_by(params: Mapping[str, Any], data: str) -> str:
     """Return what a resumed run must have in common with the one that was interrupted."""
-    usual = {"keep_epoch": "last"}  # runs from before it could be chosen do not say it
-    asked = {k: v for k, v in params.items() if k != "device" and usual.get(k) != v}
+    asked = {k: v for k, v in params.items() if k != "device"}
     return content_hash({"params": asked, "data": data})
 
 
 def _rules(where: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(where, str):
-        raise SettingsError(f"where must be a list of rules, got the text {where!r}")
+    check_kind("where", where, "texts")
     return tuple(where)
 
 
@@ -908,7 +841,7 @@ def _warn(fitted: FittedDetector) -> None:
         if weak or (fitted.calibration.kind == "cv+" and said["asked"] == "auto"):
             why = f": {said['reason']}" if said["reason"] else ""
             notes.append(f"{fitted.calibration.certifies()}{why}")
-        notes += weak
+        notes += [*weak, *fitted.calibration.of_unknown_patients()]
     for note in notes:
         warnings.warn(note, CalibrationWarning, stacklevel=3)
 
@@ -918,6 +851,8 @@ def _pair(name: str, values: Sequence[float]) -> tuple[float, float]:
         low, high = values
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{name} must be two numbers (low, high), got {values!r}") from error
+    for value in (low, high):
+        check_kind(f"each of {name}", value, "number")
     return low, high
 
 

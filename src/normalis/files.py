@@ -275,15 +275,33 @@ def plain(value: Any) -> Any:
 
 #: What a spreadsheet would take for a formula, and what we put a quote in front of already.
 _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
 def safe_cell(value: Any) -> Any:
-    """Return a cell that no spreadsheet computes; `read_csv` undoes it."""
+    """Return a cell that no spreadsheet computes and no terminal obeys; `read_csv` undoes it."""
     if isinstance(value, float | int) or value is None:
         return value
     text = str(value)
-    return f"'{text}" if _looks_like_a_formula(text) else text
+    quote = "'" if _looks_like_a_formula(text) else ""
+    return quote + _without_controls(text)
+
+
+#: What a terminal would obey; tabs and ends of lines are left to CSV.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_WRITTEN = re.compile(r"\\x([0-9a-f]{2})")
+
+
+def _without_controls(text: str) -> str:
+    r"""Return a text with its control characters written as ``\x1b``.
+
+    Where a text has some, or what looks like one so written, its backslashes are ``\x5c``, so that
+    it can be read back.
+    """
+    if _CONTROL.search(text) is None and _WRITTEN.search(text) is None:
+        return text
+    text = text.replace("\\", r"\x5c")
+    return _CONTROL.sub(lambda found: rf"\x{ord(found[0]):02x}", text)
 
 
 def _looks_like_a_formula(text: str) -> bool:
@@ -291,14 +309,16 @@ def _looks_like_a_formula(text: str) -> bool:
 
 
 def _uncell(text: str) -> str:
+    text = _WRITTEN.sub(lambda found: chr(int(found[1], 16)), text)
     return text[1:] if text[:1] == "'" and _looks_like_a_formula(text[1:]) else text
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as CSV, atomically.
+    r"""Write a table as CSV, atomically.
 
-    A text that a spreadsheet would compute, such as ``=1+1``, gets a quote in front. Names that
-    are not UTF-8 keep their bytes.
+    A text that a spreadsheet would compute, such as ``=1+1`` or ``+1``, gets a quote in front, and
+    characters that a terminal would obey are written as ``\x1b``. Names that are not UTF-8 keep
+    their bytes.
     """
 
     def write(temporary: Path) -> None:

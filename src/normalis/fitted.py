@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normalis import models, scorers, scoring
+from normalis.arguments import check_kind, path_of, rate_of
 from normalis.backbones import offer
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
@@ -62,6 +63,7 @@ from normalis.loading.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.loading.unlabelled import mark_learned_from
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.notebook.verbs import Verbs
+from normalis.params import check_params
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
 from normalis.shelf import named_by_a_file
@@ -230,6 +232,9 @@ class FittedDetector(Verbs):
             workers: threads that read files; None means one per core.
             seen: receives each batch as it was read, for who needs the images beside the scores.
             similar: how many of the most similar normal images to name of each.
+
+        Warns:
+            CalibrationWarning: if the models were trained on some of the images.
         """
         batches = stream(
             samples,
@@ -240,8 +245,11 @@ class FittedDetector(Verbs):
             workers=workers,
         )
 
+        known: list[Row] = []
+
         def noting() -> Iterator[Loaded]:
             for batch in batches:
+                known.extend(self._trained_on(batch))
                 if skipped is not None:
                     skipped.extend(batch.skipped)
                 if seen is not None:
@@ -257,8 +265,17 @@ class FittedDetector(Verbs):
             if finite.rows:
                 anything = True
                 yield finite
+        if known:
+            warnings.warn(_known_note(known, len(samples)), CalibrationWarning, stacklevel=2)
         if need_one and not anything:
             raise DataError(f"none of the {len(samples)} images has a finite score")
+
+    def _trained_on(self, batch: Loaded) -> list[Row]:
+        """Return the images that the models were trained on, pixel for pixel."""
+        if not batch.rows or not self.trained_on.size:
+            return []
+        seen = np.isin(image_marks(batch.pixels), self.trained_on)
+        return [row for row, is_known in zip(batch.rows, seen, strict=True) if is_known]
 
     def detail(self, samples: Sequence[Sample]) -> Iterator[Detail]:
         """Score files and yield each image at full size with its map and reconstruction.
@@ -316,6 +333,7 @@ class FittedDetector(Verbs):
         Raises:
             SettingsError: if the detector keeps no pictures of normal images.
         """
+        check_kind("k", k, "whole")
         if k < 1:
             raise SettingsError(f"k must be at least 1, got {k}")
         kept = self.similar
@@ -404,7 +422,7 @@ class FittedDetector(Verbs):
             SettingsError: if too few normal images were held out to certify the rate.
         """
         calibration, rate = self.require_calibration(), self.params["fpr"] if fpr is None else fpr
-        calibration.check_rate(rate)
+        calibration.check_rate(rate_of("fpr", rate))
         if self.grouped is None:
             return calibration.flags(self.p_value(x), rate).astype(np.int64)
         parts = self.scored(x, maps=False)
@@ -439,6 +457,7 @@ class FittedDetector(Verbs):
         Warns:
             CalibrationWarning: of unknown patients, and if few units calibrate, or few of a group.
         """
+        check_kind("by", by, "text?")
         found = normal_images(
             normals, self.image_settings, patient_ids=patient_ids, rule=self.rule, fit_rule=False
         )
@@ -463,7 +482,8 @@ class FittedDetector(Verbs):
             )
             notes += grouped.too_few(self.params["fpr"])
         again = replace(self, **vars(fixed), info=info, grouped=grouped)
-        for text in (*notes, *again.require_calibration().advice(self.params["fpr"])):
+        new = again.require_calibration()
+        for text in (*notes, *new.advice(self.params["fpr"]), *new.of_unknown_patients()):
             warnings.warn(text, CalibrationWarning, stacklevel=2)
         return again
 
@@ -505,6 +525,9 @@ class FittedDetector(Verbs):
             DataError: if the images are not those of the fit.
             SettingsError: if the scorer cannot read the models.
         """
+        check_kind("scorer", scorer, "text")
+        check_kind("reduction", reduction, "text?")
+        check_kind("scorer_options", scorer_options, "options?")
         given, seed = dict(scorer_options or {}), self.params["random_state"]
         read_by = [_build_scorer(scorer, reduction, given) for _ in self.models]
         split = self.params["calibration"] == "split"
@@ -541,7 +564,7 @@ class FittedDetector(Verbs):
         Raises:
             RunError: if the folder holds something already, or cannot be written.
         """
-        folder = RunFolder(path)
+        folder = RunFolder(path_of("path", path))
         folder.check_writable(overwrite=overwrite)
         with folder.locked():
             self.write(folder)
@@ -577,6 +600,29 @@ class FittedDetector(Verbs):
             found |= {f"{_prefix('scorer', i)}{k}": _to_numpy(v) for k, v in scorer.state().items()}
         return found
 
+    def _check_used(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Refuse a file that holds more than the settings use: they were cut down afterwards."""
+        scores = self.calibration.scores if self.calibration else self.normal_scores
+        if not np.array_equal(scores, self.normal_scores):
+            raise RunError("calibration and decision_scores hold other scores")
+        folds = self.calibration.n_models if self.calibration else 1
+        if folds not in (1, len(self.models)):
+            raise RunError("calibration and params disagree on the number of models")
+        model = self.models[0]
+        read_as = self.calibration.readings if self.calibration else None
+        if isinstance(model, CompositeModel) and read_as not in (None, model.readings):
+            raise RunError("calibration and model_settings disagree on the members of the panel")
+        used = {*self._map_arrays(), *(self.similar.state() if self.similar else ())}
+        for i, (model, scorer) in enumerate(zip(self.models, self.scorers, strict=True)):
+            used |= {_prefix("model", i) + name for name in model.state()}
+            used |= {_prefix("scorer", i) + name for name in scorer.state()}
+        left = sorted(set(arrays) - used - {"decision_scores", "trained_on"})
+        if left:
+            raise RunError(
+                f"model.safetensors holds {len(left)} arrays that nothing in model.json uses, the "
+                f"first is {left[0]}"
+            )
+
     def _map_arrays(self) -> dict[str, NDArray[Any]]:
         state = self.map_scale.state() if self.map_scale else {}
         return {f"{_MAP_SCALE}{k}": value for k, value in state.items()}
@@ -608,12 +654,14 @@ class FittedDetector(Verbs):
         """
         if backbone is not None:
             offer(backbone)
-        folder, place = RunFolder(path), pick_device(device)
+        folder, place = RunFolder(path_of("path", path)), pick_device(device)
         body, arrays = folder.read_settings(), folder.read_arrays()
         try:
             with named_by_a_file(folder.path / folder.SETTINGS, trust=trust):
                 _check_stored(body, arrays)
-                return cls._restored(body, arrays, device, place)
+                found = cls._restored(body, arrays, device, place)
+                found._check_used(arrays)
+                return found
         except (UntrustedError, BackboneError):
             raise
         except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
@@ -666,18 +714,32 @@ def fitted_of(detector: Any) -> FittedDetector:
 def _check_stored(body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Refuse what no fit writes, though every checksum is right."""
     params, built, read = body["params"], body["model_settings"], body["image_settings"]
+    for name in ("standardize", "random_state", "calibration_share", "fpr"):
+        params[name]  # those that nothing below asks for before images are scored
+    check_params(params)
     for key, value in (params["method_options"] or {}).items():
-        if isinstance(value, str) and ":" in value and built.get(key) != value:
+        if isinstance(value, str) and built.get(key) != value and key != "members":
             raise RunError(f"method_options and model_settings disagree on {key}")
     stored = sum(value.size for value in arrays.values())
     models.check_size(params["method"], stored, **built)
     sizes = [(part["image_size"], part["channels"]) for part in (params, read, built)]
     if len(set(sizes)) > 1:
         raise RunError("params and model_settings disagree on the size of images")
-    if not (0 < params["fpr"] < 1 and body["info"]["data"]["fingerprint"]):
-        raise RunError(f"fpr must be in (0, 1), is {params['fpr']}")
+    if odd := [key for key in read if key in params and params[key] != read[key]]:
+        raise RunError(f"params and image_settings disagree on {odd[0]}")
+    if not body["info"]["data"]["fingerprint"]:
+        raise RunError("info has no fingerprint of the training images")
     for losses in body["history"]:
         sum(losses.values())
+
+
+def _known_note(known: Sequence[Row], n_files: int) -> str:
+    names = list(dict.fromkeys(row.path.name for row in known))
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"{len(names)} of the {n_files} files scored hold images that the model was trained on "
+        f"({some}): their scores are lower than those of new images, and their p-values larger"
+    )
 
 
 def _map_scale_of(body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> MapScale | None:

@@ -118,6 +118,7 @@ class RunFolder:
 
     MODEL, SETTINGS, SKIPPED = "model.safetensors", "model.json", "skipped.csv"
     CHECKPOINT = "checkpoint.safetensors"
+    EVALUATIONS = "evaluation*.json"
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -213,6 +214,9 @@ class RunFolder:
         try:
             (self.path / self.CHECKPOINT).unlink(missing_ok=True)
             for name in (self.MODEL, self.SKIPPED, self.SETTINGS):
+                if name == self.SETTINGS:  # what was said of an older run is not true of this one
+                    for file in self.path.glob(self.EVALUATIONS):
+                        file.unlink(missing_ok=True)
                 if self._new(name).is_file():
                     self._new(name).replace(self.path / name)
         except OSError as error:
@@ -248,6 +252,15 @@ class RunFolder:
                 f"{file}: was changed after it was written; restore it or fit the model again"
             )
         return body
+
+    @property
+    def identity(self) -> str:
+        """Hash of the run: of its settings, and with them of when and on what it was fitted.
+
+        Raises:
+            RunError: as `read_settings`.
+        """
+        return str(self.read_settings()["sha256"]["settings"])
 
     @property
     def unfinished(self) -> bool:

@@ -206,15 +206,30 @@ def _units(audit: Audit) -> Iterator[Finding]:
     text = f"The normal training images are {plural(count, audit.units.level)}"
     if audit.units.level in ("image", "file", "group"):
         text += "; patients are unknown, so each file counts as a patient of its own"
-    choice = choose(count, USUAL_RATE, cross_fit=False)  # the usual method is a panel
-    how = f"{held} of the validation split" if held else choice.reason
-    units = held or choice.n_calibration
-    kind = "split" if held else choice.kind
+    if held:
+        text += f". `fit` calibrates on the validation split: {_certify(held, audit)}."
+        yield Finding(severity="note", text=text)
+        return
+    panel = choose(count, USUAL_RATE, cross_fit=False)
+    one = choose(count, USUAL_RATE, cross_fit=True)
     text += (
-        f". `fit` calibrates by {kind} ({how}): {plural(units, audit.units.level)}, which certify "
-        f"false-positive rates from 1/{units + 1} = {100 / (units + 1):.2g} %."
+        f". `fit` calibrates its default, the panel, by {panel.kind} ({panel.reason}): "
+        f"{_certify(panel.n_calibration, audit)}"
     )
-    yield Finding(severity="note", text=text)
+    if one.kind != panel.kind:
+        text += (
+            ". A single method (--method NAME), if it can be fitted once per fold, is calibrated "
+            f"by {one.kind} ({one.reason}): "
+            f"{_certify(one.n_calibration, audit)}; its guarantee is twice the rate"
+        )
+    yield Finding(severity="note", text=f"{text}.")
+
+
+def _certify(units: int, audit: Audit) -> str:
+    return (
+        f"{plural(units, audit.units.level)}, which certify false-positive rates from "
+        f"1/{units + 1} = {100 / (units + 1):.2g} %"
+    )
 
 
 def _confounds(audit: Audit) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis import baselines
+from normalis.arguments import check_kind
 from normalis.audit.confounds import (
     ClassDifference,
     Shift,
@@ -34,7 +35,7 @@ _LEAST_TO_COMPARE = 10  # images of a side
 
 
 def audit(
-    dataset: Dataset,
+    dataset: Dataset | str | Path,
     *,
     image_size: int = 64,
     patient_pattern: str | None = None,
@@ -43,7 +44,7 @@ def audit(
     """Say what is wrong with a data set.
 
     Args:
-        dataset: of `normalis.datasets.open_dataset`.
+        dataset: of `normalis.datasets.open_dataset`, or a folder or file that it opens.
         image_size: edge at which images are compared; the thresholds are meant for 64.
         patient_pattern: regular expression whose first group, in a file's name, is the patient.
             Without it patients come from manifest and headers only.
@@ -57,8 +58,13 @@ def audit(
         SettingsError: if the pattern is not usable.
     """
     from normalis.datasets.patients import offer_pattern, patients_from_pattern
+    from normalis.loading.given import as_dataset
     from normalis.loading.marked import marked_normals
     from normalis.loading.units import find_units
+
+    dataset = as_dataset(dataset)
+    check_kind("image_size", image_size, "whole")
+    check_kind("patient_pattern", patient_pattern, "text?")
 
     if patient_pattern is not None:
         dataset = patients_from_pattern(dataset, patient_pattern)

@@ -71,7 +71,7 @@ from normalis.calibration.panel import (
     panel_patient_p_values,
     surprise,
 )
-from normalis.datasets.levels import Level, plural
+from normalis.datasets.levels import NAMES, Level, plural
 from normalis.errors import MetricError, SettingsError
 
 __all__ = [
@@ -367,6 +367,16 @@ class Calibration:
             f"false-positive rates from 1/{n + 1} = {100 * self.smallest_rate:.2g} %"
         )
 
+    def of_unknown_patients(self) -> tuple[str, ...]:
+        """Say so if it is not known which held-out images are of one patient; empty if it is."""
+        if self.level in ("patient", "study"):
+            return ()
+        return (
+            "patients are unknown: each file counts as a patient of its own; if some are of one "
+            "patient, name the patients in a manifest, by --patient-pattern, or in Python by "
+            "patient_ids",
+        )
+
     # ------------------------------------------------------------------ drift
 
     def drift(
@@ -462,7 +472,25 @@ class Calibration:
         )
         if any(part is not None and part.shape != calibration.scores.shape for part in parts):
             raise SettingsError("a stored calibration is damaged: lengths disagree; fit again")
+        if reason := calibration._why_damaged(stored):
+            raise SettingsError(f"a stored calibration is damaged: {reason}; fit again")
         return calibration
+
+    def _why_damaged(self, stored: Mapping[str, Any]) -> str | None:
+        """Say what in a stored calibration no fit writes; None if all may be."""
+        if self.kind not in ("split", "cv+") or self.level not in NAMES:
+            return f"it is of the kind {self.kind!r} and the level {self.level!r}"
+        numbers = (self.scores, self.map_maxima, self.held_readings)
+        if not all(part is None or np.isfinite(part).all() for part in numbers):
+            return "a number is not finite"
+        if not all(type(number) is int for name in ("unit", "fold") for number in stored[name]):
+            return "units and folds must be whole numbers"
+        units = np.unique(self.unit)
+        if units.tolist() != list(range(len(units))):
+            return "its units are not counted from 0 without a gap"
+        if self.fold.min(initial=0) < 0 or (self.kind != "cv+" and self.fold.any()):
+            return "its folds are none of its kind"
+        return None
 
     # ------------------------------------------------------------------ checks
 

@@ -46,6 +46,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from normalis.arguments import check_kind
 from normalis.errors import MetricError, SettingsError
 
 __all__ = ["BOUND", "MapScale", "MapSettings", "border", "fit_map_scale", "join"]
@@ -75,6 +76,12 @@ class MapSettings:
     around: float = 1 / 32
 
     def __post_init__(self) -> None:
+        for name in ("left_out", "taper", "smoothing", "around"):
+            check_kind(name, getattr(self, name), "number")
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(
+                    f"{name} must be a share from 0 to 1, got {getattr(self, name)}"
+                )
         if not 0 <= self.left_out <= 0.4:
             raise SettingsError(
                 "the margin left out of maps must be a share of the image's side from 0 to 0.4, "

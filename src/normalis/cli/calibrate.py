@@ -60,12 +60,8 @@ def say_calibration(fitted: FittedDetector) -> None:
     if calibration is not None:
         why = f": {said['reason']}" if said["reason"] else ""
         console.print(f"{calibration.certifies()}{why}", soft_wrap=True)
-        if calibration.level in ("image", "file", "group"):
-            console.print(
-                "[dim]patients are unknown: each file counts as a patient of its own; if some are "
-                "of one patient, name the patients in a manifest or by --patients[/]",
-                soft_wrap=True,
-            )
+        for text in calibration.of_unknown_patients():
+            console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
         if rate >= calibration.smallest_rate:
             console.print(f"p <= {rate:g} {calibration.statement(rate)}", soft_wrap=True)
     notes = [*said["notes"], *(calibration.advice(rate) if calibration else ())]

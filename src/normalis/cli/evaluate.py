@@ -49,7 +49,7 @@ def evaluate(
     use_threads(threads)
     from normalis.evaluation.of_detector import evaluate_detector
     from normalis.fitted import FittedDetector
-    from normalis.storage import write_json
+    from normalis.storage import RunFolder, write_json
 
     detector = FittedDetector.load(run, device=device, trust=trust, backbone=backbone)
     dataset = open_data(
@@ -70,6 +70,7 @@ def evaluate(
         {
             "data": dataset.name,
             "method": detector.params["method"],
+            "model": RunFolder(run).identity,
             "skipped": len(skipped),
             **result.to_dict(),
             "findings": [{"severity": f.severity, "text": f.text} for f in found.findings],

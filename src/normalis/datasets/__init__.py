@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from normalis.arguments import check_kind, path_of
 from normalis.datasets.base import Dataset, Options, Sample, Split
 from normalis.errors import DataError, LayoutError, SettingsError
 from normalis.shelf import Shelf
@@ -84,7 +85,10 @@ def open_dataset(
             message says what to do.
         SettingsError: if a normal class is named for a data set without classes.
     """
-    path = Path(data).expanduser()
+    path = path_of("a data set", data, DataError).expanduser()
+    if not isinstance(normal_class, str):
+        listed = isinstance(normal_class, set | frozenset)
+        check_kind("normal_class", list(normal_class) if listed else normal_class, "texts")
     named = (normal_class,) if isinstance(normal_class, str) else tuple(normal_class)
     options = Options(normal_class=named, ignore_tables=ignore_tables)
     try:

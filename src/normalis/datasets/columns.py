@@ -7,6 +7,7 @@ A name counts in any case and with any punctuation: ``Image Index``, ``image_ind
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,12 +97,14 @@ def names_a_path(cells: Sequence[str]) -> bool:
     return bool({key(cell) for cell in cells} & set(PATHS))
 
 
-def roles_of(table: Table, *, exists: Callable[[str], bool]) -> Columns:
+def roles_of(table: Table, *, exists: Callable[[str], bool], all_normal: bool = False) -> Columns:
     """Say what the columns of a table are.
 
     Args:
         table: any.
         exists: whether a cell names a file, to choose among several columns of paths.
+        all_normal: whether the user said that all images are normal, so that no column has to be
+            one of labels.
 
     Raises:
         DataError: if no column holds paths, a column is named twice, or a column looks like
@@ -124,8 +127,9 @@ def roles_of(table: Table, *, exists: Callable[[str], bool]) -> Columns:
         exams=_exams(table, by_key),
         notes=notes,
     )
-    if label is None:
+    if label is None and not all_normal:
         _refuse_hidden_labels(table, columns)
+        _refuse_binary(table, columns)
     return columns
 
 
@@ -194,3 +198,30 @@ def _refuse_hidden_labels(table: Table, columns: Columns) -> None:
                     f"{table.file}, line {line}: the column {name} holds {value!r}, which looks "
                     "like a label, but labels are in a column label; rename the column"
                 )
+
+
+#: Columns of two values that are no labels of normal and anomalous.
+_TWOFOLD = frozenset(
+    _listed(
+        "sex gender male female ismale isfemale smoker smoking contrast left right side laterality "
+        "eye fold view ap pa portable flip flipped mirrored augmented isaugmented pregnant "
+        "valid isvalid readable missing duplicate isduplicate"
+    )
+)
+
+
+def _refuse_binary(table: Table, columns: Columns) -> None:
+    """Refuse a table without labels that has a column of 0 and 1, or of other words for both."""
+    for name in table.names:
+        if name in columns.known or not key(name) or key(name) in _TWOFOLD:
+            continue
+        values = Counter(cell_text(row.get(name)) for _, row in table.rows)
+        said = {value: meaning(value) for value in values if meaning(value) != "unknown"}
+        if set(said.values()) == {"normal", "anomalous"}:
+            listed = ", ".join(f"{value} ({values[value]} rows)" for value in sorted(said))
+            raise DataError(
+                f"{table.file}: has no column of labels, but the column {name} holds {listed}, "
+                "which may be labels. If they are, rename it to label (or to is_normal where 1 is "
+                "normal); if they are not, take the column out, or say --normal-class '*' if all "
+                "images are normal"
+            )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis import baselines
+from normalis.arguments import rate_of
 from normalis.audit import Audit, audit
 from normalis.audit.findings import all_alike
 from normalis.audit.inventory import image_key
@@ -25,6 +26,7 @@ from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.fitted import fitted_of
 from normalis.images.decoding import decoded_once
 from normalis.loading.arrays import ImageSettings, Loaded, Row, load, load_masks, to_unit
+from normalis.loading.given import as_dataset
 from normalis.loading.marked import marked_normals
 from normalis.loading.units import some
 from normalis.loading.unlabelled import LEARNED_FROM
@@ -51,7 +53,7 @@ _MOST_DEMOGRAPHICS = ("age", "sex", "scanner", "manufacturer", "model")
 
 def evaluate_detector(
     detector: AnomalyDetector | FittedDetector,
-    data: Dataset,
+    data: Dataset | str | Path,
     *,
     fpr: float = 0.05,
     progress: Callable[[str, float], None] | None = None,
@@ -60,7 +62,7 @@ def evaluate_detector(
 
     Args:
         detector: fitted.
-        data: with labelled test images.
+        data: with labelled test images; a data set, or a folder or file that is one.
         fpr: nominal false-positive rate of the deployable figures.
         progress: called with the stage and the share of it that is done.
 
@@ -71,7 +73,8 @@ def evaluate_detector(
         DataError: if the data set has no labelled test images.
     """
     tell = progress or (lambda stage, share: None)
-    fitted, samples = fitted_of(detector), _labelled(data)
+    fitted, data, fpr = fitted_of(detector), as_dataset(data), rate_of("fpr", fpr)
+    samples = _labelled(data)
     _log.info("evaluating on %d labelled test files of %s", len(samples), data.name)
     skipped: list[tuple[Path, str]] = []
     read: list[Loaded] = []
@@ -94,7 +97,12 @@ def evaluate_detector(
         scores,
         labels,
         groups=[found.groups.get(key, f"image {i}") for i, key in enumerate(keys)],
-        leaked=_leaked(found, keys) | {"unlabelled": _learned_from(rows, notes)},
+        leaked={
+            f"{t}": _listed(keys, found.leaked(t))
+            for t in _THRESHOLDS
+            if not (t == min(_THRESHOLDS) and all_alike(found))
+        }
+        | {"unlabelled": _learned_from(rows, notes)},
         baselines=_baselines(train, read, found, keys),
         kind=[row.kind if bad else None for row, bad in zip(rows, labels, strict=True)],
         maps=maps,
@@ -196,15 +204,6 @@ def _score(
     if not parts:
         raise DataError(f"no test image can be read; the first reason: {skipped[0][1]}")
     return parts
-
-
-def _leaked(found: Audit, keys: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Return which images leak, by the threshold of likeness that says so."""
-    return {
-        f"{t}": _listed(keys, found.leaked(t))
-        for t in _THRESHOLDS
-        if not (t == min(_THRESHOLDS) and all_alike(found))
-    }
 
 
 def _listed(keys: Sequence[str], listed: frozenset[str]) -> NDArray[np.bool_]:

@@ -37,12 +37,28 @@ _KEPT_BYTES = 128 * 2**20  # of rows that were passed over
 
 
 def as_numpy(x: Any) -> NDArray[Any]:
-    """Turn a NumPy array or a torch tensor on any device into a NumPy array."""
-    if hasattr(x, "detach"):  # a tensor; torch itself need not be imported to say so
-        x = x.detach().cpu()
-        x = x.float() if "bfloat16" in str(x.dtype) else x
-        return np.asarray(x.numpy())
-    return np.asarray(x)
+    """Turn a NumPy array or a torch tensor on any device into a NumPy array.
+
+    Raises:
+        DataError: if that cannot be done, or would show values that a mask hides.
+    """
+    if np.ma.is_masked(x):
+        hidden = int(np.ma.getmaskarray(x).sum())
+        raise DataError(
+            f"images must have all their values, but {hidden} of this array are masked: "
+            "give x.filled(value) with the background's value"
+        )
+    try:
+        if hasattr(x, "detach"):  # a tensor; torch itself need not be imported to say so
+            x = x.detach().cpu()
+            x = x.float() if "bfloat16" in str(x.dtype) else x
+            return np.asarray(x.numpy())
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse and meta tensors
+        raise DataError(
+            f"images must be an array of numbers of one shape, got {type(x).__name__} that is none "
+            f"({error})"
+        ) from error
 
 
 def as_images(x: NDArray[Any], *, what: str = "images") -> NDArray[Any]:

@@ -179,6 +179,12 @@ def _why_no_image(data: Dataset, pixels: PixelElement | None) -> str | None:
         return "a structured report, which has no pixels"
     if not data.file_meta.get("TransferSyntaxUID"):
         return "no (0002,0010) Transfer Syntax UID in its file meta, so its encoding is unknown"
+    syntax = data.file_meta.TransferSyntaxUID
+    if not syntax.is_transfer_syntax:
+        return (
+            f"its (0002,0010) Transfer Syntax UID is {str(syntax)!r}, which is none of DICOM's: of "
+            "the maker's own, or damaged. Export it as Explicit VR Little Endian"
+        )
     if not len(data):  # pydicom drops all elements when the file ends within an encapsulated one
         return "truncated: the file ends within its pixels or header, so that none of it is usable"
     missing = [n for n in ("Rows", "Columns", "BitsAllocated") if not data.get(n)]

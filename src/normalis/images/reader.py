@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from normalis.errors import SettingsError, UnreadableImageError
+from normalis.arguments import path_of
+from normalis.errors import DataError, SettingsError, UnreadableImageError
 from normalis.images.frame import Frame, Probe
 from normalis.shelf import Shelf
 
@@ -92,7 +93,7 @@ def read_frames(
         SettingsError: if plane or slice_range is out of range.
     """
     check_slicing(plane, slice_range)
-    path = Path(path)
+    path = path_of("an image", path, DataError)
     with _reasons(path), path.open("rb") as stream:
         module = FORMATS.load(recognise(stream, path))
         options = {"plane": plane, "slice_range": slice_range, "voi": voi, "grey": grey}
@@ -122,10 +123,15 @@ def probe(path: str | Path) -> Probe:
 
 def check_slicing(plane: str, slice_range: tuple[float, float]) -> None:
     """Refuse an unknown plane or an empty range."""
-    if plane not in PLANES:
+    if not isinstance(plane, str) or plane not in PLANES:
         raise SettingsError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
-    if len(slice_range) != 2 or not 0 <= slice_range[0] < slice_range[1] <= 1:
-        raise SettingsError(f"slice_range must be 0 <= low < high <= 1, got {slice_range}")
+    try:
+        low, high = slice_range
+        fits = bool(0 <= low < high <= 1)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise SettingsError(f"slice_range must be 0 <= low < high <= 1, got {slice_range!r}")
 
 
 def recognise(stream: BinaryIO, path: Path) -> str:

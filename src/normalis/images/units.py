@@ -26,12 +26,23 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SHOWN", "are_comparable", "in_words", "listed", "mixture", "units_of", "units_of_dtype"]
+__all__ = [
+    "SHOWN",
+    "UNSTATED",
+    "are_comparable",
+    "in_words",
+    "listed",
+    "mixture",
+    "units_of",
+    "units_of_dtype",
+]
 
 SHOWN = frozenset({"8 bit", "windowed"})
 """Units in which 0 to 1 is what a viewer shows."""
 
-_UNSTATED = frozenset({"float", "own"})
+UNSTATED = frozenset({"float", "own"})
+"""Units of which the format says no more."""
+
 _EXAMPLES = 3
 _WORDS = {
     "windowed": "seen through their own DICOM window",
@@ -72,7 +83,7 @@ def are_comparable(units: str, known: Iterable[str]) -> bool:
     if units in SHOWN:
         return False
     measured = seen - SHOWN
-    return bool(measured) and (units in _UNSTATED or bool(measured & _UNSTATED))
+    return bool(measured) and (units in UNSTATED or bool(measured & UNSTATED))
 
 
 def listed(names: Sequence[str]) -> str:

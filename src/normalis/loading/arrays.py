@@ -47,6 +47,7 @@ from normalis.loading.grey_values import (
     place,
     rule_of_training,
     to_shown,
+    why_below,
     why_not_array,
     without_placeholders,
 )
@@ -254,6 +255,10 @@ def from_array(
     alone = list({h["value_alone"] for h in headers if h})
     if not learning and (reason := why_not_array(_ends(images), units, rule, alone)):
         raise DataError(f"images cannot be scored by this model: {reason}")
+    if not learning and rule is not None:
+        for number, image in enumerate(fitted):
+            if reason := why_below(image, units, rule):
+                raise DataError(f"image {number} cannot be scored by this model: {reason}")
     notes: list[str] = []
     if fitted.dtype == np.uint8:
         pixels: NDArray[Any] = fitted

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from normalis.images.alone import PLACEHOLDERS, Alone
 from normalis.images.decoding import Decoded, DecodedImage
 from normalis.images.intensity import IntensityRule
-from normalis.images.units import SHOWN, are_comparable, in_words, listed, mixture, units_of
+from normalis.images.units import (
+    SHOWN,
+    UNSTATED,
+    are_comparable,
+    in_words,
+    listed,
+    mixture,
+    units_of,
+)
 
 __all__ = [
     "Named",
@@ -28,6 +36,7 @@ __all__ = [
     "place",
     "rule_of_training",
     "to_shown",
+    "why_below",
     "why_not_array",
     "without_placeholders",
 ]
@@ -39,6 +48,7 @@ FAR = 1e4
 
 _WIDE = 10.0  # ranges of the usual training image beyond which a rule deserves a word
 _ALONE_WIDE = 2.0  # the same, where a value stands alone
+_BELOW = 0.1  # of the range, by which most of an image must lie below it to be refused
 _UNIT_SLACK = 10.0  # a float image for a rule on [0, 1] may reach so far, and no image in 0..255
 _NO_WINDOW = (
     "no window in its header, while all training images have one; fit with a window of your own"
@@ -274,7 +284,23 @@ def _why_not(image: DecodedImage, rule: IntensityRule | None) -> str | None:
         reason = _other_units(image.pixels, units, rule)
         if reason is not None:
             return reason
-    return _too_far(image, units, rule)
+    return _too_far(image, units, rule) or why_below(image.pixels, units, rule)
+
+
+def why_below(pixels: NDArray[Any], units: str, rule: IntensityRule) -> str | None:
+    """Say that an image in units that nothing states lies below the training images, as negated.
+
+    An image that is dark all over lies at the lower end of their range, not below it.
+    """
+    if units not in UNSTATED or pixels.dtype == np.uint8:
+        return None
+    if float(np.median(pixels)) >= rule.low - _BELOW * (rule.high - rule.low):
+        return None
+    return (
+        f"its values run from {pixels.min():.4g} to {pixels.max():.4g}, most of them below the "
+        f"{rule.low:.4g} to {rule.high:.4g} of the training images: negated, or in other units? "
+        "Export it as those were"
+    )
 
 
 def _why_not_8_bit(pixels: NDArray[Any], units: str) -> str | None:

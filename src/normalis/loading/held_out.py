@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from normalis.datasets import Dataset, Sample, open_dataset
+from normalis.arguments import shown
+from normalis.datasets import Dataset, Sample
 from normalis.datasets.levels import plural
 from normalis.duplicates import pixel_digests
 from normalis.errors import DataError
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, load, to_unit
+from normalis.loading.given import Images, as_dataset, is_array
 from normalis.loading.marked import refuse_marked
 from normalis.loading.units import Units, find_units, shared_with, some
 from normalis.studies.select import chosen_by
@@ -47,8 +48,6 @@ __all__ = [
 
 _log = logging.getLogger("normalis.loading")
 
-#: What users hand over as images.
-Images = str | Path | Sequence[str | Path] | Dataset | NDArray[Any] | Tensor
 #: Share of the units to hold out, or what says it of their number; None trains on everything.
 HoldOut = float | Callable[[int], float | None] | None
 
@@ -154,27 +153,6 @@ def _refuse_shared(train: Loaded, held: Loaded) -> None:
     )
 
 
-def is_array(x: Images) -> bool:
-    """Whether images are given as numbers rather than as files."""
-    if isinstance(x, np.ndarray | Tensor):
-        return True
-    if isinstance(x, str | Path | Dataset):
-        return False
-    return len(x) > 0 and not isinstance(x[0], str | Path)
-
-
-def as_dataset(x: Any) -> Dataset:
-    """Return the data set of a folder, of a list of files, or the one given."""
-    if isinstance(x, Dataset):
-        return x
-    if isinstance(x, str | Path):
-        return open_dataset(x)
-    if len(x) == 0:
-        raise DataError("at least one image is needed, got an empty list")
-    samples = tuple(Sample(path=Path(p), split="unlabelled") for p in x)
-    return Dataset(name="files", root=samples[0].path.parent, layout="files", samples=samples)
-
-
 def samples_to_score(data: Dataset) -> tuple[Sample, ...]:
     """Return the images of a data set that are to be scored, see `Dataset.to_score`."""
     return data.to_score()
@@ -214,6 +192,8 @@ def image_marks(pixels: NDArray[Any]) -> NDArray[np.uint64]:
 def _with_patients(loaded: Loaded, patient_ids: Sequence[str | None] | None) -> Loaded:
     if patient_ids is None:
         return loaded
+    if isinstance(patient_ids, str | bytes) or not hasattr(patient_ids, "__len__"):
+        raise DataError(f"patient_ids must be a list of ids, got {shown(patient_ids)}")
     if len(patient_ids) != len(loaded.rows):
         raise DataError(
             f"patient_ids must have one entry per image, got {len(patient_ids)} for "

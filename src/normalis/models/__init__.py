@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from normalis.arguments import shown
 from normalis.errors import SettingsError
 from normalis.shelf import Shelf
 
@@ -42,7 +43,6 @@ MODELS = Shelf(
         "anogan": "normalis.models.anogan:AnoGAN",
         "f-anogan": "normalis.models.f_anogan:FAnoGAN",
         "anovaegan": "normalis.models.anovaegan:AnoVAEGAN",
-        "vq-transformer": "normalis.models.vq_transformer:VQTransformer",
         "mean-image": "normalis.models.mean_image:MeanImage",
         "intensity": "normalis.models.intensity:Intensity",
         "feature-knn": "normalis.models.feature_knn:FeatureKNN",
@@ -76,8 +76,12 @@ def model_class(method: str | type[AnomalyModel]) -> type[AnomalyModel]:
         SettingsError: if there is no such method; names the nearest one.
         UntrustedError: if a file that is being loaded names a class which no package offers.
     """
-    if not isinstance(method, str):
+    if isinstance(method, type) and hasattr(method, "anomaly_map"):
         return method
+    if not isinstance(method, str):
+        raise SettingsError(
+            f"method must be the name of one or a class of your own, got {shown(method)}"
+        )
     found: type[AnomalyModel] = METHODS.load(method)
     return found
 

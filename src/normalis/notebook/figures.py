@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from normalis.arguments import check_kind
 from normalis.errors import DataError, NotFittedError, SettingsError
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def draw_case(fitted: FittedDetector, x: Any, index: int) -> Shown:
     from normalis.notebook.images import images_of, only
     from normalis.scoring import batches_of, from_model_range
 
+    check_kind("index", index, "whole")
     loaded = images_of(fitted, x)
     if not -len(loaded.rows) <= index < len(loaded.rows):
         raise DataError(f"index must be below {len(loaded.rows)}, the number of images: {index}")

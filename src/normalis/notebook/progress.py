@@ -7,6 +7,9 @@ from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any, TextIO
 
+from normalis.arguments import shown
+from normalis.errors import SettingsError
+
 if TYPE_CHECKING:
     from normalis.training.loop import Progress
 
@@ -33,6 +36,10 @@ def listener(
     """
     if callable(progress):
         return progress
+    if progress is not None and not isinstance(progress, bool):
+        raise SettingsError(
+            f"progress must be a function, True, False or None, got {shown(progress)}"
+        )
     if progress is False or (progress is None and not in_notebook()):
         return None
     return NotebookBar() if in_notebook() else TextLine(sys.stderr)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from normalis.arguments import path_of
 from normalis.errors import RunError
 from normalis.files import as_utf8
 from normalis.output.pseudonyms import no_pseudonyms
@@ -53,7 +54,7 @@ def write_report(
         RunError: if the folder is neither of the two, damaged or unfinished, or if ``out`` is
             something other than a page of ours or cannot be written.
     """
-    folder, page = Path(path), Path(out)
+    folder, page = path_of("path", path), path_of("out", out)
     _check_out(page)
     try:
         source = read_scores(folder) if detect(folder) == "scores" else read_run(folder)

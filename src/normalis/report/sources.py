@@ -147,6 +147,7 @@ def read_run(path: Path) -> Source:
     """
     folder = RunFolder(path)
     details = _checked(folder.file(folder.SETTINGS), folder.read_settings())
+    mine = folder.identity
     return Source(
         folder=path,
         kind="run",
@@ -155,8 +156,12 @@ def read_run(path: Path) -> Source:
         normal_scores=np.asarray(folder.read_arrays().get("decision_scores", []), dtype=float),
         skipped=_read_skipped(path / "skipped.csv"),
         audit=_read_json(path / "audit.json"),
-        evaluations=[_read_json(file) for file in sorted(path.glob("evaluation*.json"))],
+        evaluations=[one for one in _evaluations(path) if one.get("model", mine) == mine],
     )
+
+
+def _evaluations(path: Path) -> list[dict[str, Any]]:
+    return [_read_json(file) for file in sorted(path.glob(RunFolder.EVALUATIONS))]
 
 
 def read_scores(path: Path) -> Source:
@@ -175,7 +180,7 @@ def read_scores(path: Path) -> Source:
         cases=_read_cases(path / "scores.csv", details),
         skipped=_read_skipped(path / "skipped.csv"),
         audit=_read_json(path / "audit.json"),
-        evaluations=[_read_json(file) for file in sorted(path.glob("evaluation*.json"))],
+        evaluations=_evaluations(path),
         patients=_read_patients(path / "patients.csv"),
     )
 

@@ -65,8 +65,12 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     file = files[0]
     table = read_table(file, is_head=names_a_path)
     finder = _Finder(file.parent)
-    columns = roles_of(table, exists=lambda text: finder.find(text) is not None)
-    reading = _Reading(table, columns, options or Options(), finder)
+    chosen = options or Options()
+    all_normal = "*" in chosen.normal_class
+    columns = roles_of(
+        table, exists=lambda text: finder.find(text) is not None, all_normal=all_normal
+    )
+    reading = _Reading(table, columns, chosen, finder)
     samples = reading.samples()
     if not samples:
         raise DataError(
