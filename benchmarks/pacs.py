@@ -122,6 +122,12 @@ def send(service: Service, number: int, size: int) -> float:
     return took
 
 
+def processor_s(process: int) -> float:
+    """Return the processor seconds that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def peak_mib(process: int) -> float:
     """Return the largest resident memory of a process."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
@@ -154,7 +160,11 @@ def many(run: Path, folder: Path, number: int, size: int) -> Iterator[str]:
             f"the first image: {objects} results made, {len(there)} in the PACS, "
             f"{len(known - set(there))} missing, {len(there) - len(set(there))} double"
         )
-        yield f"peak memory of the service {peak_mib(service.process.pid):.0f} MiB"
+        used = processor_s(service.process.pid)
+        yield (
+            f"the service used {used:.0f} s of processor, {1000 * used / number:.0f} ms a study, "
+            f"and {peak_mib(service.process.pid):.0f} MiB of memory at most"
+        )
         yield from pages(service)
 
 

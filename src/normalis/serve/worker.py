@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ log = logging.getLogger("normalis.serve")
 
 _PAUSE_S = 0.5
 _LONGEST_REST_S = 600.0
+_SEND_EVERY_S = 5.0  # while studies are waiting: an association costs more than an object
 
 
 class Worker:
@@ -56,6 +58,7 @@ class Worker:
         self.leaves = leaves
         self.last_seen = store.now()
         self.peer_problem, self._unreached, self._rest_until = "", 0, 0.0
+        self._last_sending = 0.0
         self._stop = threading.Event()
 
     def run(self, on_error: Callable[[BaseException], None] | None = None) -> None:
@@ -63,7 +66,10 @@ class Worker:
         while not self._stop.is_set():
             self.last_seen = self.store.now()
             try:
-                busy = self.score_next() | self.send_due()
+                busy = self.score_next()
+                if not busy or time.monotonic() - self._last_sending >= _SEND_EVERY_S:
+                    busy |= self.send_due()
+                    self._last_sending = time.monotonic()
             except Exception as error:
                 log.exception("the worker goes on after an error")
                 if on_error is not None:
