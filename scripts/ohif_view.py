@@ -33,7 +33,7 @@ from pydicom.uid import generate_uid
 
 import dicom_studies
 from normalis import AnomalyDetector
-from normalis.datasets import open_dataset
+from normalis.datasets import open_dataset, phantom
 from normalis.pacs.export import objects_of
 from normalis.pacs.peer import peer_at
 from normalis.pacs.scoring import score_studies
@@ -65,23 +65,37 @@ CONFIG = {
 }  # fmt: skip
 
 
-def study_and_results(modality: str, folder: Path, size: int = 192) -> list[Any]:
-    """Return a generated study with a bright square, and the objects that normalis makes of it."""
-    normals = np.concatenate(
-        [dicom_studies.lesion_slices(size, slices=2, seed=s)[:1] for s in range(40)]
-    )
-    detector = AnomalyDetector(method="pca", image_size=64, window=(0, 4095), fpr=0.2)
-    fitted = detector.fit(normals.astype("float32")).fitted_
+def study_and_results(modality: str, folder: Path, size: int = 128) -> list[Any]:
+    """Return a generated study with a lesion, and the objects that normalis makes of it.
+
+    The map is left out: once opened, OHIF keeps its colours for the images under it.
+    """
+    rng = np.random.default_rng(1)
+    heads, _ = phantom.render(rng.uniform(-0.3, 0.3, (240, 4)), image_size=size)
+    normals = (200 + 3000 * (heads + rng.normal(0, 0.02, heads.shape))).astype("float32")
+    detector = AnomalyDetector(method="pca", image_size=size, window=(0, 4095), fpr=0.05)
+    fitted = detector.fit(normals).fitted_
+    volume = _volume(size)
     shared = dicom_studies.study("PHANTOM")
-    volume = dicom_studies.lesion_slices(size, slices=9, seed=99)
     if modality in ("DX", "CR"):
         sources = [dicom_studies.image(modality, volume[4], shared, series=generate_uid())]
     else:
         sources = dicom_studies.series(modality, volume, shared)
     dicom_studies.write(folder, sources)
-    (study,) = score_studies(fitted, open_dataset(folder).to_score(), fpr=0.2)
-    kinds = ("sc", "sr", "seg", "pm")
-    return [*sources, *objects_of(study, kinds)]
+    (study,) = score_studies(fitted, open_dataset(folder).to_score(), fpr=0.05)
+    return [*sources, *objects_of(study, ("sc", "sr", "seg"))]
+
+
+def _volume(size: int) -> np.ndarray[Any, Any]:
+    """Return nine slices (9, S, S) of one head, the middle one with a bright disc."""
+    factors = np.tile(np.array([0.1, -0.2, 0.1, 0.0]), (9, 1))
+    factors += 0.1 * np.linspace(-1, 1, 9)[:, None]
+    slices, _ = phantom.render(factors, image_size=size)
+    y, x = np.mgrid[:size, :size] / size
+    disc = np.clip(1.5 - np.hypot(x - 0.62, y - 0.4) / 0.06, 0, 1)
+    slices[4] = np.maximum(slices[4], disc)
+    noise = np.random.default_rng(5).normal(0, 0.02, slices.shape)
+    return 200 + 3000 * np.clip(slices + noise, 0, 1)
 
 
 def handler(dist: Path, server: Orthanc, port: int) -> type[http.server.SimpleHTTPRequestHandler]:
