@@ -144,7 +144,7 @@ def test_mood(tmp_path):
     assert len(data.to_train_on()) == 3
     first, second, third = (s for s in data.samples if s.path.parent.name == "toy")
     assert (first.is_anomalous, first.mask.name) == (True, "toy_0.nii.gz")
-    assert (second.is_anomalous, second.mask) == (False, None)
+    assert (second.is_anomalous, second.mask.name) == (False, "toy_1.nii.gz")
     assert third.split == "unlabelled"
     assert "1 images of toy have no label" in data.notes[0]
 

@@ -570,3 +570,54 @@ def test_a_column_of_two_values_that_may_be_labels_is_asked_about(tmp_path, valu
     assert len(open_dataset(table).samples) == 6
     table.write_text("\n".join(rows).replace("pneumonia", "label").replace("train", "test"))
     assert {s.is_anomalous for s in open_dataset(table).samples} == {True, False}
+
+
+def images(root, count=6):
+    touch(root, *(f"{i}.png" for i in range(count)))
+    return [f"{i}.png" for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("meta.jsonl", '{{"file_name": "{}", "label": {}}}'),
+        ("meta.ndjson", '{{"file_name": "{}", "label": {}}}'),
+        ("labels.yaml", "{}: {}"),
+        ("labels.yml", "{}: {}"),
+        ("labels.xml", "<image name='{}' label='{}'/>"),
+        ("train.lst", "{} {}"),
+    ],
+)
+def test_lists_of_other_formats_are_errors_until_told(tmp_path, name, line):
+    lines = [line.format(image, i % 2) for i, image in enumerate(images(tmp_path))]
+    (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(LayoutError, match=f"holds {name}, which may say which images are normal"):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path, ignore_tables=True).samples) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("3.json", '{"version": "5", "shapes": [{"label": "tumor"}]}'),
+        ("3.json", '{"annotations": [{"bbox": [1, 2, 3, 4]}]}'),
+        ("3.xml", "<annotation><object><name>tumor</name></object></annotation>"),
+        ("annotations/3.xml", "<annotation/>"),
+    ],
+)
+def test_outlines_beside_images_are_not_passed_over(tmp_path, name, text):
+    images(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"1 files annotate its images \(.*nothing says which are"):
+        open_dataset(tmp_path).to_train_on()
+    (tmp_path / name).write_text('{"EchoTime": 0.03}')
+    if "/" not in name:
+        assert len(open_dataset(tmp_path).to_train_on()) == 6, "a sidecar of the scanner"
+
+
+def test_an_ambiguous_name_in_a_table_names_the_table(tmp_path):
+    touch(tmp_path, "0.png", "0.jpg", "1.png")
+    (tmp_path / "m.csv").write_text("id,label\n0,0\n1,1\n")
+    with pytest.raises(DataError, match=r"m\.csv.*0 may be 0\.jpg, 0\.png; give the path"):
+        open_dataset(tmp_path)

@@ -32,13 +32,18 @@ __all__ = [
 ]
 
 #: Suffixes of tables and lists, which may say what the images beside them are.
-TABLES = frozenset({".csv", ".tsv", ".psv", ".parquet", ".xls", ".xlsx", ".ods", ".txt", ".json"})
+TABLES = frozenset(
+    {".csv", ".tsv", ".psv", ".parquet", ".xls", ".xlsx", ".ods", ".txt", ".json"}
+    | {".jsonl", ".ndjson", ".yaml", ".yml", ".xml", ".toml", ".lst"}
+)
 
 NOT_IMAGES = frozenset(
     {
         ".csv",
         ".json",
         ".jsonl",
+        ".lst",
+        ".ndjson",
         ".ods",
         ".parquet",
         ".psv",

@@ -7,6 +7,7 @@ which images are normal, and the folder is not trained on until that is said.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from normalis.datasets.base import Dataset, Options, Sample
@@ -60,13 +61,27 @@ def masks_named(masks: tuple[Path, ...]) -> list[str]:
 
 
 def _annotations(listing: Listing, root: Path) -> tuple[Path, ...]:
-    """Return the files in a folder of annotations that are named like images: boxes, outlines."""
+    """Return the files named like images that annotate them with boxes or outlines.
+
+    They lie in a folder of annotations, or beside their images, where their text says so.
+    """
     stems = {stem_of(image) for image in listing.images}
-    return tuple(
-        file
-        for file in listing.others
-        if file.stem in stems and any(map(is_mask_name, file.relative_to(root).parts[:-1]))
-    )
+    named = [file for file in listing.others if file.stem in stems]
+    inside = [f for f in named if any(map(is_mask_name, f.relative_to(root).parts[:-1]))]
+    return tuple(inside) or tuple(filter(_outlines_something, named[:_LOOKED_AT]))
+
+
+_LOOKED_AT, _READ = 200, 1 << 16  # files, and bytes of each
+_OUTLINES = re.compile(rb'"(shapes|annotations|bbox|boxes|polygons?|segmentation)"\s*:|<object>')
+
+
+def _outlines_something(file: Path) -> bool:
+    """Whether a text holds outlines, as LabelMe's, COCO's and Pascal VOC's do."""
+    try:
+        with file.open("rb") as stream:
+            return _OUTLINES.search(stream.read(_READ)) is not None
+    except OSError:
+        return False
 
 
 def _which(said: str) -> str:

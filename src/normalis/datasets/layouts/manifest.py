@@ -67,9 +67,14 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     finder = _Finder(file.parent)
     chosen = options or Options()
     all_normal = "*" in chosen.normal_class
-    columns = roles_of(
-        table, exists=lambda text: finder.find(text) is not None, all_normal=all_normal
-    )
+
+    def exists(text: str) -> bool:
+        try:
+            return finder.find(text) is not None
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from error
+
+    columns = roles_of(table, exists=exists, all_normal=all_normal)
     reading = _Reading(table, columns, chosen, finder)
     samples = reading.samples()
     if not samples:
@@ -114,9 +119,9 @@ def _lists_files(table: Table, folder: Path) -> bool:
     finder = _Finder(folder)
     try:
         columns = roles_of(table, exists=lambda text: finder.find(text) is not None)
+        return any(finder.find(cell_text(row[columns.path])) for _, row in table.rows)
     except DataError:  # of two files of one name, or a column named twice: said when it is read
         return True
-    return any(finder.find(cell_text(row[columns.path])) for _, row in table.rows)
 
 
 def _tables_in(folder: Path) -> list[Path]:
