@@ -50,6 +50,15 @@ def test_a_line_says_how_far_and_how_long_and_never_breaks(heard):
     assert said.rstrip().endswith("a note [that] is long")
 
 
+def test_the_time_left_of_a_second_phase_is_its_own(monkeypatch):
+    clock = iter([0.0, 100.0, 104.0])  # begun; the pictures begin; a line is written
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    lines = module._Lines("score", 30)
+    lines.update(800, 800)
+    lines.update(200, 800, "pictures")
+    assert lines.line() == "score: 200 of 800, 104 s, about 12 s left, pictures"
+
+
 def test_the_number_of_threads_reaches_everything(monkeypatch):
     import torch
 

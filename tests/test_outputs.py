@@ -56,13 +56,12 @@ def deep():
     return detector(reduction="mean").fit(values)
 
 
-def score(fitted_detector, source, out, *, progress=None, **options):
+def score(fitted_detector, source, out, *, progress=None, drawn=None, **options):
     data = open_dataset(source)
     root = source if source.is_dir() else source.parent
     given = ScoreOptions(**({"fpr": 0.2} | options))
-    return score_to_folder(
-        fitted_detector, data.samples, out, root=root, options=given, progress=progress
-    )
+    heard = {"progress": progress, "drawn": drawn}
+    return score_to_folder(fitted_detector, data.samples, out, root=root, options=given, **heard)
 
 
 @pytest.fixture(scope="module")
@@ -444,9 +443,16 @@ def test_an_interruption_while_drawing_scores_nothing_again(fitted, source, tmp_
         patched.setattr(drawing, "render", stop)
         with pytest.raises(Stop):
             score(fitted, source, out)
-    heard = []
-    summary = score(fitted, source, out, progress=lambda done, total: heard.append(done))
+    heard, drawn = [], []
+    summary = score(
+        fitted,
+        source,
+        out,
+        progress=lambda done, total: heard.append(done),
+        drawn=lambda done, total: drawn.append((done, total)),
+    )
     assert heard == []
+    assert drawn == [(number, 12) for number in range(1, 13)]
     assert summary.images == 12
     assert len(files(out / "overlays")) == 12
 

@@ -181,13 +181,15 @@ class _Lines:
 
     def __init__(self, description: str, every_s: float) -> None:
         self.description, self.every_s = description, every_s
-        self.started = time.monotonic()
+        self.started = self.phase_started = time.monotonic()
         self.done, self.total, self.note = 0.0, 0.0, ""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="normalis-progress", daemon=True)
 
     def update(self, completed: float, total: float, note: str = "") -> None:
-        """Say how far the step is; printed with the next line."""
+        """Say how far the step is; fewer done is a phase that begins."""
+        if completed < self.done:
+            self.phase_started = time.monotonic()
         self.done, self.total, self.note = completed, total, note
 
     def start(self) -> None:
@@ -205,12 +207,13 @@ class _Lines:
 
     def line(self) -> str:
         """Return where the step is, the time that it took, and the time left."""
-        elapsed = time.monotonic() - self.started
+        now = time.monotonic()
+        elapsed, phase = now - self.started, now - self.phase_started
         parts = [f"{elapsed:.0f} s"]
         if self.total > 0:
             parts.insert(0, f"{self.done:g} of {self.total:g}")
             if 0 < self.done < self.total:
-                parts.append(f"about {elapsed * (self.total - self.done) / self.done:.0f} s left")
+                parts.append(f"about {phase * (self.total - self.done) / self.done:.0f} s left")
         if self.note:
             parts.append(self.note)
         return f"{self.description}: {', '.join(parts)}"

@@ -183,6 +183,7 @@ def _score_folder(
         summary = score_to_folder(
             detector, dataset.to_score(), out, root=studies, options=options,
             progress=bar.update, aside=dataset.aside,
+            drawn=lambda done, of: bar.update(done, of, "pictures"),
         )  # fmt: skip
     console.print(f"{summary.images} images scored, {summary.skipped} skipped")
     console.print(f"table: {escape(str(out / 'scores.csv'))}", soft_wrap=True)

@@ -138,6 +138,7 @@ def score(
             ),
             progress=bar.update,
             aside=dataset.aside,
+            drawn=lambda done, of: bar.update(done, of, "pictures"),
         )
     _summarise(summary, detector, fpr)
     console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)

@@ -35,6 +35,7 @@ def draw(
     table: Sequence[Mapping[str, Any]],
     samples: Sequence[Sample],
     said: Callable[[Path], str],
+    drawn: Callable[[int, int], None] | None = None,
 ) -> None:
     """Draw pictures of some rows; their files are read once more, at full size.
 
@@ -44,6 +45,7 @@ def draw(
         table: the rows, as in scores.csv.
         samples: their files.
         said: how tables name a file.
+        drawn: called with (pictures drawn, pictures in all).
     """
     rows = {(r["path"], r["slice"]): r for r in table}
 
@@ -54,7 +56,7 @@ def draw(
             if row is not None:
                 yield partial(_picture, detector, files, seen, row)
 
-    do_all(drawings())
+    do_all(drawings(), done=None if drawn is None else lambda number: drawn(number, len(rows)))
 
 
 def _picture(

@@ -86,6 +86,7 @@ def score_to_folder(
     options: ScoreOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
     aside: Sequence[tuple[Path, str]] = (),
+    drawn: Callable[[int, int], None] | None = None,
 ) -> ScoreSummary:
     """Score files and write the output folder.
 
@@ -97,6 +98,7 @@ def score_to_folder(
         options: what to write.
         progress: called with (files done, files in all).
         aside: (path, reason) of files that rules left aside; listed in ``aside.csv``.
+        drawn: called with (pictures drawn, pictures in all), once all is scored.
 
     Raises:
         RunError: if the folder holds something else or cannot be written.
@@ -110,11 +112,14 @@ def score_to_folder(
 
         fitted = on_engine(fitted, options.engine)
     with exclusive(folder / ".lock", what=f"{folder}: the output"):
-        return _score(_Writer(fitted, folder, root, options, aside), samples, progress)
+        return _score(_Writer(fitted, folder, root, options, aside), samples, progress, drawn)
 
 
 def _score(
-    writer: _Writer, samples: Sequence[Sample], progress: Callable[[int, int], None] | None
+    writer: _Writer,
+    samples: Sequence[Sample],
+    progress: Callable[[int, int], None] | None,
+    drawn: Callable[[int, int], None] | None,
 ) -> ScoreSummary:
     folder, options = writer.folder, writer.options
     replaced = put_in_place(folder)
@@ -137,7 +142,7 @@ def _score(
         _log.info("%s of %s files", f"{done:,}", f"{len(samples):,}")
         if progress:
             progress(min(done, len(samples)), len(samples))
-    summary = writer.finish(samples)
+    summary = writer.finish(samples, drawn)
     shutil.rmtree(writer.folder / MODEL, ignore_errors=True)
     put_in_place(folder)
     return replace(summary, folder=folder)
@@ -242,7 +247,9 @@ class _Writer:
         value = None if grouped is None else row.header.get(grouped.by)
         return "" if value is None else str(value)
 
-    def finish(self, samples: Sequence[Sample]) -> ScoreSummary:
+    def finish(
+        self, samples: Sequence[Sample], drawn: Callable[[int, int], None] | None = None
+    ) -> ScoreSummary:
         """Write pictures and the final tables; return what was done."""
         rows = rows_of(self.journal, samples, similar=self.similar > 0)
         judged = judge(self.detector, rows, self.options.fpr)
@@ -257,7 +264,7 @@ class _Writer:
             leaves=self.leaves,
         )
         ranked = np.argsort(-rows.anomaly_score, kind="stable")
-        pictures = self._draw(tables, ranked)
+        pictures = self._draw(tables, ranked, drawn)
         more = {
             "identity": self._whole(samples),
             "pictures": pictures,
@@ -278,14 +285,19 @@ class _Writer:
             patients=patients,
         )
 
-    def _draw(self, tables: Tables, ranked: NDArray[np.int64]) -> dict[int, str]:
+    def _draw(
+        self,
+        tables: Tables,
+        ranked: NDArray[np.int64],
+        drawn: Callable[[int, int], None] | None,
+    ) -> dict[int, str]:
         """Draw the pictures that are asked for; return their names by image."""
         if not self.options.overlays:
             return {}
         chosen = np.sort(ranked if self.options.all_overlays else ranked[:MANY]).tolist()
         lines = {i: tables.line(i) for i in chosen}
         files = [tables.sample(i) for i in chosen]
-        draw(self.detector, self.files, list(lines.values()), files, tables.said)
+        draw(self.detector, self.files, list(lines.values()), files, tables.said, drawn)
         return {
             i: self.files.below(tables.sample(i).path, line["slice"], ".png")
             for i, line in lines.items()

@@ -131,10 +131,13 @@ def slice_label(sample: Sample, slice_index: int | str | None) -> str:
     return f"{array}{sample.index}"
 
 
-def do_all(actions: Iterable[Callable[[], None]]) -> None:
-    """Carry out in threads, a few ahead."""
-    for _ in map_ahead(lambda action: action(), actions, ahead=2):
-        pass
+def do_all(
+    actions: Iterable[Callable[[], None]], done: Callable[[int], None] | None = None
+) -> None:
+    """Carry out in threads, a few ahead; ``done`` hears how many are."""
+    for number, _ in enumerate(map_ahead(lambda action: action(), actions, ahead=2), start=1):
+        if done:
+            done(number)
 
 
 def _save_npy(path: Path, array: NDArray[Any]) -> None:
