@@ -61,7 +61,8 @@ class RestorationSettings(ScorerSettings):
         step_size: of the first step, on images in [-1, 1] and errors summed over pixels.
         clip: largest change of E by a pixel, in absolute value, that a step follows.
         tv: weight of the total variation; 0 has it chosen by normal images.
-        less: share of the change in normal images that the chosen weight takes away.
+        less: share of the change in normal images that the chosen weight takes away. 0.7 was taken
+            after a look at lesions of two development sets; the weight itself sees none.
     """
 
     steps: int = 30
