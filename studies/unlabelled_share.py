@@ -50,6 +50,10 @@ class Split:
     is_anomalous: NDArray[np.bool_]
 
 
+def _name(share: float | None) -> str:
+    return "none" if share is None else f"{share:g}"
+
+
 def halves(patients: NDArray[Any], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Return which images (N,) are of a random share of the patients."""
     names = np.unique(patients)
@@ -120,12 +124,11 @@ def report(csv: Path | None) -> None:
     """Print the table of all files, means over seeds; write it where that is asked for."""
     files = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
     rows = []
-    for share in SHARES:
+    for share in sorted({f["share"] for f in files}, key=lambda s: -1.0 if s is None else s):
         chosen = [f for f in files if f["share"] == share]
-        if chosen:
-            means = {k: np.mean([f[k] for f in chosen]) for k in COLUMNS[2:] if k in chosen[0]}
-            name = "none" if share is None else f"{share:g}"
-            rows.append([name, len(chosen), *(round(means.get(k, np.nan), 4) for k in COLUMNS[2:])])
+        found = {k: np.mean([f[k] for f in chosen]) for k in COLUMNS[2:] if k in chosen[0]}
+        cells = [round(float(found[k]), 4) if k in found else "" for k in COLUMNS[2:]]
+        rows.append([_name(share), len(chosen), *cells])
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
@@ -137,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of kermany_cxr")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--shares", nargs="+", default=[_name(share) for share in SHARES])
     parser.add_argument("--network", default="ae")
     parser.add_argument("--members", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=40)
@@ -146,8 +150,9 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help="stop after one fit")
     args = parser.parse_args()
     for seed in [] if args.only_report else args.seeds:
-        for share in SHARES:
-            out = RESULTS / f"{'none' if share is None else f'{share:g}'}-{seed}.json"
+        for name in args.shares:  # in the order that was asked for
+            share = None if name == "none" else float(name)
+            out = RESULTS / f"{_name(share)}-{seed}.json"
             if out.exists():
                 continue
             write_json(out, run(args, share, seed, out))

@@ -246,7 +246,7 @@ def test_unlabelled_normals_leave_normals_as_they_are():
     auroc = roc_auc_score(label, np.concatenate([new, held]))
     spread = np.sqrt((len(new) + len(held) + 1) / (12 * len(new) * len(held)))
     assert abs(auroc - 0.5) < 3 * spread
-    assert fitted.p_value(phantoms(80, seed=9)).mean() == pytest.approx(0.5, abs=0.12)
+    assert fitted.p_value(phantoms(80, seed=9)).mean() == pytest.approx(0.5, abs=0.15)
 
 
 @pytest.mark.parametrize(
