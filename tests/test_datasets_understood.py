@@ -621,3 +621,25 @@ def test_an_ambiguous_name_in_a_table_names_the_table(tmp_path):
     (tmp_path / "m.csv").write_text("id,label\n0,0\n1,1\n")
     with pytest.raises(DataError, match=r"m\.csv.*0 may be 0\.jpg, 0\.png; give the path"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pneumonia", "tumour", "abnormal", "Malignant_cases"])
+def test_a_folder_that_is_itself_named_like_an_anomaly_is_said(tmp_path, name):
+    images(tmp_path / name)
+    (said,) = open_dataset(tmp_path / name).notes
+    assert said == f"The folder itself is named {name}: are its images normal?"
+    images(tmp_path / "normal")
+    assert open_dataset(tmp_path / "normal").notes == ()
+
+
+def test_masks_that_may_be_of_lesions_keep_a_segmentation_set_from_being_normal(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    with pytest.raises(DataError, match="its masks are not described, so some images may show a"):
+        open_dataset(tmp_path).to_train_on()
+    said = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "cancer": 2}}
+    (tmp_path / "dataset.json").write_text(json.dumps(said))
+    with pytest.raises(DataError, match="its masks are liver, cancer, so some images may show a"):
+        open_dataset(tmp_path).to_train_on()
+    del said["labels"]["cancer"]
+    (tmp_path / "dataset.json").write_text(json.dumps(said))
+    assert len(open_dataset(tmp_path).to_train_on()) == 1, "organs say nothing of lesions"

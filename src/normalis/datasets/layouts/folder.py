@@ -13,7 +13,7 @@ from pathlib import Path
 from normalis.datasets.base import Dataset, Options, Sample
 from normalis.datasets.listing import Listing, folders_in, list_images, quote_some, stem_of
 from normalis.datasets.pairing import divide
-from normalis.datasets.words import is_mask_name, meaning, speaks_of_a_finding
+from normalis.datasets.words import is_class_name, is_mask_name, meaning, speaks_of_a_finding
 from normalis.errors import DataError
 
 __all__ = ["LAYOUT", "read", "recognise"]
@@ -102,8 +102,9 @@ def _of_folders(images: tuple[Path, ...], root: Path) -> list[str]:
             f"The images of all folders ({quote_some(names, limit=8)}) count alike; if these are "
             "classes, say which is normal with --normal-class."
         )
-    if meaning(root.resolve().name) == "anomalous":
-        notes.append(f"The folder itself is named {root.resolve().name}: are its images normal?")
+    own = root.resolve().name
+    if is_class_name(own) and meaning(own) != "normal":
+        notes.append(f"The folder itself is named {own}: are its images normal?")
     return notes
 
 

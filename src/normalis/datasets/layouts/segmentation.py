@@ -72,6 +72,18 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         layout=LAYOUT,
         samples=tuple(samples),
         notes=tuple(_notes(samples, labels, aside)),
+        unclear=_unclear(labels) if aside else "",
+    )
+
+
+def _unclear(labels: list[str]) -> str:
+    """Say so if the masks that are left aside may be of lesions."""
+    if labels and not any(map(_is_lesion, labels)):
+        return ""
+    which = f"are {quote_some(labels)}" if labels else "are not described"
+    return (
+        f"its masks {which}, so some images may show a lesion, and nothing says which are normal. "
+        "Give a manifest with the columns path, label and mask, or a folder of normal images"
     )
 
 
