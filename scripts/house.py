@@ -148,11 +148,11 @@ def of_revision(revision: str) -> dict[str, str]:
             packed.extractall(folder, filter="data")
         root = Path(folder)
         files = [f.relative_to(root) for f in root.rglob("*") if f.is_file()]
-        return figures(root, files) | {"a shallow clone, MB": f"{packed_bytes(revision) / 1e6:.1f}"}
+        return figures(root, files) | clone(revision)
 
 
-def packed_bytes(revision: str) -> int:
-    """Return the bytes of one revision's files and of their pack, as a shallow clone holds them."""
+def clone(revision: str) -> dict[str, str]:
+    """Return what a clone of one revision takes: its pack, and with the files."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-tree", "-r", "-l", revision],
         check=True, capture_output=True, text=True,
@@ -162,7 +162,9 @@ def packed_bytes(revision: str) -> int:
         ["git", "-C", str(ROOT), "pack-objects", "--stdout", "-q"],
         input=objects.encode(), check=True, capture_output=True,
     ).stdout  # fmt: skip
-    return len(pack) + sum(int(line.split()[3]) for line in listed)
+    files = sum(int(line.split()[3]) for line in listed)
+    sizes = f"{len(pack) / 1e6:.1f} / {(len(pack) + files) / 1e6:.1f}"
+    return {"a shallow clone, MB: its pack / with its files": sizes}
 
 
 def table(before: dict[str, str] | None, after: dict[str, str]) -> str:
@@ -200,7 +202,7 @@ def main() -> None:
         return
     before = of_revision(given.before or BEFORE) if given.before or given.write else None
     after = figures(ROOT, tracked(ROOT))
-    after["a shallow clone, MB"] = f"{packed_bytes('HEAD') / 1e6:.1f}"
+    after |= clone("HEAD")
     made = table(before, after)
     if not given.write:
         sys.stdout.write(made + "\n")

@@ -2,9 +2,11 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from normalis import models, scorers
 from normalis.engines.export import trace
@@ -223,6 +225,14 @@ def test_f_anogans_encoder_is_trained_as_asked(encoder_loss, terms):
         torch.testing.assert_close(found["latent"].detach(), again)
 
 
+@pytest.mark.parametrize(("method", "name"), [
+    ("anogan", "adversarial_rate"), ("f-anogan", "adversarial_rate"), ("anogan", "step_size"),
+])  # fmt: skip
+def test_a_generator_needs_a_rate(method, name):
+    with pytest.raises(SettingsError, match=f"{name} must be above 0, got 0.0"):
+        build(method, **{name: 0.0})
+
+
 @pytest.mark.slow
 def test_f_anogan_rebuilds_discs_better_than_squares():
     model = build("f-anogan", latent_dim=4, hidden_dim=64, critic_width=8)
@@ -351,6 +361,29 @@ def test_the_constrained_aae_without_an_adversary_has_one_phase():
     assert model.draw(torch.zeros(2, 1, 16, 16), torch.Generator()) == {}
 
 
+def sliced_distance(codes, directions=64):
+    """Return the mean Wasserstein distance of projected codes (n, d) to N(0, 1)."""
+    generator = torch.Generator().manual_seed(0)
+    ways = F.normalize(torch.randn(codes.shape[1], directions, generator=generator), dim=0)
+    shares = (torch.arange(len(codes)) + 0.5) / len(codes)
+    normal = torch.special.ndtri(shares)[:, None]
+    return ((codes @ ways).sort(0).values - normal).abs().mean().item()
+
+
+@pytest.mark.slow
+def test_the_adversary_brings_codes_of_new_images_nearer_to_the_prior():
+    """Codes that start two deviations off stay there without one."""
+    found = {}
+    for rate in (0.0, 0.1):
+        model = build("constrained-aae", adversarial_rate=rate, hidden_dim=64, critic_width=64)
+        with torch.no_grad():
+            model.encoder.latent.bias += 2.0
+        trained(model, blobs(256), epochs=40, batch_size=32, learning_rate=4e-3)
+        with torch.no_grad():
+            found[rate] = sliced_distance(model.encode(to_model_input(blobs(200, seed=1))))
+    assert found[0.1] < 0.5 * found[0.0], found
+
+
 # ---------------------------------------------------------------- AnoGAN
 
 
@@ -434,3 +467,14 @@ def test_an_anogan_is_not_written_as_onnx():
     model = build("anogan", search_steps=2).eval()
     with pytest.raises(SettingsError, match="anogan cannot be written as ONNX: its scores are fou"):
         trace(model, model, ["x_hat"])
+
+
+@pytest.mark.slow
+def test_an_anogan_comes_nearer_to_discs_than_to_squares():
+    model = build("anogan", latent_dim=4, hidden_dim=64, critic_width=8)
+    trained(model, blobs(256), epochs=120, batch_size=32, learning_rate=4e-3)
+    maps = [model.anomaly_map(to_model_input(f(48, seed=1))) for f in (blobs, squares)]
+    near, far = (np.asarray(v.detach().flatten(1).mean(1)) for v in maps)
+    mean = to_model_input(blobs(256)).mean(0)
+    assert near.mean() < far.mean()
+    assert near.mean() < 0.75 * (to_model_input(blobs(48, seed=1)) - mean).abs().mean()

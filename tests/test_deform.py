@@ -86,6 +86,16 @@ def test_likeness_is_the_squared_correlation_of_numpy():
     assert likeness(a, b)[0, 0, 7, 6].item() == pytest.approx(expected, abs=1e-3)
 
 
+def test_likeness_of_faint_contrast_on_a_bright_ground_stays_a_share():
+    """Variances of 1e-9 beside a mean of -1 round to nothing, or to many times as much."""
+    faint = -1 + 3e-5 * noise(2, 1, 32, 32)
+    for other in (faint, noise(2, 1, 32, 32, seed=1), torch.full_like(faint, -1.0)):
+        found = likeness(faint, other)
+        assert found.max() <= 1.001
+        assert found.min() >= 0
+    assert likeness(torch.full_like(faint, -1.0), torch.full_like(faint, 0.3)).min() > 0.99
+
+
 def test_likeness_of_flat_images_has_a_finite_gradient():
     a = torch.zeros(1, 1, 16, 16, requires_grad=True)
     for other in (torch.zeros(1, 1, 16, 16), noise(1, 1, 16, 16)):

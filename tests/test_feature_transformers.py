@@ -8,7 +8,8 @@ import torch
 from normalis import models
 from normalis.errors import SettingsError
 from normalis.models.attention import Positions, neighbour_mask
-from normalis.models.hvq_trans import Codebook, optimal_transport
+from normalis.models.codebook import Codebook
+from normalis.models.hvq_trans import optimal_transport
 from normalis.models.uniad import UniADTransformer, jitter
 
 

@@ -1,6 +1,8 @@
 """What the house promises as a whole: each thing is done once, and old names answer."""
 
+import runpy
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,3 +63,31 @@ def test_what_moved_to_the_laboratory_answers_with_its_new_name(name):
     assert f"`normalis {name}` is now `normalis research {name}`" in str(said.exception)
     there = CliRunner().invoke(app, ["research", name, "--help"], standalone_mode=False)
     assert there.exit_code == 0
+
+
+HOUSE = Path(__file__).parents[1] / "scripts/house.py"
+FUNCTION = '''
+def f(x):
+    """Say nothing."""
+    # Why.
+    if x:
+
+        return [
+            1,
+        ]
+    return None
+'''
+
+
+def test_lines_of_a_function_are_those_that_hold_code(tmp_path):
+    (tmp_path / "a.py").write_text(FUNCTION)
+    assert list(runpy.run_path(str(HOUSE))["functions"](tmp_path / "a.py")) == [(5, "f", 2)]
+
+
+def test_arrows_are_imports_of_the_top_that_are_not_for_types_alone(tmp_path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room/__init__.py").write_text("")
+    (tmp_path / "room/a.py").write_text("def f():\n    from normalis import files\n")
+    lines = ["from typing import TYPE_CHECKING", "if TYPE_CHECKING:", "    import normalis.room.a"]
+    (tmp_path / "files.py").write_text("\n".join(lines))
+    assert runpy.run_path(str(HOUSE))["arrows"](tmp_path) == {("room", "files")}

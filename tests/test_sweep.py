@@ -14,7 +14,7 @@ import torch
 
 from normalis.errors import DataError, RunError, SettingsError
 from normalis.metrics import auroc
-from normalis.research.data import Arrays, Store, select
+from normalis.research.data import Arrays, Store, nearest, select, small
 from normalis.research.experiments import (
     Experiment,
     Subset,
@@ -86,6 +86,17 @@ def planned(root, out, **changes):
 
 
 # --- plans and identities ---
+
+
+def test_twins_are_the_same_at_any_size():
+    rng = np.random.default_rng(0)
+    fine = np.repeat(np.repeat(rng.integers(0, 256, (3, 1, 64, 64), dtype=np.uint8), 2, 2), 2, 3)
+    np.testing.assert_array_equal(small(fine), fine[:, :, ::2, ::2])
+    noisy = np.clip(fine + rng.normal(0, 40, fine.shape), 0, 255).astype(np.uint8)
+    at_64 = nearest(small(noisy), small(fine))
+    assert (at_64 > 0.95).all()
+    assert (nearest(noisy, fine) < at_64).all(), "noise of single pixels is no difference"
+    assert small(fine[:, :, :32, :32]).shape[-1] == 32
 
 
 def test_product_and_include_in_order():

@@ -94,6 +94,9 @@ class AnomalyDetector(Verbs, BaseEstimator):
             the paper's error on held-out normal images in a third of
             its steps, about a point worse where it differs (docs/reference/performance.md).
         precision: ``auto``, ``float32`` or ``bfloat16``.
+        keep_epoch: ``last``, or ``best``: the epoch that tells normal images, which are neither
+            trained nor calibrated on, best from the same with a change
+            (`normalis.training.keeping`).
         standardize: whether each image's own brightness and contrast are removed.
         scorer: how the model's residual is read, a name from `normalis.scorers.SCORERS`; ``auto``
             is ``median`` for methods whose score is the mean of their map, else ``native``. The
@@ -176,6 +179,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
         scorer_options: dict[str, Any] | None = None,
         members: Sequence[str] | None = None,
         keep_similar: bool = True,
+        keep_epoch: str = "last",
     ) -> None:
         self.method = method
         self.latent_dim = latent_dim
@@ -205,6 +209,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
         self.scorer_options = scorer_options
         self.members = members
         self.keep_similar = keep_similar
+        self.keep_epoch = keep_epoch
 
     # --- settings of the steps below, made from the parameters ---
 
@@ -260,6 +265,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             learning_rate=self.learning_rate,
             precision=self.precision,
             standardize=self.standardize,
+            keep_epoch=self.keep_epoch,
         )
 
     def _build(self, **more: Any) -> AnomalyModel:
@@ -311,6 +317,11 @@ class AnomalyDetector(Verbs, BaseEstimator):
                 "a panel's readings are measured by held-out images, so its calibration must be "
                 "split or none, got cv+; for few images cross-fit one of its members: "
                 'members=("feature-knn",) with calibration cv+'
+            )
+        if self.keep_epoch != "last":
+            raise SettingsError(
+                "a panel keeps the last epoch of its networks: leave out keep_epoch, or fit one "
+                "member"
             )
         if self.scorer != "auto" or self.reduction is not None or self.scorer_options:
             raise SettingsError(
@@ -445,9 +456,11 @@ class AnomalyDetector(Verbs, BaseEstimator):
         beside: Callable[[Normals, Images], Unlabelled] | None = None,
     ) -> FittedDetector:
         started = time.perf_counter()
-        watches = isinstance(first, Autoencoder) and first.needs_held_out
+        watches = isinstance(first, Autoencoder) and (
+            first.needs_held_out or self.keep_epoch != "last"
+        )
         normals, choice = self._normal_images(x, patient_ids, watches)
-        train, held, device = normals.train, normals.held, pick_device(self.device)
+        train, held = normals.train, normals.held
         others = beside(normals, x) if beside else None
         more = {"unlabelled": len(others.loaded.rows)} if others else {}
         if others:
@@ -458,9 +471,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             "load_s": time.perf_counter() - started,
         }
         training = self._training_settings(len(train.rows))
-        params = self._plain_params(training) | self._used(choice)
-        if others:
-            params["method_options"] = {**(params["method_options"] or {}), **more}
+        params = self._plain_params(training, more) | self._used(choice)
         fold = folds(train, choice.folds, self.random_state) if choice and choice.folds else None
         if there is not None:
             return _answered_from(there, params, info["data"], self.device)
@@ -468,6 +479,41 @@ class AnomalyDetector(Verbs, BaseEstimator):
         built = [first, *(self._build(**more) for _ in range(count - 1))]
         if footprint := built[0].footprint(len(train.rows)):
             info["footprint"] = asdict(footprint)
+        fitted, threads = self._trained(
+            built,
+            normals,
+            others,
+            params=params,
+            training=training,
+            fold=fold,
+            folder=folder,
+            identity=_resumed_by(params, _seen(info["data"])),
+            progress=progress,
+        )
+        fixed = calibrate_on(fitted, train, held, fold=fold, seed=self.random_state)
+        if measured := self._measured(normals, built):
+            info["measured"] = measured
+        info |= {"fit_s": time.perf_counter() - started, **_circumstances(fitted, threads)}
+        # Of folds the first model names them, among the images that it has seen.
+        seen = None if fold is None else np.flatnonzero(fold != 0)
+        kept = SimilarImages.of(built[0], train.pixels, seen) if self.keep_similar else None
+        return replace(fitted, **vars(fixed), info=info, similar=kept)
+
+    def _trained(
+        self,
+        built: Sequence[AnomalyModel],
+        normals: Normals,
+        others: Unlabelled | None,
+        *,
+        params: Mapping[str, Any],
+        training: TrainingSettings,
+        fold: NDArray[np.int64] | None,
+        folder: RunFolder | None,
+        identity: str,
+        progress: Callable[[Progress], None] | None,
+    ) -> tuple[FittedDetector, int]:
+        """Train the models; return what is fitted, not calibrated yet, and threads used (or 0)."""
+        train, held, device = normals.train, normals.held, pick_device(self.device)
         trained = train_models(
             built,
             torch.from_numpy(train.pixels),
@@ -477,7 +523,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             fold=fold,
             held=torch.from_numpy(normals.watched.pixels) if normals.watched else None,
             folder=folder,
-            identity=_resumed_by(params, _seen(info["data"])),
+            identity=identity,
             progress=progress,
             unlabelled=torch.from_numpy(others.loaded.pixels) if others else None,
         )
@@ -493,22 +539,7 @@ class AnomalyDetector(Verbs, BaseEstimator):
             trained_on=image_marks(train.pixels),
             unlabelled_on=image_marks(others.loaded.pixels) if others else _NONE,
         )
-        fixed = calibrate_on(fitted, train, held, fold=fold, seed=self.random_state)
-        if measured := self._measured(normals, built):
-            info["measured"] = measured
-        info |= {
-            "fit_s": time.perf_counter() - started,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": str(device),
-            "threads": trained.threads or torch.get_num_threads(),
-            "versions": versions(),
-        }
-        if isinstance(built[0], CompositeModel):
-            info |= {"members": list(built[0].parts()), "left_out": built[0].left_out}
-        # Of folds the first model names them, among the images that it has seen.
-        seen = None if fold is None else np.flatnonzero(fold != 0)
-        kept = SimilarImages.of(built[0], train.pixels, seen) if self.keep_similar else None
-        return replace(fitted, **vars(fixed), info=info, similar=kept)
+        return fitted, trained.threads or 0
 
     def _normal_images(
         self, x: Images, patient_ids: Sequence[str | None] | None, watches: bool
@@ -572,14 +603,15 @@ class AnomalyDetector(Verbs, BaseEstimator):
         x = to_model_input(torch.from_numpy(some.pixels), standardize=self.standardize)
         return model.measure(x, units_of(some).member.tolist())
 
-    def _plain_params(self, training: TrainingSettings) -> dict[str, Any]:
+    def _plain_params(self, training: TrainingSettings, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every parameter as it was used; ``more`` options came with the images."""
         params = self.get_params(deep=False)
         params["method"] = models.method_name(self._method)
         # What was left to the defaults is kept as it was then: these may change.
         params["scorer"] = self._scorer_name
         params["reduction"] = self._build_scorer().settings.reduction
         params["image_size"] = self._image_size
-        params["method_options"], params["members"] = self._method_options or None, None
+        params["method_options"], params["members"] = {**self._method_options, **more} or None, None
         params |= {k: getattr(training, k) for k in ("recipe", "epochs", "learning_rate")}
         return {k: _plain(v) for k, v in params.items()}
 
@@ -798,6 +830,20 @@ def _answered_from(
     return FittedDetector.load(folder.path, device=device, trust=True)
 
 
+def _circumstances(fitted: FittedDetector, threads: int) -> dict[str, Any]:
+    """Return when, on what and with what a detector was fitted."""
+    first, members = fitted.models[0], {}
+    if isinstance(first, CompositeModel):
+        members = {"members": list(first.parts()), "left_out": first.left_out}
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(fitted.device),
+        "threads": threads or torch.get_num_threads(),
+        "versions": versions(),
+        **members,
+    }
+
+
 def _seen(data: Mapping[str, Any]) -> str:
     """Return the fingerprint of all that is trained on."""
     found = str(data["fingerprint"])
@@ -806,7 +852,8 @@ def _seen(data: Mapping[str, Any]) -> str:
 
 def _resumed_by(params: Mapping[str, Any], data: str) -> str:
     """Return what a resumed run must have in common with the one that was interrupted."""
-    asked = {k: v for k, v in params.items() if k != "device"}
+    usual = {"keep_epoch": "last"}  # runs from before it could be chosen do not say it
+    asked = {k: v for k, v in params.items() if k != "device" and usual.get(k) != v}
     return content_hash({"params": asked, "data": data})
 
 

@@ -200,6 +200,14 @@ def fit(
         float | None,
         typer.Option(rich_help_panel=_MODEL, help="Of Adam; by default the recipe's own."),
     ] = None,
+    keep_epoch: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_MODEL,
+            help="last, or best: the epoch that tells held-out normal images best from the same "
+            "with a change.",
+        ),
+    ] = "last",
     folds: Annotated[
         int, typer.Option(rich_help_panel=_CALIBRATION, help="Of --calibration cv+.")
     ] = 5,
@@ -252,6 +260,7 @@ def fit(
         where=where or (),
         members=members.split(",") if members else None,
         keep_similar=keep_similar,
+        keep_epoch=keep_epoch,
     )
     _notice_latent(method, latent_dim)
     beside = open_unlabelled(unlabelled, patient_pattern, ignore_tables=ignore_tables)

@@ -97,12 +97,7 @@ def evaluate_detector(
         scores,
         labels,
         groups=[found.groups.get(key, f"image {i}") for i, key in enumerate(keys)],
-        leaked={
-            f"{t}": _listed(keys, found.leaked(t))
-            for t in _THRESHOLDS
-            if not (t == min(_THRESHOLDS) and all_alike(found))
-        }
-        | {"unlabelled": _learned_from(rows, notes)},
+        leaked=_leaked(found, keys) | {"unlabelled": _learned_from(rows, notes)},
         baselines=_baselines(train, read, found, keys),
         kind=[row.kind if bad else None for row, bad in zip(rows, labels, strict=True)],
         maps=maps,
@@ -204,6 +199,15 @@ def _score(
     if not parts:
         raise DataError(f"no test image can be read; the first reason: {skipped[0][1]}")
     return parts
+
+
+def _leaked(found: Audit, keys: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """Return which images leak, by the threshold of likeness that says so."""
+    return {
+        f"{t}": _listed(keys, found.leaked(t))
+        for t in _THRESHOLDS
+        if not (t == min(_THRESHOLDS) and all_alike(found))
+    }
 
 
 def _listed(keys: Sequence[str], listed: frozenset[str]) -> NDArray[np.bool_]:

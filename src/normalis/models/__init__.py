@@ -43,6 +43,7 @@ MODELS = Shelf(
         "anogan": "normalis.models.anogan:AnoGAN",
         "f-anogan": "normalis.models.f_anogan:FAnoGAN",
         "anovaegan": "normalis.models.anovaegan:AnoVAEGAN",
+        "vq-transformer": "normalis.models.vq_transformer:VQTransformer",
         "mean-image": "normalis.models.mean_image:MeanImage",
         "intensity": "normalis.models.intensity:Intensity",
         "feature-knn": "normalis.models.feature_knn:FeatureKNN",

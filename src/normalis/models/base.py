@@ -414,6 +414,13 @@ class Autoencoder(nn.Module, AnomalyModel):
         if pixels is not None:
             raise SettingsError(f"{type(self).__name__} does not learn from unlabelled images")
 
+    def finish(self, seen: Tensor) -> None:
+        """Look at images once the training is over, in evaluation mode.
+
+        Args:
+            seen: (M, C, H, W) images that were trained on, in [-1, 1].
+        """
+
     def measure(self, held: Tensor, groups: Sequence[Any] | None = None) -> dict[str, float]:
         """Return what a fitted method has to say of images it has neither trained on nor watched.
 

@@ -9,11 +9,12 @@ first term is each image's norm, not its square, as published; the half makes it
 in [0, 1], so that w weighs as there. The penalty is that of a Wasserstein critic
 (`normalis.models.adversarial`), between z and codes.
 
-Deviations: networks are those of `ae`; the critic is 100-50-1, takes 3 steps, not 20 to 200, and it
-and the encoder's adversarial step run at a tenth of the rate, with the publication's betas
-(0.5, 0.9). Batch normalisation of the encoder remembers one pass over the images a step, no
-reconstructions. The map is the squared error of all methods here (the publication: absolute).
-In Baur et al.'s comparison the penalty is taken beyond the two, by a sign; here between them.
+Deviations: networks are those of `ae`; the critic is 100-50-1 and takes 3 steps, not 20 to 200; the
+encoder's adversarial step has a tenth of the rate, since a critic that lags behind drives codes
+past the prior. Both have the publication's betas (0.5, 0.9). Batch normalisation of the encoder
+remembers one pass over the images a step, no reconstructions. The map is the squared error of all
+methods here (the publication: absolute). In Baur et al.'s comparison the penalty is taken beyond
+the two, by a sign; here between them.
 
 Reference: Chen and Konukoglu, "Unsupervised detection of lesions in brain MRI using constrained
 adversarial auto-encoders", MIDL 2018.

@@ -4,7 +4,7 @@
 
     warp(x, u)(p) = x(p + u(p))                     bilinear; u in pixels, (down, right)
     integrate(v)  = u with p + u(p) = exp(v)(p):    u = v / 2^k, then k times u <- u + warp(u, u)
-    likeness(a, b) = cov(a, b)² / (var a var b)     in a window around each pixel, in [0, 1]
+    likeness(a, b) = (cov² + e²) / ((var a + e) (var b + e))    in a window around each pixel
 
 A stationary velocity v, integrated by scaling and squaring, gives a deformation that can be undone:
 exp(-v) is the inverse of exp(v), up to interpolation.
@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 __all__ = ["folded_share", "integrate", "likeness", "roughness", "warp"]
 
-#: Added above and below in `likeness`: what has no contrast in a window has nothing to align, is
-#: alike, and gives no gradient. Without it flat backgrounds divide 0 by 0.
+#: e of `likeness`, the square of a contrast that does not count, a third of a level of 8 bits. Flat
+#: backgrounds would divide 0 by 0, and a variance that rounds to nothing would make anything alike.
 _EPSILON = 1e-5
 
 
@@ -66,7 +66,7 @@ def integrate(velocity: Tensor, steps: int = 7) -> Tensor:
 def likeness(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     """Return the squared correlation of two images around each pixel, (B, C, H, W) in [0, 1].
 
-    It is 1 wherever one is a linear function of the other, and where one of them is flat.
+    It is 1 where one is a linear function of the other, and where both are flat.
 
     Args:
         a: (B, C, H, W).
@@ -76,14 +76,17 @@ def likeness(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     a, b = a.float(), b.float()
 
     def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
+        for size in ((window, 1), (1, window)):  # one after the other: 2 k sums in place of k²
+            half = (size[0] // 2, size[1] // 2)
+            x = F.avg_pool2d(x, size, 1, half, count_include_pad=False)
+        return x
 
     mean_a, mean_b = mean(a), mean(b)
     cov = mean(a * b) - mean_a * mean_b
     # Differences of squares may round to below zero.
     var_a = (mean(a * a) - mean_a.square()).clamp_min(0)
     var_b = (mean(b * b) - mean_b.square()).clamp_min(0)
-    return (cov.square() + _EPSILON**2) / (var_a * var_b + _EPSILON**2)
+    return (cov.square() + _EPSILON**2) / ((var_a + _EPSILON) * (var_b + _EPSILON))
 
 
 def roughness(flow: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from normalis.errors import SettingsError
 from normalis.models.adversarial import Critic, frozen, gradient_penalty, unrecorded
 from normalis.models.backbone import Decoder, Encoder
 from normalis.models.base import Autoencoder, ModelSettings, Phase, check_at_least, check_one_of
@@ -59,6 +60,7 @@ class FAnoGANSettings(ModelSettings):
         critic_steps: with every batch of stage 1.
         critic_width: channels of the critic's first convolution.
         penalty: weight of the gradient penalty.
+        adversarial_rate: of generator and critic, as a factor on the learning rate.
     """
 
     latent_dim: int = 64
@@ -69,10 +71,13 @@ class FAnoGANSettings(ModelSettings):
     critic_steps: int = 3
     critic_width: int = 8
     penalty: float = 10.0
+    adversarial_rate: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(0, kappa=self.kappa, penalty=self.penalty)
+        if not self.adversarial_rate > 0:
+            raise SettingsError(f"adversarial_rate must be above 0, got {self.adversarial_rate!r}")
         check_at_least(1, critic_steps=self.critic_steps, critic_width=self.critic_width)
         check_one_of(("izi_f", "izi", "ziz"), encoder_loss=self.encoder_loss)
         check_one_of(("tanh", "none"), bound=self.bound)
@@ -139,15 +144,16 @@ class FAnoGAN(Autoencoder):
 
     def phases(self) -> list[Phase]:
         """Train critic and generator, and when they are done the encoder."""
-        s, first = self.settings, (0.0, _STAGE_1)
+        s = self.settings
+        first: dict[str, Any] = {
+            "span": (0.0, _STAGE_1), "rate": s.adversarial_rate, "betas": _BETAS,
+        }  # fmt: skip
         critic, generator = list(self.critic.parameters()), list(self.generator.parameters())
         return [
-            Phase("critic ", critic, self.critic_losses, repeat=s.critic_steps, span=first,
-                  rate=0.1, betas=_BETAS),
-            Phase("generator ", generator, self.generator_losses, span=first,
-                  rate=0.1, betas=_BETAS),
+            Phase("critic ", critic, self.critic_losses, repeat=s.critic_steps, **first),
+            Phase("generator ", generator, self.generator_losses, **first),
             Phase("", list(self.encoder.parameters()), self.losses, span=(_STAGE_1, 1.0)),
-        ]  # fmt: skip
+        ]
 
     def _feature_error(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Return the mean squared distance of the critic's features (B,)."""

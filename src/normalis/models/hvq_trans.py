@@ -39,17 +39,14 @@ from torch.nn import functional as F
 from normalis.errors import SettingsError
 from normalis.models.attention import Attention, FeedForward, Positions
 from normalis.models.base import check_at_least
+from normalis.models.codebook import Codebook
 from normalis.models.feature_rebuilding import STEP, FeatureRebuilder, RebuildSettings
 
-__all__ = ["Codebook", "HVQTrans", "HVQTransSettings", "optimal_transport"]
+__all__ = ["HVQTrans", "HVQTransSettings", "optimal_transport"]
 
 _log = logging.getLogger("normalis.models")
 
-_DECAY = 0.99  # share of the running means that a step keeps
-_EPS = 1e-5  # added to a count
 _COMMITMENT = 0.25
-_DEAD = 0.01  # share of its even part of the cells below which a code is drawn anew
-_ROUNDS = 10  # of k-means
 _SEEN = 256  # training images by which the terms of the map are scaled
 
 
@@ -85,85 +82,6 @@ class HVQTransSettings(RebuildSettings):
             raise SettingsError(
                 f"width must be a multiple of 2 and of heads = {self.heads}, got {self.width}"
             )
-
-
-class Codebook(nn.Module):
-    """Codes that follow the mean of what is nearest to them.
-
-    Args:
-        count: M, of codes.
-        width: numbers of a code.
-    """
-
-    codes: Tensor
-    counts: Tensor
-    sums: Tensor
-
-    def __init__(self, count: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("codes", torch.randn(count, width))
-        self.register_buffer("counts", torch.ones(count))
-        self.register_buffer("sums", self.codes.clone())
-
-    def nearest(self, z: Tensor) -> Tensor:
-        """Return the number of the nearest code of vectors (..., width)."""
-        return (self.codes.square().sum(1) - 2 * z @ self.codes.T).argmin(-1)
-
-    def forward(self, z: Tensor, source: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return the nearest code of each vector, with the vector's gradient, and the commitment.
-
-        Args:
-            z: (..., width).
-            source: of draws; the codes learn where it is given.
-
-        Returns:
-            Vectors (..., width), and mean squared distance to them, a scalar.
-        """
-        found = self.codes[self.nearest(z)]
-        if source is not None:
-            self.learn(z.detach().reshape(-1, z.shape[-1]), source)
-        commitment = (z - found).square().mean()
-        return z + (found - z).detach(), commitment
-
-    @torch.no_grad()
-    def place(self, z: Tensor, source: torch.Generator) -> None:
-        """Start from k-means of vectors (N, width)."""
-        count = len(self.codes)
-        chosen = torch.randperm(len(z), generator=source).repeat(-(-count // len(z)))[:count]
-        self.codes.copy_(z[chosen.to(z.device)])
-        for _ in range(_ROUNDS):
-            counts, sums = self._members(z)
-            held = counts > 0
-            self.codes[held] = sums[held] / counts[held, None]
-        even = len(z) / count
-        self.counts.fill_(even)
-        self.sums.copy_(even * self.codes)
-
-    @torch.no_grad()
-    def learn(self, z: Tensor, source: torch.Generator) -> None:
-        """Move the running counts and means towards vectors (N, width); draw dead codes anew."""
-        counts, sums = self._members(z)
-        self.counts.lerp_(counts, 1 - _DECAY)
-        self.sums.lerp_(sums, 1 - _DECAY)
-        even = len(z) / len(self.codes)
-        dead = (self.counts < _DEAD * even).nonzero()[:, 0]
-        if len(dead):
-            drawn = torch.randint(len(z), (len(dead),), generator=source).to(z.device)
-            self.counts[dead] = even
-            self.sums[dead] = even * z[drawn]
-        self.codes.copy_(self.sums / (self.counts[:, None] + _EPS))
-
-    def _members(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how many vectors are nearest to each code (M,), and their sums (M, width)."""
-        mine = self.nearest(z)
-        counts = torch.bincount(mine, minlength=len(self.codes)).to(z.dtype)
-        return counts, torch.zeros_like(self.sums).index_add_(0, mine, z)
-
-    @property
-    def perplexity(self) -> float:
-        """How many codes do the work, 1 to M: exp of the entropy of their use."""
-        share = self.counts / self.counts.sum()
-        return float(torch.special.entr(share).sum().exp())
 
 
 def optimal_transport(z: Tensor, codes: Tensor) -> Tensor:

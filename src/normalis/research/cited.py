@@ -55,6 +55,7 @@ GROUPS = {
     "cited": "cited by the paper",
 }
 _TWIN = 0.95  # correlation from which a training image is a twin of a test image, as in the audit
+_OWN = 0  # for the latent dimension: the method's own
 _HELD = 0.2  # share of the normal images that a panel measures by
 
 
@@ -70,9 +71,10 @@ class System:
         options: settings of the method other than its defaults.
         scorer: how it is read; ``native`` is as its authors do.
         scorer_options: settings of the scorer.
-        latent_dims: set -> size of the bottleneck; ``""`` of all others.
+        latent_dims: set -> size of the bottleneck, 0 for the method's own; ``""`` of all others.
         effort: share of the recipe's epochs that it is trained for.
         learning_rate: None for the recipe's own.
+        slow: whether scoring takes so long that only test images are scored.
     """
 
     name: str
@@ -82,9 +84,10 @@ class System:
     options: Mapping[str, Any] = field(default_factory=dict)
     scorer: str = "native"
     scorer_options: Mapping[str, Any] = field(default_factory=dict)
-    latent_dims: Mapping[str, int] = field(default_factory=lambda: {"": 16})
+    latent_dims: Mapping[str, int] = field(default_factory=lambda: {"": _OWN})
     effort: float = 1.0
     learning_rate: float | None = None
+    slow: bool = False
 
     @property
     def there(self) -> bool:
@@ -93,7 +96,11 @@ class System:
 
     def latent_dim(self, name: str) -> int | None:
         """Return the size of the bottleneck on a set, None where the row is not of the set."""
-        return self.latent_dims.get(name, self.latent_dims.get(""))
+        found = self.latent_dims.get(name, self.latent_dims.get(""))
+        if found != _OWN:
+            return found
+        own: int = model_class(self.method).Settings.latent_dim
+        return own
 
 
 #: One place for all rows. [3], VoxelMorph, is a part of MorphAEus.
@@ -118,7 +125,6 @@ SYSTEMS = (
         method="ae-baur",
         cites="4",
         scorer="postprocessed",
-        latent_dims={"": 128},
         effort=0.5,
     ),
     System(
@@ -127,29 +133,24 @@ SYSTEMS = (
         cites="4",
         options={"bottleneck": "spatial"},
         scorer="postprocessed",
-        latent_dims={"": 128},
         effort=0.5,
     ),
-    System(name="AnoVAEGAN", method="anovaegan", cites="5", effort=0.3, learning_rate=1e-3),
+    System(name="AE, dense", method="ae-baur", cites="4", effort=0.5),
+    System(name="AnoVAEGAN", method="anovaegan", cites="5"),
     System(name="MorphAEus", method="morphaeus", cites="6", effort=0.5, learning_rate=1e-3),
-    System(name="DDAD", method="ddad", cites="7, 8", effort=0.5),
-    System(name="DDAD with refinement", method="ddad-asr", cites="8", effort=0.5),
+    # Of three networks each, without unlabelled images.
+    System(name="DDAD", method="ddad", cites="7, 8", options={"reading": "intra"}, effort=0.5),
+    System(name="DDAD with refinement", method="ddad", cites="8", effort=0.5),
     System(name="constrained AE", method="constrained-ae", cites="10"),
-    System(
-        name="constrained adversarial AE",
-        method="constrained-aae",
-        cites="10",
-        effort=0.3,
-        learning_rate=1e-3,
-    ),
-    System(name="VAE with restoration", method="vae", cites="11", scorer="restoration"),
+    System(name="constrained adversarial AE", method="constrained-aae", cites="10"),
+    System(name="VAE with restoration", method="vae", cites="11", scorer="restoration", slow=True),
     System(
         name="GMVAE with restoration",
         method="gmvae",
         cites="11",
         scorer="restoration",
-        latent_dims={"": 1},
         learning_rate=1e-3,
+        slow=True,
     ),
     System(name="MemAE", method="memae", cites="13"),
     System(name="VAE", method="vae", cites="14"),
@@ -161,12 +162,21 @@ SYSTEMS = (
         cites="19",
         effort=0.5,
         learning_rate=1e-3,
+        slow=True,
     ),
-    System(name="f-AnoGAN", method="f-anogan", cites="20", effort=0.3, learning_rate=1e-3),
-    System(name="AnoGAN", method="anogan", cites="21", effort=0.3, learning_rate=1e-3),
+    System(name="f-AnoGAN", method="f-anogan", cites="20"),
+    System(name="AnoGAN", method="anogan", cites="21", slow=True),
     System(name="UniAD", method="uniad", cites="23"),
     System(name="CeAE", method="ceae", cites="24"),
-    System(name="ceVAE", method="cevae", cites="24", effort=0.5),
+    System(name="ceVAE", method="cevae", cites="24", scorer="elbo", effort=0.5),
+    System(
+        name="ceVAE, slope of the KL",
+        method="cevae",
+        cites="24",
+        scorer="gradient",
+        scorer_options={"form": "combi", "smoothing": 0.047},
+        effort=0.5,
+    ),
 )
 
 #: set -> (folder below the root, part of it)
@@ -212,6 +222,7 @@ def plan_cited(
     only: Sequence[str] = (),
     recipe: str = "fast",
     epochs: int | None = None,
+    effort: float = 1.0,
 ) -> list[Experiment]:
     """List the experiments, seed after seed, so that each seed gives a whole table.
 
@@ -222,17 +233,22 @@ def plan_cited(
         only: names of systems or methods; empty for all that the shelves hold.
         recipe: a key of `normalis.training.settings.RECIPES`.
         epochs: of every training, instead of the recipe's.
+        effort: share of each row's epochs, for a quick look.
 
     Raises:
         SettingsError: if a system or a recipe is unknown.
     """
+    if not effort > 0:
+        raise SettingsError(f"--effort must be above 0, got {effort!r}")
     if recipe not in RECIPES:
         raise SettingsError(f"--recipe must be one of {', '.join(RECIPES)}, got {recipe!r}")
     chosen = _chosen(only)
 
     @cache
     def training(system: System, data: str) -> TrainingSettings:
-        return _training(system, int((store.get(data).split == "train").sum()), recipe, epochs)
+        n_images = int((store.get(data).split == "train").sum())
+        usual = _training(system, n_images, recipe, effort)
+        return usual if epochs is None else replace(usual, epochs=epochs)
 
     planned = [
         _experiment(store, system, name, seed, training)
@@ -268,21 +284,21 @@ def _experiment(
         options=system.options,
         image_size=size,
         latent_dim=system.latent_dim(name),
-        seed=seed if is_trained else 0,
+        seed=0 if system.group == "baseline" else seed,
         training=training(system, data) if is_trained else TrainingSettings(),
         scorer=system.scorer,
         scorer_options=system.scorer_options,
         reduction=default_reduction(system.scorer),
         subset=subset,
         images=images,
+        score_training=not system.slow,
     )
 
 
-def _training(system: System, n_images: int, recipe: str, epochs: int | None) -> TrainingSettings:
+def _training(system: System, n_images: int, recipe: str, effort: float) -> TrainingSettings:
     rate = system.learning_rate if recipe == "fast" else None
     usual = settings_for(recipe, n_images=n_images, learning_rate=rate)  # type: ignore[arg-type]
-    asked = epochs or max(1, round(system.effort * usual.epochs))
-    return replace(usual, epochs=asked)
+    return replace(usual, epochs=max(1, round(effort * system.effort * usual.epochs)))
 
 
 # --- doing it, and what failed ---
@@ -351,13 +367,9 @@ def system_of(settings: Mapping[str, Any]) -> System | None:
 
 
 def _is_of(system: System, name: str, settings: Mapping[str, Any]) -> bool:
-    keys = ("method", "scorer")
-    mine: tuple[Any, ...] = (system.method, system.scorer, system.options, system.scorer_options)
-    theirs = (*(settings[k] for k in keys), settings["options"], settings["scorer_options"])
-    if content_hash(list(map(_plain, mine))) != content_hash(list(map(_plain, theirs))):
+    if (settings["method"], settings["scorer"]) != (system.method, system.scorer):
         return False
-    return settings["latent_dim"] in (None, system.latent_dim(name))
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+    mine = [dict(system.options), dict(system.scorer_options)]
+    if content_hash(mine) != content_hash([settings["options"], settings["scorer_options"]]):
+        return False
+    return settings["latent_dim"] is None or settings["latent_dim"] == system.latent_dim(name)

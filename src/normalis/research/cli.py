@@ -146,6 +146,9 @@ def reproduce(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of every training, not the recipe's (cited).")
     ] = None,
+    effort: Annotated[
+        float | None, typer.Option(help="Share of each system's epochs, 0.3 for a look (cited).")
+    ] = None,
     dry_run: DryRun = False,
     only_draw: Annotated[
         bool, typer.Option("--only-draw", help="Train nothing; draw what there is.")
@@ -166,11 +169,13 @@ def reproduce(
         raise SettingsError("--data is needed to train (--only-draw draws what there is)")
     if part == "cited":
         asked: dict[str, Any] = {"only": only or (), "recipe": recipe or "fast", "epochs": epochs}
-        asked |= {"sets": dataset or (), "seeds": range(seeds or 2)}
+        asked |= {"sets": dataset or (), "seeds": range(seeds or 2), "effort": effort or 1.0}
         _reproduce_cited(out, None if only_draw else data, dry_run, engine_options, asked)
         return
-    if only or recipe or epochs:
-        raise SettingsError(f"--only, --recipe and --epochs are of the part cited, got {part!r}")
+    if only or recipe or epochs or effort:
+        raise SettingsError(
+            f"--only, --recipe, --epochs and --effort are of the part cited, got {part!r}"
+        )
     if not only_draw:
         names = dataset or datasets_under(data)  # type: ignore[arg-type]
         tables = [plan_of(part, names, seeds=range(seeds or 3))]

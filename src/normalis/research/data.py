@@ -26,6 +26,8 @@ from normalis.storage import content_hash, write_atomically
 
 __all__ = ["Arrays", "Store"]
 
+_TWIN_SIDE = 64  # pixels at which images are compared, as in the audit
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Arrays:
@@ -191,6 +193,21 @@ def _unit_rows(pixels: NDArray[Any]) -> NDArray[np.float32]:
     return rows
 
 
+def small(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return images at `_TWIN_SIDE` if they are larger, so that twins are the same at any size."""
+    if pixels.shape[-1] <= _TWIN_SIDE:
+        return pixels
+    import torch
+    from torch.nn import functional as F
+
+    side = (_TWIN_SIDE, _TWIN_SIDE)
+    parts = [
+        F.interpolate(torch.from_numpy(pixels[i : i + 512]).float(), size=side, mode="area").numpy()
+        for i in range(0, len(pixels), 512)
+    ]
+    return np.concatenate(parts)
+
+
 def nearest(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float32]:
     """Return for each image of a its largest normalised cross-correlation with b, (len(a),)."""
     if not len(b):
@@ -284,10 +301,8 @@ def assemble(
         pixels = {split: to_unit(part) for split, part in pixels.items()}
     parts: dict[str, list[Any]] = {}
     side = pixels["train"].shape[-1]
-    ncc = {
-        "train": nearest(pixels["train"], pixels["test"]),
-        "test": nearest(pixels["test"], pixels["train"]),
-    }
+    train, test = small(pixels["train"]), small(pixels["test"])
+    ncc = {"train": nearest(train, test), "test": nearest(test, train)}
     kept_masks = np.zeros((0, side, side), bool)
     for split in (s for s in ("train", "validation", "test") if s in pixels):
         names = paths[split]

@@ -103,6 +103,8 @@ class Experiment:
         reduction: how a map becomes one number.
         subset: which images take part.
         images: how images are read, other than the defaults.
+        score_training: whether images that were trained on are scored as well; no part of the
+            identity. A record without holds NaN for them.
     """
 
     dataset: str
@@ -120,6 +122,7 @@ class Experiment:
     reduction: str = "mean"
     subset: Subset = field(default_factory=Subset)
     images: Mapping[str, Any] = field(default_factory=dict)
+    score_training: bool = True
 
     def __post_init__(self) -> None:
         cls = model_class(self.method)
@@ -271,8 +274,8 @@ _FACTORS = {
     "standardize": "standardize",
 }
 _SINGLE = (
-    "epochs", "batch_size", "learning_rate", "precision", "recipe", "options", "scorer_options",
-    "subset", "images", "include",
+    "epochs", "batch_size", "learning_rate", "precision", "recipe", "keep_epoch", "options",
+    "scorer_options", "subset", "images", "include",
 )  # fmt: skip
 _DEFAULTS: dict[str, Any] = {
     "methods": ["ae"],
@@ -389,7 +392,7 @@ def _experiment(cell: dict[str, Any], fingerprints: Fingerprints) -> Experiment:
     _check_keys(cell.get("subset", {}), [f.name for f in fields(Subset)], "subset")
     subset, images = Subset(**cell.get("subset", {})), cell.get("images", {})
     data, train_data = fingerprints(cell["dataset"], images, subset)
-    names = ("batch_size", "learning_rate", "precision", "recipe", "standardize")
+    names = ("batch_size", "learning_rate", "precision", "recipe", "standardize", "keep_epoch")
     training = {k: cell[k] for k in names if k in cell}
     epochs = cell.get("epochs", default_epochs(cell["dataset"]))
     rest = ("dataset", "method", "latent_dim", "seed", "scorer")

@@ -309,7 +309,8 @@ def fitted(
             model.to(place)
         return _evaluating(model), known
     pixels = as_tensor(arrays.of("train"))
-    held = as_tensor(arrays.of("validation")) if getattr(model, "needs_held_out", False) else None
+    watches = experiment.training.looks or getattr(model, "needs_held_out", False)
+    held = as_tensor(arrays.of("validation")) if watches else None
     trained = train_models(
         [model],
         pixels,
@@ -379,10 +380,10 @@ def _evaluating(model: AnomalyModel) -> AnomalyModel:
     return model
 
 
-def _columns(history: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Return losses by name, each a list by epoch with six digits."""
+def _columns(history: list[dict[str, float]]) -> dict[str, list[float | None]]:
+    """Return losses by name, each a list by epoch with six digits; None where it was not there."""
     names = dict.fromkeys(name for epoch in history for name in epoch)
-    return {n: [float(f"{e.get(n, float('nan')):.6g}") for e in history] for n in names}
+    return {n: [float(f"{e[n]:.6g}") if n in e else None for e in history] for n in names}
 
 
 def _circumstances(model: AnomalyModel, place: torch.device, n_train: int) -> dict[str, Any]:
@@ -443,8 +444,9 @@ def _record(
     started = time.perf_counter()
     detector = detector_of(experiment, model, arrays, place)
     test = arrays.split == "test"
-    scores = np.empty(len(test), np.float32)
-    scores[~test], _ = _scores(detector, arrays.loaded(~test), maps=False)
+    scores = np.full(len(test), np.nan, np.float32)
+    if experiment.score_training:
+        scores[~test], _ = _scores(detector, arrays.loaded(~test), maps=False)
     scores[test], maps = _scores(detector, arrays.loaded(test), maps=bool(len(arrays.masks)))
     score_s = time.perf_counter() - started
     metrics = _metrics(scores[test], arrays, maps)

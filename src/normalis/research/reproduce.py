@@ -288,7 +288,7 @@ def is_standard(record: Mapping[str, Any], *, variants: bool = False) -> bool:
         return False
     if any(settings["subset"].values()) or settings["images"] or settings["image_size"] != 64:
         return False
-    training = settings["training"]
+    training = {**_PAPER_TRAINING, **settings["training"]}  # older records lack later settings
     usual = reference()["epochs"].get(record["dataset"], 250)
     right = {**_PAPER_TRAINING, "epochs": usual if record["n_parameters"] else training["epochs"]}
     own = _OWN_TRAINING.get(record["method"], {}) if variants else {}

@@ -23,6 +23,7 @@ from normalis.arguments import shown
 from normalis.errors import DataError, SettingsError, TrainingError
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, DirectModel
 from normalis.models.inputs import to_model_input
+from normalis.training.keeping import Best, is_looked_at, pseudo_anomalies, watched
 from normalis.training.member import Member, autocast, load_slots, one_cycle, step_of
 from normalis.training.settings import TrainingSettings
 from normalis.training.stack import Stack, groups
@@ -108,7 +109,7 @@ class Training:
         rows: for each model the indices of the images that it is trained on, as for folds; None
             for all images. Such models are trained one after the other.
         held: (M, C, S, S) normal images for methods that watch some they are not trained on
-            (`Autoencoder.needs_held_out`).
+            (`Autoencoder.needs_held_out`), and for ``keep_epoch``.
 
     Raises:
         DataError: if there are fewer than two images to train on, or to watch where they are
@@ -135,12 +136,12 @@ class Training:
             )
         self.device = pick_device(device) if isinstance(device, str) else device
         self.pixels = pixels.to(self.device)
-        watching = any(model.needs_held_out for model in models)
+        watching = settings.looks or any(model.needs_held_out for model in models)
         if watching and (held is None or len(held) < 2):
             raise DataError(
-                "a method that watches held-out normal images needs at least 2, got "
+                "a training that watches held-out normal images needs at least 2, got "
                 f"{0 if held is None else len(held)}: hold some out (calibration split, or a "
-                "validation_share), or do without its option held_out"
+                "validation_share), or do without keep_epoch and the method's option held_out"
             )
         self.held = held.to(self.device) if watching and held is not None else None
         self.settings = settings
@@ -155,6 +156,11 @@ class Training:
             Member(model, seed, settings, part)
             for model, seed, part in zip(models, seeds, parts, strict=True)
         ]
+        self._looked_at: tuple[Tensor, Tensor] | None = None
+        if settings.looks and self.held is not None:
+            normal = self._input(watched(self.held))
+            odd = pseudo_anomalies(normal).contiguous(memory_format=torch.channels_last)
+            self._looked_at = normal, odd
         wanted = self.device.type == "cuda" if stacked is None else stacked
         self.stacked = wanted and rows is None
         self._stacks: list[tuple[Stack, list[Member]]] = []
@@ -173,6 +179,7 @@ class Training:
                 epoch_started = time.perf_counter()
                 with threads(self.threads or torch.get_num_threads()):
                     self._train_one_epoch()
+                    self._look()
                 self.epoch += 1
                 self.seconds += time.perf_counter() - epoch_started
                 _log.info("epoch %d of %d", self.epoch, self.settings.epochs)
@@ -184,7 +191,23 @@ class Training:
             self._hand_back()
             self._stacks = []
         for member in self.members:
+            if member.best.state:
+                member.model.load_state_dict(member.best.state)
+                _log.info("kept the model of epoch %d", member.best.epoch)
             member.model.eval()
+            if type(member.model).finish is not Autoencoder.finish:
+                member.model.finish(self._input(self._sample(member)))
+
+    def _look(self) -> None:
+        """After an epoch, see which of the models are the best that they have been."""
+        if self._looked_at is None:
+            return
+        over, epochs = self.epoch + 1, self.settings.epochs
+        due = [m for m in self.members if is_looked_at(over, epochs, m.begins)]
+        if due:
+            self._hand_back()
+        for member in due:
+            member.look(*self._looked_at, over)
 
     def _trial(self) -> Callable[[], None]:
         """Return what does the work of one step on a copy, so that nothing is learned from it."""
@@ -313,6 +336,7 @@ class Training:
         state: dict[str, Tensor] = {}
         for i, member in enumerate(self.members):
             state |= {f"{i}.model.{k}": v for k, v in member.model.state_dict().items()}
+            state |= {f"{i}.best.{k}": v for k, v in member.best.state.items()}
             state[f"{i}.generator"] = member.generator.get_state()
             for j, optimiser in enumerate(member.optimisers):
                 for index, slots in optimiser.state_dict()["state"].items():
@@ -327,7 +351,9 @@ class Training:
     def progress(self) -> dict[str, Any]:
         """Return the plain part of the state: the epoch and the losses so far."""
         histories = [member.history for member in self.members]
+        best = [member.best.progress() for member in self.members] if self.settings.looks else []
         return {
+            **({"best": best} if best else {}),
             "epoch": self.epoch,
             "seconds": self.seconds,
             "threads": self.threads,  # another number rounds differently in the last digit
@@ -337,16 +363,20 @@ class Training:
     def resume(self, state: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Continue from `state` and `progress` of an interrupted training of the same stack."""
         for i, member in enumerate(self.members):
-            prefix = f"{i}.model."
-            member.model.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
+            member.model.load_state_dict(_below(f"{i}.model.", state))
+            if progress.get("best"):
+                member.best = Best(**progress["best"][i], state=_below(f"{i}.best.", state))
             member.generator.set_state(state[f"{i}.generator"].cpu())
             member.history = progress["history"][i]
             for j, optimiser in enumerate(member.optimisers):
                 load_slots(optimiser, state, f"{i}.optimiser.{j}.")
         self.epoch, self.seconds = progress["epoch"], progress["seconds"]
         self.threads = progress.get("threads")
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a state whose names begin so, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _average(means: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from normalis.errors import SettingsError
 from normalis.models.base import Autoencoder, Phase
+from normalis.training.keeping import Best, pseudo_auroc
 from normalis.training.settings import PRECISION_VARIABLE, Precision, TrainingSettings
 
 __all__ = ["Member", "autocast", "load_slots", "one_cycle", "step_of"]
@@ -87,6 +88,7 @@ class Member:
     settings: TrainingSettings
     rows: Tensor | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+    best: Best = field(default_factory=Best)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
@@ -137,6 +139,25 @@ class Member:
         if phase.after:
             phase.after({k: float(v) for k, v in found.items()})
         return found
+
+    def look(self, normal: Tensor, odd: Tensor, epoch: int) -> None:
+        """Keep the model if it tells images best from the same with a change; log how well.
+
+        Args:
+            normal: (N, C, S, S) in [-1, 1], not trained on.
+            odd: (N, C, S, S) with the changes.
+            epoch: that is over, counted from 1.
+        """
+        self.model.eval()
+        value = pseudo_auroc(self.model, normal, odd, batch_size=self.settings.batch_size)
+        self.model.train()
+        self.history[-1]["pseudo auroc"] = value
+        self.best.offer(value, epoch, self.model.state_dict())
+
+    @property
+    def begins(self) -> float:
+        """Share of the training at which the last of the phases begins."""
+        return max(phase.span[0] for phase in self.phases)
 
     def set_rate(self, done: float) -> None:
         """Set each phase's learning rate: of the ``fast`` recipe its place in its own span."""

@@ -12,6 +12,7 @@ from normalis.errors import SettingsError
 __all__ = [
     "PRECISION_VARIABLE",
     "RECIPES",
+    "KeepEpoch",
     "Precision",
     "Recipe",
     "TrainingSettings",
@@ -22,6 +23,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 #: Environment variable that says what the precision ``auto`` means, whatever the processor.
 PRECISION_VARIABLE = "NORMALIS_PRECISION"
 Recipe = Literal["paper", "fast"]
+KeepEpoch = Literal["last", "best"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class TrainingSettings:
         recipe: ``paper`` keeps the learning rate constant; ``fast`` warms it up and lets it fall
             along a cosine, for fewer epochs at a higher rate; `settings_for` knows how many.
         standardize: whether each image's own mean and contrast are removed first.
+        keep_epoch: ``best`` keeps the model of the epoch that tells held-out normal images best
+            from the same with a change (`normalis.training.keeping`).
     """
 
     epochs: int = 250
@@ -45,6 +49,7 @@ class TrainingSettings:
     precision: Precision = "auto"
     recipe: Recipe = "paper"
     standardize: bool = False
+    keep_epoch: KeepEpoch = "last"
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2)):
@@ -58,11 +63,17 @@ class TrainingSettings:
         for name, known in (
             ("precision", ("auto", "float32", "bfloat16")),
             ("recipe", ("paper", "fast")),
+            ("keep_epoch", ("last", "best")),
         ):
             if getattr(self, name) not in known:
                 raise SettingsError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
+
+    @property
+    def looks(self) -> bool:
+        """Whether training looks at normal images that it does not learn from."""
+        return self.keep_epoch != "last"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
