@@ -162,7 +162,7 @@ def test_identities_of_committed_records_stay():
     assert long.training_key.startswith(TRAINING), long.training_key
 
 
-IDENTITY, TRAINING = "eabb92037381c373", "3f5a7e60d2c5935d"
+IDENTITY, TRAINING = "71921eb8a7dba766", "f06a529c6204a73b"
 
 
 @pytest.mark.parametrize(
