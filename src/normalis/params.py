@@ -42,6 +42,7 @@ PARAMS: dict[str, str] = {
     "scorer_options": "options?",
     "members": "texts?",
     "keep_similar": "flag",
+    "keep_epoch": "text",
 }
 
 
@@ -86,7 +87,14 @@ def check_params(params: Mapping[str, Any]) -> None:
 def _check_training(params: Mapping[str, Any]) -> None:
     given = {
         name: params[name]
-        for name in ("epochs", "learning_rate", "batch_size", "precision", "standardize")
+        for name in (
+            "epochs",
+            "learning_rate",
+            "batch_size",
+            "precision",
+            "standardize",
+            "keep_epoch",
+        )
         if name in params
     }
     recipe = params.get("recipe", "auto")
