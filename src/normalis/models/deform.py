@@ -73,20 +73,28 @@ def likeness(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
         b: (B, C, H, W).
         window: side of the window, odd; at the border the part that lies inside.
     """
-    a, b = a.float(), b.float()
-
-    def mean(x: Tensor) -> Tensor:
-        for size in ((window, 1), (1, window)):  # one after the other: 2 k sums in place of k²
-            half = (size[0] // 2, size[1] // 2)
-            x = F.avg_pool2d(x, size, 1, half, count_include_pad=False)
-        return x
-
-    mean_a, mean_b = mean(a), mean(b)
-    cov = mean(a * b) - mean_a * mean_b
+    # What is far from 0 has no digits left for its differences.
+    a, b = (x.float() - x.float().mean((2, 3), keepdim=True) for x in (a, b))
+    down, right = (_averaging(n, window, a) for n in a.shape[-2:])
+    with torch.autocast(a.device.type, enabled=False):  # differences of squares need float32
+        several = torch.stack([a, b, a * b, a * a, b * b])
+        mean_a, mean_b, mean_ab, mean_aa, mean_bb = down @ several @ right.T
+    cov = mean_ab - mean_a * mean_b
     # Differences of squares may round to below zero.
-    var_a = (mean(a * a) - mean_a.square()).clamp_min(0)
-    var_b = (mean(b * b) - mean_b.square()).clamp_min(0)
-    return (cov.square() + _EPSILON**2) / ((var_a + _EPSILON) * (var_b + _EPSILON))
+    var_a = (mean_aa - mean_a.square()).clamp_min(0)
+    var_b = (mean_bb - mean_b.square()).clamp_min(0)
+    alike: Tensor = (cov.square() + _EPSILON**2) / ((var_a + _EPSILON) * (var_b + _EPSILON))
+    return alike
+
+
+def _averaging(size: int, window: int, like: Tensor) -> Tensor:
+    """Return the matrix (size, size) that averages over a window along one side.
+
+    Products with it are several times as fast as pooling, whose gradient most of all is slow.
+    """
+    place = torch.arange(size, device=like.device)
+    near = ((place[:, None] - place).abs() <= window // 2).to(like.dtype)
+    return near / near.sum(1, keepdim=True)
 
 
 def roughness(flow: Tensor) -> Tensor:
