@@ -8,16 +8,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from normalis import models, scorers
+from normalis import AnomalyDetector, models, scorers
 from normalis.engines.export import trace
 from normalis.errors import SettingsError
 from normalis.models.adversarial import Critic, unrecorded
 from normalis.models.base import ModelSettings
 from normalis.models.inputs import to_model_input
 from normalis.models.vae import VAE
+from normalis.report.charts import training_curve
 from normalis.scorers.base import evaluating
 from normalis.training.loop import Training, fit
 from normalis.training.settings import TrainingSettings
+from small_runs import anomalies, detector, phantoms
 
 SMALL = {"image_size": 16, "latent_dim": 3, "hidden_dim": 8, "critic_width": 4}
 AGAINST = ("anogan", "f-anogan", "anovaegan", "constrained-aae")
@@ -146,6 +148,22 @@ def test_a_resumed_training_is_the_uninterrupted_one(method):
     second.run()
     assert digest(whole.members[0].model) == digest(second.members[0].model)
     assert whole.history == second.history
+
+
+@pytest.mark.parametrize("method", AGAINST)
+def test_a_detector_of_each_is_saved_loaded_and_reported(method, tmp_path):
+    options = {"critic_width": 4, **({"search_steps": 5} if method == "anogan" else {})}
+    fitted = detector(method=method, method_options=options, epochs=4).fit(phantoms())
+    fitted.save(tmp_path / "run")
+    again = AnomalyDetector.load(tmp_path / "run")
+    new = anomalies(5)
+    score = again.anomaly_score(new)
+    assert np.isfinite(score).all()
+    np.testing.assert_array_equal(score, fitted.anomaly_score(new))
+    np.testing.assert_array_equal(again.anomaly_map(new), fitted.anomaly_map(new))
+    np.testing.assert_allclose(again.anomaly_score(new[2:3]), score[2:3], rtol=1e-4)
+    curve = training_curve(again.history_)  # of losses that are not there in every epoch
+    assert all(name in curve for epoch in again.history_ for name in epoch)
 
 
 # ---------------------------------------------------------------- f-AnoGAN
