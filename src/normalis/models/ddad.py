@@ -15,8 +15,10 @@ refinement, which needs nothing but normal images.
 
 Unlabelled images come by ``normalis fit NORMALS --unlabelled FOLDER`` or
 ``AnomalyDetector(method="ddad").fit(normals, unlabelled=...)``. They must be of other patients than
-the normal images, which calibrate the p-values, and than the images to be tested. The gain grows
-with the share of anomalies among them; where they come from another scanner, inter measures that.
+the normal images, which calibrate the p-values, and than the images to be tested. By the authors'
+figures the gain grows with the share of anomalies among them. Without any, inter is one more
+disagreement of networks about what none of them has seen; where they come from another scanner, it
+measures that (studies/unlabelled_share.py).
 
 Deviations from the authors: the encoder and decoder of all methods here, hidden layer 1024 instead
 of 2048; all networks see the same batches, in which those of the unlabelled images find some of
