@@ -23,8 +23,8 @@ with a normative prior", Medical Image Analysis 64 (2020), arXiv:2005.00031; Dil
 "Deep unsupervised clustering with Gaussian mixture variational autoencoders", 2016,
 arXiv:1611.02648.
 
-Use: as the prior of `scorer=restoration` where images are aligned; its own residual is small
-everywhere, since a latent map lets much through.
+Use: as the prior of `scorer=restoration` where images are aligned. Its own residual shows edges,
+which it blurs, more than lesions, which a latent map lets through.
 """
 
 from __future__ import annotations
