@@ -170,7 +170,7 @@ def test_a_killed_scoring_goes_on_with_them(knn, folder, tmp_path, monkeypatch):
     write(knn, folder, tmp_path / "whole")
     from normalis.output import folder as module
 
-    def killed(self, samples):
+    def killed(self, samples, progress=None):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
