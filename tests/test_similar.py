@@ -169,6 +169,7 @@ def test_score_may_leave_them_out(knn, folder, tmp_path):
 def test_a_killed_scoring_goes_on_with_them(knn, folder, tmp_path, monkeypatch):
     write(knn, folder, tmp_path / "whole")
     from normalis.output import folder as module
+    from normalis.output import tables
 
     def killed(self, samples, progress=None):
         raise KeyboardInterrupt
@@ -182,7 +183,7 @@ def test_a_killed_scoring_goes_on_with_them(knn, folder, tmp_path, monkeypatch):
     whole = (tmp_path / "whole/similar.csv").read_bytes()
     assert (tmp_path / "out/similar.csv").read_bytes() == whole
     with monkeypatch.context() as patched:  # the scores of the second run came from the journal
-        patched.setattr(module, "write_csv", lambda *a: None)
+        patched.setattr(tables, "write_csv", lambda *a: None)
         write(knn, folder, tmp_path / "out")
     assert (tmp_path / "out/similar.csv").read_bytes() == whole
 
