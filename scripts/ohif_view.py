@@ -19,6 +19,7 @@ import io
 import json
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -44,6 +45,7 @@ FLAGS = [
     "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
     "--ignore-gpu-blocklist",
 ]  # fmt: skip
+_SETTLE_MS = 4000
 THUMBNAILS = '[data-cy="study-browser-thumbnail"], [data-cy="study-browser-thumbnail-no-image"]'
 SOURCE = {
     "friendlyName": "Orthanc", "name": "orthanc", "qidoRoot": "/dicom-web",
@@ -153,25 +155,32 @@ def handler(dist: Path, server: Orthanc, port: int) -> type[http.server.SimpleHT
     return Handler
 
 
-def look(page: Page, out: Path, wait_s: float) -> None:
+def look(page: Page, out: Path, longest_s: float) -> None:
     """Open every series and keep a screenshot of it."""
     page.wait_for_selector(THUMBNAILS, timeout=120_000)
     page.add_style_tag(content="[class*=shepherd] { display: none !important; }")  # a tour
-    page.wait_for_timeout(1000 * wait_s)
     for number in range(page.locator(THUMBNAILS).count()):
         one = page.locator(THUMBNAILS).nth(number)
         name = " ".join(one.inner_text().split())[:60]
         one.dblclick(timeout=20_000)
-        page.wait_for_timeout(1000 * wait_s)
+        page.wait_for_timeout(_SETTLE_MS)
         for words in ("Yes", "Confirm"):  # of questions such as: open this segmentation?
             asked = page.get_by_role("button", name=words)
             if asked.count():
                 asked.first.click()
-                page.wait_for_timeout(1000 * wait_s)
-        shot = page.screenshot(path=out / f"{number}.png")
-        grey = np.asarray(Image.open(io.BytesIO(shot)).convert("L"))
-        middle = grey[150:-150, 400:-400]
-        print(f"{number}.png  {len(np.unique(middle)):4d} grey values  {name}", flush=True)
+                page.wait_for_timeout(_SETTLE_MS)
+        until = time.monotonic() + longest_s
+        while (greys := shown(page)) < 10 and time.monotonic() < until:
+            page.wait_for_timeout(_SETTLE_MS)
+        page.wait_for_timeout(_SETTLE_MS)
+        page.screenshot(path=out / f"{number}.png")
+        print(f"{number}.png  {greys:4d} grey values  {name}", flush=True)
+
+
+def shown(page: Page) -> int:
+    """Return how many grey values the middle of the viewport shows."""
+    grey = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("L"))
+    return len(np.unique(grey[150:-150, 400:-400]))
 
 
 def main() -> None:
@@ -180,7 +189,7 @@ def main() -> None:
     parser.add_argument("dist", type=Path, help="folder dist of the package @ohif/app")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--modality", choices=("DX", "CR", "CT", "MR"), default="MR")
-    parser.add_argument("--wait", type=float, default=7.0, help="seconds for a series to load")
+    parser.add_argument("--wait", type=float, default=60.0, help="seconds for a series to load")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     port, said = free_port(), []
