@@ -9,8 +9,8 @@ import scipy.sparse
 import torch
 
 import normalis
-from normalis.arguments import check_kind, path_of, rate_of, shown
 from normalis.errors import DataError, NormalisError, SettingsError
+from normalis.errors.arguments import check_kind, path_of, rate_of, shown
 from small_runs import detector, phantoms, write_mvtec, write_pngs
 
 NO_IMAGES = {

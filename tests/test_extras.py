@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from normalis.datasets import open_dataset
-from normalis.errors import MissingExtraError, install_line
+from normalis.errors import MissingExtraError
+from normalis.errors.extras import install_line
 from normalis.research import packed
 from normalis.research.records import Records
 

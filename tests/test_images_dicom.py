@@ -14,7 +14,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from normalis.errors import UnreadableImageError, install_line
+from normalis.errors import UnreadableImageError
+from normalis.errors.extras import install_line
 from normalis.images import dicom, probe, read_frames
 
 MR, SR, DIR = "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.1.3.10"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from normalis import errors
-from normalis.errors import MissingExtraError, install_line, packages_of, require
+from normalis.errors import MissingExtraError, extras
+from normalis.errors.extras import install_line, packages_of, require
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,9 +29,11 @@ class Installed:
 @pytest.fixture
 def elsewhere(monkeypatch, tmp_path):
     """The package lies in site-packages, and the shell's pip is this environment's."""
-    monkeypatch.setattr(errors, "__file__", str(tmp_path / "lib/site-packages/normalis/errors.py"))
     monkeypatch.setattr(
-        errors.shutil, "which", lambda name: str(Path(sys.executable).parent / name)
+        extras, "__file__", str(tmp_path / "lib/site-packages/normalis/errors/extras.py")
+    )
+    monkeypatch.setattr(
+        extras.shutil, "which", lambda name: str(Path(sys.executable).parent / name)
     )
     lines = ["numpy>=2", "onnx>=1.17; extra == 'onnx'", "onnxruntime>=1.20; extra == \"onnx\"",
              "normalis[pacs]; extra == 'serve'", "pynetdicom>=3; extra == 'pacs'",
@@ -57,7 +59,7 @@ def test_from_a_wheel_it_names_the_packages_since_the_index_may_not_have_ours(el
 
 
 def test_where_the_shell_has_another_pip_it_says_which_is_meant(elsewhere):
-    elsewhere.setattr(errors.shutil, "which", lambda name: "/usr/bin/pip")
+    elsewhere.setattr(extras.shutil, "which", lambda name: "/usr/bin/pip")
     elsewhere.setattr(importlib.metadata, "distribution", lambda name: Installed())
     assert install_line("onnx") == f"{sys.executable} -m pip install 'normalis[onnx]'"
 

@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 from normalis import models, scorers
-from normalis.arguments import check_kind, path_of
 from normalis.calibration.choice import Choice, choose
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
 from normalis.calibration.findings import Finding
 from normalis.errors import CalibrationWarning, RunError, SettingsError
+from normalis.errors.arguments import check_kind, path_of
 from normalis.fitted import FittedDetector, fitted_of
 from normalis.fitting import calibrate_on, train_models
 from normalis.images import IntensityRule
@@ -52,9 +52,9 @@ from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, Foot
 from normalis.models.inputs import to_model_input
 from normalis.notebook.progress import listener
 from normalis.notebook.verbs import Verbs
-from normalis.params import check_params
 from normalis.storage import RunFolder, content_hash, versions
 from normalis.training.loop import Progress, pick_device
+from normalis.training.params import check_params
 from normalis.training.settings import TrainingSettings, settings_for
 
 if TYPE_CHECKING:

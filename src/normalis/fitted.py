@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normalis import models, scorers, scoring
-from normalis.arguments import check_kind, path_of, rate_of
 from normalis.backbones import offer
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
@@ -44,6 +43,7 @@ from normalis.errors import (
     SettingsError,
     UntrustedError,
 )
+from normalis.errors.arguments import check_kind, path_of, rate_of
 from normalis.fitting import calibrate_on
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, Row, from_array, stream
@@ -63,13 +63,13 @@ from normalis.loading.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.loading.unlabelled import mark_learned_from
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
 from normalis.notebook.verbs import Verbs
-from normalis.params import check_params
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
 from normalis.shelf import named_by_a_file
 from normalis.storage import RunFolder, content_hash
 from normalis.studies.select import chosen_by
 from normalis.training.loop import pick_device
+from normalis.training.params import check_params
 
 if TYPE_CHECKING:
     from normalis.datasets import Dataset, Sample

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis import baselines
-from normalis.arguments import check_kind
 from normalis.audit.confounds import (
     ClassDifference,
     Shift,
@@ -25,6 +24,7 @@ from normalis.audit.inventory import Fact, take_inventory
 from normalis.audit.margins import Margins, look_at_margins
 from normalis.audit.result import Audit
 from normalis.datasets.base import Dataset
+from normalis.errors.arguments import check_kind
 
 if TYPE_CHECKING:
     from normalis.loading.arrays import Loaded, Row

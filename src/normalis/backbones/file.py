@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from normalis.backbones.base import Backbone, Tap
-from normalis.errors import SettingsError, require
+from normalis.errors import SettingsError
+from normalis.errors.extras import require
 
 __all__ = ["Description", "FileBackbone", "fingerprint"]
 

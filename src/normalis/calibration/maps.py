@@ -46,8 +46,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from normalis.arguments import check_kind
 from normalis.errors import MetricError, SettingsError
+from normalis.errors.arguments import check_kind
 
 __all__ = ["BOUND", "MapScale", "MapSettings", "border", "fit_map_scale", "join"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from normalis.cli.console import console, table
-from normalis.errors import install_line, packages_of
+from normalis.errors.extras import install_line, packages_of
 
 __all__ = ["doctor", "findings"]
 

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from normalis.cli.console import console, errors, progress, table
 from normalis.cli.stopping import Stopped
-from normalis.errors import SettingsError, require
+from normalis.errors import SettingsError
+from normalis.errors.extras import require
 
 if TYPE_CHECKING:
     import ssl

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from normalis.arguments import check_kind, path_of
 from normalis.datasets.base import Dataset, Options, Sample, Split
 from normalis.errors import DataError, LayoutError, SettingsError
+from normalis.errors.arguments import check_kind, path_of
 from normalis.shelf import Shelf
 
 __all__ = [

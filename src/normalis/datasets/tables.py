@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import DataError, require
+from normalis.errors import DataError
+from normalis.errors.extras import require
 
 __all__ = ["SUFFIXES", "Table", "cell_text", "read_table"]
 

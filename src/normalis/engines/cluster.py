@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from normalis.errors import RunError, SettingsError, require
+from normalis.errors import RunError, SettingsError
+from normalis.errors.extras import require
 
 __all__ = ["MAX_RETRIES", "Cluster"]
 

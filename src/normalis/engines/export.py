@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from normalis import __version__
-from normalis.errors import RunError, SettingsError, require
+from normalis.errors import RunError, SettingsError
+from normalis.errors.extras import require
 from normalis.files import write_atomically
 from normalis.fitted import fitted_of
 from normalis.models import method_name

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from normalis.engines.export import trace
-from normalis.errors import SettingsError, require
+from normalis.errors import SettingsError
+from normalis.errors.extras import require
 from normalis.fitted import fitted_of
 from normalis.models.base import AnomalyModel
 from normalis.scorers.base import Scorer

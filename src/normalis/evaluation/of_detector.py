@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis import baselines
-from normalis.arguments import rate_of
 from normalis.audit import Audit, audit
 from normalis.audit.findings import all_alike
 from normalis.audit.inventory import image_key
 from normalis.calibration.colours import ColourScale
 from normalis.errors import DataError, SettingsError
+from normalis.errors.arguments import rate_of
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.fitted import fitted_of
 from normalis.images.decoding import decoded_once

@@ -20,7 +20,8 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from normalis.errors import UnreadableImageError, install_line
+from normalis.errors import UnreadableImageError
+from normalis.errors.extras import install_line
 from normalis.images.dicom_stored import (
     PixelElement,
     find_pixels,

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from normalis.arguments import path_of
 from normalis.errors import DataError, SettingsError, UnreadableImageError
+from normalis.errors.arguments import path_of
 from normalis.images.frame import Frame, Probe
 from normalis.shelf import Shelf
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.arguments import shown
 from normalis.datasets import Dataset, Sample
 from normalis.datasets.levels import plural
 from normalis.duplicates import pixel_digests
 from normalis.errors import DataError
+from normalis.errors.arguments import shown
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, from_array, load, to_unit
 from normalis.loading.given import Images, as_dataset, is_array

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from normalis.arguments import shown
 from normalis.errors import SettingsError
+from normalis.errors.arguments import shown
 from normalis.shelf import Shelf
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from normalis.arguments import check_kind
 from normalis.errors import DataError, NotFittedError, SettingsError
+from normalis.errors.arguments import check_kind
 
 if TYPE_CHECKING:
     from normalis.calibration.conformal import Calibration

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any, TextIO
 
-from normalis.arguments import shown
 from normalis.errors import SettingsError
+from normalis.errors.arguments import shown
 
 if TYPE_CHECKING:
     from normalis.training.loop import Progress

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.errors import SettingsError, require
+from normalis.errors import SettingsError
+from normalis.errors.extras import require
 from normalis.loading.held_out import Images
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from normalis.errors import require
+from normalis.errors.extras import require
 from normalis.pacs import OBJECTS
 from normalis.pacs.cases import ScoredStudy
 from normalis.pacs.pseudonymous import Leaving, as_it_is

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from normalis.errors import RunError, SettingsError, require
+from normalis.errors import RunError, SettingsError
+from normalis.errors.extras import require
 
 __all__ = ["Address", "Peer", "Sent", "parse_address", "peer_at", "tls_context"]
 

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from normalis.arguments import path_of
 from normalis.errors import RunError
+from normalis.errors.arguments import path_of
 from normalis.files import as_utf8
 from normalis.output.pseudonyms import no_pseudonyms
 from normalis.report.sources import Source, detect, read_run, read_scores, under_pseudonyms

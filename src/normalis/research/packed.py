@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.errors import RunError, require
+from normalis.errors import RunError
+from normalis.errors.extras import require
 from normalis.files import write_atomically
 
 __all__ = [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from normalis.engines.cluster import Cluster, cause_of
-from normalis.errors import require
+from normalis.errors.extras import require
 from normalis.research.experiments import Experiment, write_plan
 from normalis.research.jobs import Job, jobs_of, run_job
 from normalis.research.records import Records

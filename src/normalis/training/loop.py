@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normalis.arguments import shown
 from normalis.errors import DataError, SettingsError, TrainingError
+from normalis.errors.arguments import shown
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel, DirectModel
 from normalis.models.inputs import to_model_input
 from normalis.training.keeping import Best, is_looked_at, pseudo_anomalies, watched

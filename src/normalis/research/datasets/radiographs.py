@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from normalis.errors import DataError, install_line
+from normalis.errors import DataError
+from normalis.errors.extras import install_line
 
 __all__ = ["SIZE", "dicom_to_png"]
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
-from normalis.arguments import check_kind, rate_of, shown
 from normalis.errors import SettingsError
+from normalis.errors.arguments import check_kind, rate_of, shown
 from normalis.training.settings import settings_for
 
 __all__ = ["PARAMS", "check_params"]
 
-#: Parameter -> kind of `normalis.arguments`; of the empty ones what holds is said elsewhere.
+#: Parameter -> kind of `normalis.errors.arguments`; of the empty ones what holds is said elsewhere.
 PARAMS: dict[str, str] = {
     "method": "",
     "latent_dim": "",
