@@ -3,10 +3,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from normalis import errors, models
+from normalis import models
 from normalis.cli import app
 from normalis.engines.export import OUTPUTS, export_onnx
-from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError
+from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError, extras
 from small_runs import detector, phantoms
 
 SMALL = {"image_size": 16, "latent_dim": 2, "hidden_dim": 8}
@@ -103,7 +103,7 @@ def test_a_missing_extra_is_named_with_its_install_line(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(errors.importlib, "import_module", missing)
+    monkeypatch.setattr(extras.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"pip install .*\[onnx\]'"):
         export_onnx(models.build("ae", **SMALL), tmp_path / "model.onnx")
 

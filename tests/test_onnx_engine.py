@@ -9,12 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from normalis import errors, models, scorers
+from normalis import models, scorers
 from normalis.cli import app
 from normalis.datasets import open_dataset
 from normalis.engines import onnx as onnx_engine
 from normalis.engines.onnx import OnnxScorer, on_engine
-from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError
+from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError, extras
 from normalis.fitted import FittedDetector
 from normalis.output.folder import ScoreOptions, score_to_folder
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
@@ -156,7 +156,7 @@ def test_a_missing_extra_is_named_with_its_install_line(fitted, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(errors.importlib, "import_module", missing)
+    monkeypatch.setattr(extras.importlib, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"engine onnx .*pip install .*\[onnx\]'"):
         on_engine(fitted)
 

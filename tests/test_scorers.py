@@ -366,7 +366,7 @@ def test_the_usual_reading_leaves_scores_of_their_own_alone():
     usual = {m: scorers.default_scorer(models.model_class(m)) for m in models.MODELS}
     assert {m for m, name in usual.items() if name == "native"} == {
         "anogan", "f-anogan", "feature-ae", "feature-gaussian", "feature-knn", "ganomaly",
-        "hvq-trans", "intensity", "padim", "spade", "uniad",
+        "hvq-trans", "intensity", "padim", "spade", "uniad", "vq-transformer",
     }  # fmt: skip
     for name in scorers.SCORERS:
         assert scorers.scorer_class(name).Settings().reduction == scorers.default_reduction(name)

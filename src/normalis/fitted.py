@@ -616,7 +616,7 @@ class FittedDetector(Verbs):
         for i, (model, scorer) in enumerate(zip(self.models, self.scorers, strict=True)):
             used |= {_prefix("model", i) + name for name in model.state()}
             used |= {_prefix("scorer", i) + name for name in scorer.state()}
-        left = sorted(set(arrays) - used - {"decision_scores", "trained_on"})
+        left = sorted(set(arrays) - used - {"decision_scores", "trained_on", "unlabelled_on"})
         if left:
             raise RunError(
                 f"model.safetensors holds {len(left)} arrays that nothing in model.json uses, the "
