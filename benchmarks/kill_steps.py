@@ -83,7 +83,12 @@ def commands() -> list[Command]:
         Command("score --overwrite", [*score, "--overwrite"], "out", [fit, older]),
         Command("report", ["report", "out", "--out", "page/x.html"], "page", [fit, score]),
         Command("evaluate", ["evaluate", "run", "set", "--out", "e/x.json"], "e", [fit]),
-        Command("export", ["export", "run", "--out", "o/x.onnx", "--overwrite"], "o", [trained]),
+        Command(
+            "export",
+            ["export", "run", "--out", "o/x.onnx", "--overwrite"],
+            "o",
+            [[*trained, "--calibration", "split"]],  # a file holds one network
+        ),
         Command("research sweep", sweep, "results"),
     ]
 

@@ -81,6 +81,11 @@ def scored():
     command("normalis score run new --out scored --no-overlays")
 
 
+def archive():
+    write_pngs(Path("normals"), phantoms(60))
+    write_pngs(Path("archive"), np.concatenate([phantoms(12, seed=9), anomalies(12)]))
+
+
 def leaky():
     images = phantoms(30)
     for folder, chosen in (("train/good", images[:20]), ("test/good", images[16:26])):
@@ -93,7 +98,8 @@ def leaky():
     Image.open("leaky/train/good/p00_tr.png").save("leaky/test/good/p99_te.png")
 
 
-EXAMPLES = {"chest": chest, "flair": flair, "few": few, "scored": scored, "leaky": leaky}
+EXAMPLES = {"chest": chest, "flair": flair, "few": few, "scored": scored, "leaky": leaky,
+            "archive": archive}  # fmt: skip
 
 
 # -- running them ---------------------------------------------------------------------------------

@@ -191,9 +191,13 @@ def test_every_parameter_gets_a_finite_gradient(method, build):
     assert trained == {p for p in model.parameters() if p.requires_grad}
 
 
-# A generator's loss falls and rises with its adversary's: tests/test_adversarial_methods.py.
+# A generator's loss falls and rises with its adversary's: tests/test_adversarial_methods.py. The
+# transformer's begins when the first stage has ended: tests/test_tokens.py.
+ELSEWHERE = ("anogan", "f-anogan", "vq-transformer")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [m for m in TRAINED if m not in ("anogan", "f-anogan")])
+@pytest.mark.parametrize("method", [m for m in TRAINED if m not in ELSEWHERE])
 def test_the_loss_falls(method, build):
     model = build(method, image_size=32)
     history = training.fit(model, images(32), settings=quick(12), device="cpu")
