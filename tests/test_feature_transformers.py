@@ -94,6 +94,7 @@ def test_features_that_never_vary_are_rebuilt(monkeypatch):
     assert model.cells_of(numbered(9)[8:]).max() < 0.2, "of 6.3, the length of standard features"
 
 
+@pytest.mark.slow
 def test_uniad_finds_the_place_that_breaks_the_rule(monkeypatch):
     """Features follow from the place's row in all images; in the last one, one place is another."""
     rule = drawn(1, 40, 8, 1).expand(41, -1, -1, 8) + 0.1 * drawn(41, 40, 8, 8, seed=3)
@@ -206,6 +207,7 @@ def test_hvq_scales_its_terms_by_normal_images(monkeypatch):
     torch.testing.assert_close(bare.cells_of(numbered(12)), error)
 
 
+@pytest.mark.slow
 def test_hvq_finds_what_has_no_code(monkeypatch):
     """Cells are of four kinds; in the last image one is of a fifth."""
     kinds = 3 * drawn(5, 40)

@@ -657,6 +657,7 @@ def test_rate_ae_watches_the_rate_behind_few_images_where_it_is_to_be_unbiased(b
     assert model.transfer.item() == pytest.approx(compared.transfer.item())
 
 
+@pytest.mark.slow
 def test_rate_ae_holds_its_rate_on_held_out_images_where_those_of_training_say_more():
     options = {"image_size": 16, "latent_dim": 8, "hidden_dim": 16, "dual_step": 0.02, "rate": 2.0}
     pixels, held, others = (

@@ -114,6 +114,7 @@ def test_results_go_to_a_pacs_over_tls(ours, theirs):
         assert len(pacs.kept) == 1
 
 
+@pytest.mark.slow
 def test_a_real_pacs_over_tls_and_https(ours, theirs, monkeypatch):
     """Orthanc asks for our certificate over DIMSE; a proxy before it speaks HTTPS.
 
