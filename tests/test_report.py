@@ -17,7 +17,9 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 import report_folders as folders
+from normalis.datasets import open_dataset
 from normalis.errors import RunError
+from normalis.output.folder import score_to_folder
 from normalis.report import pictures, triage, write_report
 from normalis.report.contours import contour_path
 from normalis.report.curves import precision_recall, roc
@@ -25,6 +27,7 @@ from normalis.report.marks import read_marks
 from normalis.report.sources import detect, read_scores
 from normalis.research.page import read_records, rows_of, write_results
 from normalis.storage import write_json
+from small_runs import detector, phantoms, write_pngs
 
 
 class Page(HTMLParser):
@@ -561,3 +564,16 @@ def test_a_scoring_without_findings_has_a_page_and_a_damaged_one_says_so(tmp_pat
     (folder / "findings.csv").unlink()
     assert read_marks(folder, read_scores(folder).cases) == [[]] * 6
     write_report(folder, tmp_path / "page.html")
+
+
+def test_a_page_flags_nothing_where_the_held_out_images_certify_no_such_rate(tmp_path):
+    """As `normalis score` says it: with 8 held-out images no image is above at 5 %."""
+    few = detector(calibration="split", calibration_share=0.2).fit(phantoms(40))
+    assert few.calibration_.smallest_rate > 0.05
+    write_pngs(tmp_path / "in", phantoms(12, seed=3))
+    data = open_dataset(tmp_path / "in")
+    score_to_folder(few, data.samples, tmp_path / "out", root=tmp_path / "in")
+    source = read_scores(tmp_path / "out")
+    start = triage._start(source)
+    assert start is not None
+    assert not (source.cases.anomaly_score > start).any()

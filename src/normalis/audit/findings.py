@@ -36,6 +36,7 @@ ALIKE = 0.8  # share of test images above 0.95 from which likeness is the rule
 CONFOUND_LOW = 0.6  # of the interval's lower end
 _LEAST_OF_A_CLASS = 10  # below this an interval of a bootstrap is not worth a sentence
 _MOST_CONFOUNDS = 6
+_MOST_MARGIN = 0.4  # that `fit --margin` takes
 _NAMED = 3  # files that a sentence names
 _RESIDUALS = ("mean_image_residual", "pca16_residual", "nearest_training")
 
@@ -297,9 +298,10 @@ def _margins(audit: Audit) -> Iterator[Finding]:
         some = ", ".join(Path(name).name for name in names[:_NAMED])
         more = f" and {count - _NAMED} more" if count > _NAMED else ""
         text = f"{count} of {looked_at} images have {KINDS[kind]} that most have not: {some}{more}"
-        wide = f"{max(0.05, np.ceil(20 * audit.margins.share) / 20):.2f}"
-        advice = "it can outscore disease: leave such images out, crop them, or fit with --margin"
-        yield Finding(severity="note", text=f"{text}; {advice} {wide}.")
+        wide = max(0.05, np.ceil(20 * audit.margins.share) / 20)
+        advice = "it can outscore disease: leave such images out, or crop them"
+        advice += f", or fit with --margin {wide:.2f}" if wide <= _MOST_MARGIN else ""
+        yield Finding(severity="note", text=f"{text}; {advice}.")
 
 
 def _baselines(audit: Audit) -> Iterator[Finding]:

@@ -61,7 +61,7 @@ def say_calibration(fitted: FittedDetector) -> None:
         why = f": {said['reason']}" if said["reason"] else ""
         console.print(f"{calibration.certifies()}{why}", soft_wrap=True)
         for text in calibration.of_unknown_patients():
-            console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+            console.print(text, soft_wrap=True)
         if rate >= calibration.smallest_rate:
             console.print(f"p <= {rate:g} {calibration.statement(rate)}", soft_wrap=True)
     notes = [*said["notes"], *(calibration.advice(rate) if calibration else ())]

@@ -88,6 +88,7 @@ def export_dicom(
     if studies is not None:
         from normalis.fitted import FittedDetector
 
+        require("highdicom", extra="pacs", why="writing DICOM objects")
         _score_folder(FittedDetector.load(out, device=device), studies, to / "scored")
         out, images = to / "scored", None
     _export(out, to, kind, images, pseudonyms)
@@ -221,9 +222,13 @@ def push(
         for state in ("kept", "sent", "refused", "unreached")
     }
     console.print(table("Sent", ["state", "objects"], [[k, v] for k, v in states.items() if v]))
+    alike: dict[tuple[str, str], list[Path]] = {}
     for path, one in told:
         if one.problem:
-            errors.print(f"{escape(str(path))}: {one.state}, {escape(one.problem)}", soft_wrap=True)
+            alike.setdefault((one.state, one.problem), []).append(path)
+    for (state, problem), which in alike.items():
+        more = f" and {len(which) - 1} more" if len(which) > 1 else ""
+        errors.print(f"{escape(str(which[0]))}{more}: {state}, {escape(problem)}", soft_wrap=True)
     if states["refused"] or states["unreached"]:
         raise typer.Exit(1)
 

@@ -141,6 +141,8 @@ def score(
             drawn=lambda done, of: bar.update(done, of, "pictures"),
         )
     _summarise(summary, detector, fpr)
+    if dataset.aside:
+        console.print(f"{len(dataset.aside)} left aside: {out / 'aside.csv'}", soft_wrap=True)
     console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)
     console.print(_patients_said(summary.patients, out / "patients.csv"), soft_wrap=True)
     if overlays:

@@ -174,8 +174,9 @@ def _labelled(data: Dataset) -> tuple[Sample, ...]:
     samples = tuple(s for s in data.split("test") if s.is_anomalous is not None)
     if not samples:
         raise DataError(
-            f"{data.root}: must have labelled test images to evaluate on, has none "
-            f"(layout: {data.layout}; found {data.counts()})"
+            f"{data.root}: must have labelled test images to evaluate on, has none (layout: "
+            f"{data.layout}; found {data.said_counts()}); put them in test/good "
+            "and test/KIND, or give a table with the columns path, label and split"
         )
     return samples
 

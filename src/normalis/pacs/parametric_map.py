@@ -59,6 +59,7 @@ def _map(study: ScoredStudy, images: list[ScoredImage], number: int) -> Any:
             hd.VOILUTTransformation(
                 window_center=(first.level + first.full) / 2,
                 window_width=max(first.full - first.level, 1e-3),
+                voi_lut_function="LINEAR_EXACT",  # the only linear one of a width below 1
             )
         ],
         content_label="NORMALIS",

@@ -104,13 +104,17 @@ def _threshold(calibration: Calibration, rate: float) -> float | None:
 
 
 def _start(source: Source) -> float | None:
-    """Return the threshold to open with: calibrated, or the score of the top twentieth."""
+    """Return the threshold to open with.
+
+    It is the calibrated one. Where the held-out images certify no rate as small, nothing is above,
+    as `normalis score` says; without a calibration it is the score of the top twentieth.
+    """
+    scores = source.cases.anomaly_score if source.cases is not None else np.empty(0)
+    known = scores[np.isfinite(scores)]
     if source.calibration is not None:
         found = _threshold(source.calibration, source.details.get("fpr") or 0.05)
-        if found is not None:
-            return found
-    scores = source.cases.anomaly_score if source.cases is not None else np.empty(0)
-    return float(np.nanquantile(scores, 0.95)) if np.isfinite(scores).any() else None
+        return found if found is not None or not known.size else float(known.max())
+    return float(np.quantile(known, 0.95)) if known.size else None
 
 
 def _split_root(paths: list[str]) -> tuple[str, list[str]]:
