@@ -105,16 +105,18 @@ def picture(image: ScoredImage) -> NDArray[np.uint8]:
 
 def _words(image: ScoredImage) -> str:
     said = "" if image.p_value is None else f"   p = {image.p_value:.3g}"
-    return f"normalis   score {image.score:.4g}{said}   {image.place}"
+    seen = any(region.above for region in image.regions) or image.anomaly_map is None
+    none = "" if seen else "   no place stands out"
+    return f"normalis   score {image.score:.4g}{said}   {image.place}{none}"
 
 
 def _outline(draw: Any, image: ScoredImage, shape: tuple[int, ...], width: int) -> None:
     across, down = width / shape[1], _HEIGHT / shape[0]
-    for region in image.regions:
+    for region in (found for found in image.regions if found.above):
         box = (
             width + region.left * across,
             _HEADER + region.top * down,
             width + region.right * across,
             _HEADER + region.bottom * down,
         )
-        draw.rectangle(box, outline=_EDGE, width=2 if region.above else 1)
+        draw.rectangle(box, outline=_EDGE, width=2)
