@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.tested: $(VENV)/.installed
 	@echo "installing what the tests need into $(VENV)"
-	@$(PIP) -e '.[codecs,onnx,pacs,ray,research,serve,test,dev]'
+	@$(PIP) -e '.[codecs,notebook,onnx,pacs,ray,research,serve,test,dev]'
 	@touch $@
 
 demo: $(VENV)/.installed ## install, train on generated images, score and show where to look

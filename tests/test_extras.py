@@ -1,9 +1,11 @@
 """What is not installed is said with the line that installs it; the core needs none of it."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,32 @@ def test_the_list_of_core_packages_is_short():
     assert not any(line.startswith("scikit-image") for line in project["dependencies"])
     optional = project["optional-dependencies"]
     assert any(line.startswith("pyarrow") for line in optional["research"])
+
+
+def _imported(file):
+    """Top names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_make_test_installs_every_package_that_a_test_imports():
+    # A package that happens to lie in a developer's environment hides that a fresh clone lacks it.
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    makefile = (root / "Makefile").read_text("utf-8")
+    extras = re.search(r"-e '\.\[([\w,]*\btest\b[\w,]*)\]'", makefile)[1].split(",")
+    lines = project["dependencies"] + [
+        line for extra in extras for line in project["optional-dependencies"][extra]
+    ]
+    installed = {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
+    offered = metadata.packages_distributions()
+    missing = {
+        (file.name, name)
+        for file in (root / "tests").rglob("*.py")
+        for name in _imported(file)
+        if name in offered and not {d.lower() for d in offered[name]} & {*installed, "normalis"}
+    }
+    assert not missing
