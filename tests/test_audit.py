@@ -411,6 +411,7 @@ def test_the_size_of_uncompressed_files_is_no_property(tmp_path):
     assert ["bytes" in fact.properties for fact in facts] == [False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_fundus_photographs_of_different_people_are_look_alikes(real_data):
     found = audit(open_dataset(real_data / "fundus"))

@@ -155,7 +155,7 @@ def test_signals_that_are_ignored_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_command_that_is_stopped_says_how_to_go_on_and_does(name, tmp_path):
     write_pngs(tmp_path / "data", phantoms(24))
     command = [sys.executable, "-m", "normalis", "fit", str(tmp_path / "data"), "--out",

@@ -1,3 +1,6 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,7 @@ from typer.testing import CliRunner
 
 from normalis import models
 from normalis.cli import app
+from normalis.engines import export
 from normalis.engines.export import OUTPUTS, export_onnx
 from normalis.errors import MissingExtraError, NotFittedError, RunError, SettingsError, extras
 from small_runs import detector, phantoms
@@ -111,6 +115,11 @@ def test_a_missing_extra_is_named_with_its_install_line(tmp_path, monkeypatch):
 def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
     model = models.build("ae", **SMALL)
+    program = SimpleNamespace(  # a graph is traced above; this is about its file
+        model=SimpleNamespace(metadata_props={}),
+        save=lambda path, external_data: Path(path).write_bytes(b"graph"),
+    )
+    monkeypatch.setattr(export, "trace", lambda *_: program)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         export_onnx(model, tmp_path / "file" / "model.onnx")

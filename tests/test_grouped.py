@@ -77,7 +77,7 @@ def test_a_patient_is_compared_with_the_patients_of_its_group_exactly():
     """With 19 units a p-value of a normal patient is one of 1/20 .. 20/20, each as often."""
     rng = np.random.default_rng(3)
     found = {"A": [], "B": []}
-    for _ in range(3000):
+    for _ in range(1000):
         scores = rng.normal(size=76) + np.repeat([0.0, 2.0], 38)
         scanner, owner = np.repeat(["A", "B"], 38), np.arange(76) // 2  # two images each
         known = calibrate_groups(scores, scanner, by="scanner", patients=owner, level="patient")
@@ -87,21 +87,21 @@ def test_a_patient_is_compared_with_the_patients_of_its_group_exactly():
         found["A"].append(said["a"][0])
         found["B"].append(said["b"][0])
     for values in found.values():
-        for k in (1, 2, 4, 10):  # 3000 draws: three standard errors
+        for k in (1, 2, 4, 10):  # 1000 draws: three standard errors
             share = np.mean(np.array(values) <= k / 20 + 1e-9)
-            assert abs(share - k / 20) < 3 * np.sqrt(k / 20 * (1 - k / 20) / 3000)
+            assert abs(share - k / 20) < 3 * np.sqrt(k / 20 * (1 - k / 20) / 1000)
 
 
 def test_a_patient_of_two_groups_has_a_p_value_that_is_never_too_small():
     rng = np.random.default_rng(4)
     found = []
-    for _ in range(2000):
+    for _ in range(800):
         scores, scanner = rng.normal(size=58), np.repeat(["A", "B"], 29)
         known = calibrate_groups(scores, scanner, by="scanner")
         said = known.patient_p_values(rng.normal(size=2), ["x", "x"], ["A", "B"])
         found.append(said["x"][0])
     for rate in (0.1, 0.2, 0.4):
-        assert np.mean(np.array(found) <= rate + 1e-9) <= rate + 3 * np.sqrt(rate / 2000)
+        assert np.mean(np.array(found) <= rate + 1e-9) <= rate + 3 * np.sqrt(rate / 800)
 
 
 def test_a_patient_of_no_group_that_calibrates_has_none_and_it_is_said():

@@ -121,7 +121,9 @@ def test_sources_and_results_are_consistent(modality, tmp_path):
     assert errors_of([checker, *map(str, paths)]) == []
 
 
-@pytest.mark.parametrize("modality", ["DX", "MR", "enhanced MR"])
+@pytest.mark.parametrize(
+    "modality", ["DX", *(pytest.param(m, marks=pytest.mark.slow) for m in ("MR", "enhanced MR"))]
+)
 def test_a_pacs_draws_the_picture(modality, tmp_path, monkeypatch):
     if find_orthanc() is None:
         pytest.skip("Orthanc is not installed (make pacs)")

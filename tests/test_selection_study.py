@@ -173,6 +173,7 @@ def test_of_two_trainings_that_differ_in_length_the_shorter_counts():
         assert {row["epochs"] for row in setting.normals[0]} == {83}
 
 
+@pytest.mark.slow
 def test_from_trainings_to_the_page(tmp_path):
     study.write_phantoms(tmp_path / "data", size=16, train=40, test=12)
     table = {

@@ -110,6 +110,7 @@ def killed_then_done(run, data, files, undisturbed, point: str) -> None:
     assert [p for p in paths if "part" in p or "tmp" in p] == []
 
 
+@pytest.mark.slow
 def test_killed_with_half_of_the_results_sent(run, files, undisturbed, tmp_path):
     killed_then_done(run, tmp_path / "data", files, undisturbed, "one object of several is sent")
 

@@ -345,7 +345,7 @@ def test_models_are_dropped_if_asked(root, out):
 
 
 def test_trainings_computed_as_one_give_the_records_of_trainings_alone(root, tmp_path):
-    factors = {"latent_dims": [2, 3], "seeds": [0, 1], "scorers": ["native", "l1"]}
+    factors = {"latent_dims": [2, 3], "seeds": [0, 1]}
     found = {}
     for name, stack in (("alone", 1), ("together", 3)):
         out = tmp_path / name

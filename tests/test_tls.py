@@ -152,6 +152,7 @@ def _plain_server(certificates):
     return context
 
 
+@pytest.mark.slow
 def test_the_service_with_tls_on_both_sides(ours, tmp_path):
     """The real process: an image in over TLS, the page over HTTPS with a login."""
     normals = np.concatenate([lesion_slices(slices=2, seed=s)[:1] for s in range(24)])
