@@ -99,6 +99,43 @@ def test_the_leak_is_a_set_of_its_own(tmp_path):
     assert [e.latent_dim for e in best] == [32, 32]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"subset": {"position": (0.4, 0.85)}},
+        {"subset": {"validation_share": 0.2}},
+        {"subset": {"drop_test_twins": 0.95}},
+        {"training": {"learning_rate": 1e-3}},
+        {"training": {"standardize": True}},
+        {"training": {"keep_epoch": "best"}},
+        {"reduction": "max"},
+        {"channels": 3},
+        {"images": {"percentiles": (1, 99)}},
+    ],
+    ids=str,
+)
+def test_records_of_other_studies_are_of_no_row(store, other):
+    """Other test images, other rates, other readings: their mean would be of nothing."""
+    (experiment,) = plan(store, only=["AE, d = 16"], seeds=[0])
+    settings = experiment.settings()
+    assert cited.system_of(settings).name == "AE, d = 16"
+    changed = {k: {**settings[k], **v} if isinstance(v, dict) else v for k, v in other.items()}
+    assert cited.system_of({**settings, **changed}) is None
+
+
+def test_parts_of_a_set_of_the_table_are_not_the_set(store):
+    (experiment,) = plan(store, only=["mean image"], seeds=[0])
+    settings = {**experiment.settings(), "dataset": "lgg_flair"}
+    assert cited.set_of(settings) == "lgg_flair"
+    part = {**settings["subset"], "position": (0.4, 0.85)}
+    assert cited.set_of({**settings, "subset": part}) == ""
+    dropped = {**settings["subset"], "drop_train_twins": 0.95}
+    assert cited.set_of({**settings, "subset": dropped}) == ""
+    assert cited.set_of({**settings, "dataset": "brain_tumor", "subset": dropped}) == (
+        "brain_tumor_without_leak"
+    )
+
+
 def run(tmp_path, *options):
     where = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--sets", "tiny"]
     asked = ["research", "reproduce", "cited", *where, "--epochs", "1", "--jobs", "1", *options]
@@ -135,6 +172,11 @@ def test_the_table_is_made_in_pieces_and_says_what_failed(tmp_path, monkeypatch)
     )
     assert "62.9 on RSNA (BMAD" in ganomaly[0]["published"]
     assert [row["failed"] != "" for row in table if row["system"] == "broken"] == [True]
+    again = cited_table.read_cited(tmp_path / "out/tables/cited.csv")
+    assert cited_table.cited_markdown(again) == text
+    assert [e.records for e in again if e.system.name == "GANomaly"] == [
+        [r["id"][:12] for r in records]
+    ]
 
     fixed = cited.System(name="broken", method="pca", cites="99", latent_dims={"": 3})
     for module in (cited, cited_table):

@@ -352,18 +352,26 @@ def failures(results: str | Path) -> list[dict[str, Any]]:
 
 
 def set_of(settings: Mapping[str, Any]) -> str:
-    """Return the set that an experiment's settings are of, by the name of `SETS`."""
-    twin = settings["subset"].get("drop_train_twins")
-    for name, (folder, subset) in SETS.items():
-        if settings["dataset"] == folder and subset.drop_train_twins == twin:
-            return name
-    return str(settings["dataset"])
+    """Return the set that an experiment's settings are of, by the name of `SETS`.
+
+    Empty if it is another part of one, such as the middle slices of each volume, whose figures are
+    of another test.
+    """
+    part = replace(Subset(**settings["subset"]), validation_share=0.0)
+    folder = str(settings["dataset"])
+    known = {(of, subset): name for name, (of, subset) in SETS.items()}
+    own = "" if folder in {of for of, _ in known} or part != Subset() else folder
+    return known.get((folder, part), own)
 
 
 def system_of(settings: Mapping[str, Any]) -> System | None:
-    """Return the system that an experiment's settings are of, None if it is of no row."""
+    """Return the system that an experiment's settings are of, None if it is of no row.
+
+    A row is trained, read and held out as `plan_cited` plans it, but for the recipe and the epochs,
+    so that records of other studies are not averaged with it.
+    """
     name = set_of(settings)
-    return next((s for s in SYSTEMS if _is_of(s, name, settings)), None)
+    return next((s for s in SYSTEMS if name and s.there and _is_of(s, name, settings)), None)
 
 
 def _is_of(system: System, name: str, settings: Mapping[str, Any]) -> bool:
@@ -372,4 +380,26 @@ def _is_of(system: System, name: str, settings: Mapping[str, Any]) -> bool:
     mine = [dict(system.options), dict(system.scorer_options)]
     if content_hash(mine) != content_hash([settings["options"], settings["scorer_options"]]):
         return False
-    return settings["latent_dim"] is None or settings["latent_dim"] == system.latent_dim(name)
+    if settings["latent_dim"] not in (None, system.latent_dim(name)):
+        return False
+    return _is_read_so(system, settings) and _is_trained_so(system, settings)
+
+
+def _is_read_so(system: System, settings: Mapping[str, Any]) -> bool:
+    size = model_class(system.method).default_image_size(dict(system.options))
+    usual = (size, 1, default_reduction(system.scorer))
+    others = {k: v for k, v in settings["images"].items() if k != "image_size"}
+    asked = (settings["image_size"], settings["channels"], settings["reduction"])
+    return asked == usual and not others
+
+
+def _is_trained_so(system: System, settings: Mapping[str, Any]) -> bool:
+    cls = model_class(system.method)
+    held = _HELD if issubclass(cls, CompositeModel) else 0.0
+    if settings["subset"]["validation_share"] != held:
+        return False
+    given = TrainingSettings(**settings["training"])
+    if not issubclass(cls, Autoencoder | CompositeModel):
+        return not given.standardize
+    usual = _training(system, 1, given.recipe, 1.0)
+    return given == replace(usual, epochs=given.epochs)

@@ -1,4 +1,6 @@
-"""The table of every system that the paper cites, drawn from records: rows, Markdown, CSV.
+"""The table of every system that the paper cites, drawn from records: entries, Markdown, CSV.
+
+    records -> cited_entries -> write_cited -> CSV -> read_cited -> cited_markdown
 
 A row is a system as it was trained (recipe and epochs). AUROC is the mean over seeds, the interval
 the mean of the seeds' 95 % bootstrap intervals over test images, patients drawn whole where they
@@ -9,14 +11,15 @@ whether they were read there or are remembered.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from normalis.files import write_atomically, write_csv
+from normalis.errors import DataError
+from normalis.files import read_csv, write_atomically, write_csv
 from normalis.research.cited import (
     GROUPS,
     SETS,
@@ -31,10 +34,13 @@ from normalis.research.records import Records
 
 __all__ = [
     "CSV_COLUMNS",
+    "METRICS",
     "Entry",
+    "Figure",
     "cited_csv",
     "cited_entries",
     "cited_markdown",
+    "read_cited",
     "write_cited",
 ]
 
@@ -47,7 +53,26 @@ METRICS = {
 CSV_COLUMNS = (
     "set", "group", "system", "cites", "method", "scorer", "recipe", "epochs", "seeds", "metric",
     "mean", "deviation", "low", "high", "fit_s", "score_s", "n_train", "failed", "published",
+    "records", "finished",
 )  # fmt: skip
+_NAME = 12  # first digits of a record's identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A metric in percent.
+
+    Attributes:
+        mean: over seeds.
+        deviation: over seeds, None for one.
+        low: mean of the seeds' lower ends, None where there is no interval.
+        high: of their upper ends.
+    """
+
+    mean: float
+    deviation: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,32 +84,28 @@ class Entry:
         system: the row.
         recipe: of the training, empty without a network.
         epochs: of the training, None without a network.
-        records: one per seed; none if it failed.
+        seeds: how many trainings; 0 if it failed.
+        figures: a key of `METRICS` -> figure; what the set has.
+        fit_s: mean over seeds.
+        score_s: mean over seeds.
+        n_train: images that it is trained on.
         failed: why, empty if it did not.
+        records: the beginnings of the records' identities.
+        finished: day of the last one.
     """
 
     name: str
     system: System
     recipe: str
     epochs: int | None
-    records: Sequence[Mapping[str, Any]] = ()
+    seeds: int = 0
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    fit_s: float = math.nan
+    score_s: float = math.nan
+    n_train: int = 0
     failed: str = ""
-
-    def values(self, metric: str) -> list[float]:
-        """Return a metric in percent, one per seed; empty where the set has none."""
-        return [100 * r[metric] for r in self.records if r.get(metric) is not None]
-
-    def interval(self, metric: str) -> tuple[float, float]:
-        """Return the mean of the seeds' intervals in percent, NaN where there is none."""
-        ends = [r["metrics"].get(metric, {}) for r in self.records]
-        low, high = (
-            float(np.mean([100 * e.get(end, math.nan) for e in ends])) for end in ("low", "high")
-        )
-        return low, high
-
-    def seconds(self, key: str) -> float:
-        """Return the mean of ``fit_s`` or ``score_s``."""
-        return float(np.mean([r[key] for r in self.records]))
+    records: Sequence[str] = ()
+    finished: str = ""
 
 
 def cited_entries(results: str | Path) -> list[Entry]:
@@ -93,11 +114,45 @@ def cited_entries(results: str | Path) -> list[Entry]:
     for record in Records(results).table():
         if (key := _key(record["settings"], trained=bool(record["n_parameters"]))) is not None:
             rows.setdefault(key, []).append(record)
-    entries = [
-        Entry(name=name, system=system, recipe=recipe, epochs=epochs, records=found)
-        for (name, system, recipe, epochs), found in rows.items()
-    ]
+    entries = [_entry(*key, found) for key, found in rows.items()]
     return sorted(entries + _failed(results, set(rows)), key=_place)
+
+
+def _entry(
+    name: str,
+    system: System,
+    recipe: str,
+    epochs: int | None,
+    records: Sequence[Mapping[str, Any]],
+) -> Entry:
+    figures = {m: found for m in METRICS if (found := _figure(records, m)) is not None}
+    seconds = {key: float(np.mean([r[key] for r in records])) for key in ("fit_s", "score_s")}
+    return Entry(
+        name=name, system=system, recipe=recipe, epochs=epochs, seeds=len(records),
+        figures=figures, n_train=records[0]["n_train"], **seconds,
+        records=[r["id"][:_NAME] for r in records],
+        finished=max(str(r.get("finished_at") or "")[:10] for r in records),
+    )  # fmt: skip
+
+
+def _figure(records: Sequence[Mapping[str, Any]], metric: str) -> Figure | None:
+    """Return a metric over seeds in percent, None where the set has none."""
+    values = [100 * r[metric] for r in records if r.get(metric) is not None]
+    if not values:
+        return None
+    ends = [r["metrics"].get(metric, {}) for r in records]
+    low, high = (
+        float(np.mean([math.nan if e.get(end) is None else 100 * e[end] for e in ends]))
+        for end in ("low", "high")
+    )
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    known = not math.isnan(low + high)
+    return Figure(
+        mean=float(np.mean(values)),
+        deviation=deviation,
+        low=low if known else None,
+        high=high if known else None,
+    )
 
 
 def _failed(results: str | Path, known: set[tuple[Any, ...]]) -> list[Entry]:
@@ -135,9 +190,8 @@ def _place(entry: Entry) -> tuple[Any, ...]:
 # --- Markdown and CSV ---
 
 
-def cited_markdown(results: str | Path) -> str:
+def cited_markdown(entries: Sequence[Entry]) -> str:
     """Return the table over all sets, one table a set, and what a reader must know."""
-    entries = cited_entries(results)
     if not entries:
         return "No records yet."
     sets = list(dict.fromkeys(e.name for e in entries))
@@ -146,31 +200,39 @@ def cited_markdown(results: str | Path) -> str:
 
 
 def _over_sets(entries: Sequence[Entry], sets: Sequence[str]) -> str:
-    """Return AUROC by system and set, a row per system in its least trained form first."""
+    """Return AUROC by system and set, a row per system in its least trained form."""
     groups: dict[System, dict[str, Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.system, {}).setdefault(entry.name, entry)
     ordered = sorted(groups, key=lambda s: (list(GROUPS).index(s.group), SYSTEMS.index(s)))
-    head = ["AUROC", "", *sets, "fit, s"]
     rows = []
     for system in ordered:
         mine = groups[system]
-        done = [e.seconds("fit_s") for e in mine.values() if e.records]
         cells = [_short(mine[name]) if name in mine else "" for name in sets]
-        rows.append([_name(system), GROUPS[system.group], *cells, _span(done)])
-    return _table(head, rows)
+        rows.append([_name(system), GROUPS[system.group], *cells, _trained(mine.values()),
+                     _span([e.fit_s for e in mine.values() if e.seeds])])  # fmt: skip
+    return _table(["AUROC", "", *sets, "epochs", "fit, s"], rows)
+
+
+def _trained(entries: Iterable[Entry]) -> str:
+    epochs: dict[str, list[int]] = {}
+    for entry in entries:
+        if entry.epochs is not None:
+            epochs.setdefault(entry.recipe, []).append(entry.epochs)
+    return ", ".join(f"{_between(min(n), max(n))} {recipe}" for recipe, n in epochs.items())
+
+
+def _between(low: Any, high: Any) -> str:
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _of_set(entries: Sequence[Entry], name: str) -> str:
-    mine = [e for e in entries if e.name == name and e.records]
-    metrics = [m for m in METRICS if any(e.values(m) for e in mine)]
+    mine = [e for e in entries if e.name == name and e.seeds]
+    metrics = [m for m in METRICS if any(m in e.figures for e in mine)]
     head = ["system", "seeds", *(METRICS[m] for m in metrics), "epochs", "fit, s", "score, s"]
     rows = [
-        [
-            _name(e.system), str(len(e.records)), *(_full(e, m) for m in metrics),
-            "" if e.epochs is None else f"{e.epochs} {e.recipe}",
-            _seconds(e.seconds("fit_s")), _seconds(e.seconds("score_s")),
-        ]
+        [_name(e.system), str(e.seeds), *(_full(e, m) for m in metrics), _trained([e]),
+         _seconds(e.fit_s), _seconds(e.score_s)]
         for e in mine
     ]  # fmt: skip
     return f"**{name}**\n\n{_table(head, rows)}"
@@ -192,7 +254,6 @@ def _published() -> str:
 
 
 def _notes(entries: Sequence[Entry]) -> str:
-    missing = [s.name for s in SYSTEMS if s not in {e.system for e in entries}]
     found = [
         "In percent. [low, high]: mean over seeds of the 95 % bootstrap interval over test images, "
         "patients drawn whole where they are known; ±: deviation over seeds.",
@@ -202,9 +263,18 @@ def _notes(entries: Sequence[Entry]) -> str:
         "Best Dice chooses its threshold with the labels it is scored on.",
         "Seconds are of the machine as it was, loaded or not.",
     ]
-    if missing:
-        found.append(f"No record yet: {', '.join(missing)}.")
-    return " ".join(found)
+    return " ".join(found + _missing(entries))
+
+
+def _missing(entries: Sequence[Entry]) -> list[str]:
+    """Return a sentence for each set that lacks rows."""
+    found = []
+    for name in dict.fromkeys([*SETS, *(e.name for e in entries)]):
+        there = {e.system for e in entries if e.name == name}
+        lacking = [s.name for s in SYSTEMS if s not in there and s.latent_dim(name) is not None]
+        if there and lacking:
+            found.append(f"No record yet on {name}: {'; '.join(lacking)}.")
+    return found
 
 
 def _name(system: System) -> str:
@@ -212,28 +282,21 @@ def _name(system: System) -> str:
 
 
 def _short(entry: Entry) -> str:
-    if entry.failed:
-        return "failed"
-    low, high = entry.interval("auroc")
-    mean = f"{np.mean(entry.values('auroc')):.1f}"
-    return mean if math.isnan(low) else f"{mean} [{low:.1f}, {high:.1f}]"
+    return "failed" if entry.failed else _shown(entry.figures["auroc"], spread=False)
 
 
 def _full(entry: Entry, metric: str) -> str:
-    values = entry.values(metric)
-    if not values:
-        return ""
-    low, high = entry.interval(metric)
-    text = f"{np.mean(values):.1f}"
-    text += f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return text if math.isnan(low) else f"{text} [{low:.1f}, {high:.1f}]"
+    return _shown(entry.figures[metric]) if metric in entry.figures else ""
+
+
+def _shown(figure: Figure, *, spread: bool = True) -> str:
+    text = f"{figure.mean:.1f}"
+    text += f" ± {figure.deviation:.1f}" if spread and figure.deviation is not None else ""
+    return text if figure.low is None else f"{text} [{figure.low:.1f}, {figure.high:.1f}]"
 
 
 def _span(seconds: Sequence[float]) -> str:
-    if not seconds:
-        return ""
-    low, high = _seconds(min(seconds)), _seconds(max(seconds))
-    return low if low == high else f"{low} to {high}"
+    return _between(_seconds(min(seconds)), _seconds(max(seconds))) if seconds else ""
 
 
 def _seconds(value: float) -> str:
@@ -245,40 +308,69 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines)
 
 
-def cited_csv(results: str | Path) -> list[list[Any]]:
+def cited_csv(entries: Sequence[Entry]) -> list[list[Any]]:
     """Return a row per set, system and metric; see `CSV_COLUMNS`."""
     said: dict[str, list[str]] = {}
     for p in published():
         words = f"{p['metric']} {p['value']} on {p['data']} ({p['source']}; {p['grade']})"
         said.setdefault(p["system"], []).append(words)
-    rows = []
-    for entry in cited_entries(results):
-        for metric in METRICS if entry.records else ("",):
-            if entry.records and not entry.values(metric):
-                continue
-            rows.append(_csv_row(entry, metric, "; ".join(said.get(entry.system.name, []))))
-    return rows
+    return [
+        _csv_row(entry, metric, "; ".join(said.get(entry.system.name, [])))
+        for entry in entries
+        for metric in entry.figures or ("",)
+    ]
 
 
 def _csv_row(entry: Entry, metric: str, said: str) -> list[Any]:
-    s, values = entry.system, entry.values(metric)
+    s, figure = entry.system, entry.figures.get(metric)
     head = [entry.name, s.group, s.name, s.cites, s.method, s.scorer, entry.recipe, entry.epochs]
-    if not entry.records:
-        return [*head, 0, "", *[None] * 7, entry.failed, said]
-    low, high = entry.interval(metric)
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    numbers = [float(np.mean(values)), deviation, low, high]
-    times = [round(entry.seconds(k), 2) for k in ("fit_s", "score_s")]
-    rounded = [None if v is None or math.isnan(v) else round(v, 3) for v in numbers]
-    n_train = entry.records[0]["n_train"]
-    return [*head, len(values), metric, *rounded, *times, n_train, "", said]
+    if figure is None:
+        return [*head, 0, "", *[None] * 7, entry.failed, said, "", ""]
+    numbers = [figure.mean, figure.deviation, figure.low, figure.high]
+    rounded = [None if v is None else round(v, 3) for v in numbers]
+    times = [round(entry.fit_s, 2), round(entry.score_s, 2)]
+    made = [" ".join(entry.records), entry.finished]
+    return [*head, entry.seeds, metric, *rounded, *times, entry.n_train, "", said, *made]
+
+
+def read_cited(file: str | Path) -> list[Entry]:
+    """Return the entries of a file that `write_cited` wrote.
+
+    Raises:
+        DataError: if a row is of no system.
+        ValueError: if it is no such table.
+    """
+    systems = {s.name: s for s in SYSTEMS}
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in read_csv(Path(file), columns=CSV_COLUMNS):
+        if row["system"] not in systems:
+            raise DataError(f"{file}: must name systems of the table, got {row['system']!r}")
+        key = tuple(row[k] for k in ("set", "system", "recipe", "epochs"))
+        groups.setdefault(key, []).append(row)
+    return [_read(systems[key[1]], rows) for key, rows in groups.items()]
+
+
+def _read(system: System, rows: Sequence[Mapping[str, str]]) -> Entry:
+    first, numbers = rows[0], ("mean", "deviation", "low", "high")
+    figures = {
+        row["metric"]: Figure(**{k: float(row[k]) if row[k] else None for k in numbers})  # type: ignore[arg-type]
+        for row in rows
+        if row["metric"]
+    }
+    return Entry(
+        name=first["set"], system=system, recipe=first["recipe"],
+        epochs=int(first["epochs"]) if first["epochs"] else None, seeds=int(first["seeds"]),
+        figures=figures, fit_s=float(first["fit_s"] or "nan"),
+        score_s=float(first["score_s"] or "nan"), n_train=int(first["n_train"] or 0),
+        failed=first["failed"], records=first["records"].split(), finished=first["finished"],
+    )  # fmt: skip
 
 
 def write_cited(results: str | Path) -> list[Path]:
     """Write ``RESULTS/tables/cited.md`` and ``cited.csv``; return the files."""
     base = Path(results) / "tables" / "cited"
-    text = cited_markdown(results)
-    markdown = base.with_suffix(".md")
+    table, markdown = base.with_suffix(".csv"), base.with_suffix(".md")
+    write_csv(table, CSV_COLUMNS, cited_csv(cited_entries(results)))
+    text = cited_markdown(read_cited(table))  # rounded once, so that both say the same
     write_atomically(markdown, lambda p: p.write_text(text, encoding="utf-8"))
-    write_csv(base.with_suffix(".csv"), CSV_COLUMNS, cited_csv(results))
-    return [markdown, base.with_suffix(".csv")]
+    return [markdown, table]
