@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.base import clone
 
-import normalis.detector
+import normalis.detector.images
 from normalis import AnomalyDetector
 from normalis import storage as records
 from normalis.datasets import open_dataset
@@ -238,7 +238,7 @@ def test_bad_settings_are_refused_before_anything_is_read(changes, message, monk
     def read(*_, **__):
         raise AssertionError("images were read")
 
-    monkeypatch.setattr(normalis.detector, "normal_images", read)
+    monkeypatch.setattr(normalis.detector.images, "normal_images", read)
     with pytest.raises(SettingsError, match=message):
         detector(**changes).fit("nowhere")
 
@@ -265,13 +265,13 @@ def test_without_calibration_everything_is_trained_on(images):
 def spy_on_halves(monkeypatch):
     """Collect what is trained on and what is held out."""
     seen = []
-    original = normalis.detector.normal_images
+    original = normalis.detector.images.normal_images
 
     def noting(*arguments, **options):
         seen.append(original(*arguments, **options))
         return seen[-1]
 
-    monkeypatch.setattr(normalis.detector, "normal_images", noting)
+    monkeypatch.setattr(normalis.detector.images, "normal_images", noting)
     return seen
 
 

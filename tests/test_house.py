@@ -44,10 +44,26 @@ def test_a_network_whose_footprint_was_asked_for_is_the_one_that_is_fitted(built
 
 
 def test_other_settings_are_another_network(built):
-    one = detector()
+    one = detector(method="feature-knn", latent_dim="auto", method_options=None)
     one.footprint(20)
-    assert one.set_params(latent_dim=3).fit(phantoms(20)).latent_dim_ == 3
-    assert built == {"ae-u": 2}
+    one.set_params(method_options={"neighbours": 1}).fit(phantoms(20))
+    assert one.model_.settings.neighbours == 1
+    assert built == {"feature-knn": 2}
+
+
+def test_where_no_footprint_is_known_none_is_built_to_ask(built):
+    assert detector().footprint(20) is None
+    assert not built
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_unlabelled_images_do_not_build_another_network(built, folds):
+    way = {"calibration": "cv+", "folds": folds} if folds else {"calibration": "split"}
+    one = detector(method="ddad", latent_dim="auto", method_options=None, epochs=1, **way)
+    assert one.footprint(20) is None
+    fitted = one.fit(phantoms(20), unlabelled=phantoms(12, seed=9)).fitted_
+    assert built == {"ddad": folds or 1}
+    assert [m.settings.unlabelled for m in fitted.models] == [12] * (folds or 1)
 
 
 def test_cross_fitting_builds_a_network_for_each_fold(built):

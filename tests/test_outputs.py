@@ -296,7 +296,7 @@ def test_links_keep_the_name_that_the_user_gave(fitted, tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
-    monkeypatch.setattr("normalis.fitted.BATCH_SIZE", 8)
+    monkeypatch.setattr("normalis.fitted.detector.BATCH_SIZE", 8)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     fitted = detector(image_size=64).fit(phantoms(20, size=64))
     path = write_pngs(tmp_path, phantoms(1, size=64))[0]
@@ -384,7 +384,7 @@ def stop(*_, **__):
 @pytest.fixture
 def by_three(monkeypatch):
     """Score three images at a time, so that there is something between start and end."""
-    monkeypatch.setattr("normalis.fitted.BATCH_SIZE", 3)
+    monkeypatch.setattr("normalis.fitted.detector.BATCH_SIZE", 3)
 
 
 def interrupted(fitted, source, out, *, after=6, **options):

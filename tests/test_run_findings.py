@@ -90,7 +90,7 @@ def test_an_interrupted_scoring_has_the_findings_of_one_that_was_not(
     fitted, source, tmp_path, monkeypatch
 ):
     whole = score(fitted, source, tmp_path / "whole")
-    monkeypatch.setattr("normalis.fitted.BATCH_SIZE", 3)
+    monkeypatch.setattr("normalis.fitted.detector.BATCH_SIZE", 3)
     noted = outputs._Writer.add
     calls = []
 

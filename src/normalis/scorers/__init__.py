@@ -6,6 +6,7 @@ model that has what it needs; `Scorer.supports` says what is missing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from normalis.shelf import Shelf
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCORERS",
     "build",
+    "build_with",
     "default_reduction",
     "default_scorer",
     "scorer_class",
@@ -76,6 +78,18 @@ def build(scorer: str | type[Scorer] = "native", **options: Any) -> Scorer:
     """
     cls = scorer_class(scorer)
     return cls(cls.Settings.from_mapping(options))
+
+
+def build_with(scorer: str, reduction: str | None, options: Mapping[str, Any] | None) -> Scorer:
+    """Return a new scorer of settings as detectors have them.
+
+    Args:
+        scorer: a name of `scorer_names`, or ``"module:Class"``.
+        reduction: counts before one among the options; None for theirs, else the scorer's own.
+        options: further fields of the scorer's ``Settings``.
+    """
+    chosen = {} if reduction is None else {"reduction": reduction}
+    return build(scorer, **{**(options or {}), **chosen})
 
 
 def default_reduction(scorer: str) -> str:

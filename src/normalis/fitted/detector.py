@@ -1,23 +1,11 @@
-"""A fitted detector: everything that scoring needs, immutable, and what is saved.
-
-Fitting an `normalis.AnomalyDetector`, which is settings, gives one. It is never changed: another
-scorer, or calibration on the normal images of another hospital, gives another one that shares the
-trained models. ::
-
-    fitted = AnomalyDetector(image_size=64).fit("normal_scans/").fitted_
-    fitted.save("model/")
-
-    fitted = FittedDetector.load("model/")
-    scores = fitted.anomaly_score("new_scans/")                # (N,), higher = more anomalous
-    here = fitted.calibrate("our_normal_scans/")               # same models, our p-values
-"""
+"""The fitted detector: what it is, how it scores, and the verbs that make another one of it."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -25,14 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from normalis import models, scorers, scoring
+from normalis import scoring
 from normalis.backbones import offer
 from normalis.calibration.colours import ColourScale
 from normalis.calibration.conformal import Calibration
 from normalis.calibration.findings import Finding, find_areas, highest_at_border, with_p_values
-from normalis.calibration.grouped import Grouped, calibrate_groups
+from normalis.calibration.grouped import Grouped
 from normalis.calibration.maps import MapScale
 from normalis.errors import (
     BackboneError,
@@ -44,24 +31,19 @@ from normalis.errors import (
     UntrustedError,
 )
 from normalis.errors.arguments import check_kind, path_of, rate_of
-from normalis.fitting import calibrate_on
+from normalis.fitted import recalibration, stored
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, Row, from_array, stream
 from normalis.loading.held_out import (
     Images,
     as_dataset,
-    fingerprint,
-    folds,
     image_marks,
     is_array,
-    normal_images,
     samples_to_score,
-    units_of,
-    with_units,
 )
 from normalis.loading.similar import SHOWN, SimilarImages, SimilarNormals
 from normalis.loading.unlabelled import mark_learned_from
-from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
+from normalis.models.base import AnomalyModel
 from normalis.notebook.verbs import Verbs
 from normalis.scorers.base import Scorer
 from normalis.scoring import BATCH_SIZE, Detail, Scored, joined_scores
@@ -69,7 +51,6 @@ from normalis.shelf import named_by_a_file
 from normalis.storage import RunFolder, content_hash
 from normalis.studies.select import chosen_by
 from normalis.training.loop import pick_device
-from normalis.training.params import check_params
 
 if TYPE_CHECKING:
     from normalis.datasets import Dataset, Sample
@@ -161,7 +142,7 @@ class FittedDetector(Verbs):
     def identity(self) -> str:
         """Hash of the models, scorers and settings: equal if every score is."""
         weights = hashlib.sha256()
-        for name, value in sorted(self._arrays().items()):
+        for name, value in sorted(stored.model_arrays(self).items()):
             weights.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
         settings = {k: v for k, v in self.params.items() if k != "device"}
         rule = self.rule.to_dict() if self.rule else None
@@ -458,51 +439,7 @@ class FittedDetector(Verbs):
             CalibrationWarning: of unknown patients, and if few units calibrate, or few of a group.
         """
         check_kind("by", by, "text?")
-        found = normal_images(
-            normals, self.image_settings, patient_ids=patient_ids, rule=self.rule, fit_rule=False
-        )
-        held, mark = with_units(found.train), fingerprint(found.train.pixels)
-        self._refuse_seen(held, found.name, mark)
-        fixed = calibrate_on(self, None, held)
-        note = {"name": found.name, "fingerprint": mark, "images": len(held.rows)}
-        notes = [*units_of(held).notes]
-        said = {"asked": "split", "reason": "", "notes": notes}
-        info = {**self.info, "calibrated_on": note, "calibration": said}
-        grouped = None
-        if by is not None and fixed.calibration and fixed.calibration.readings is not None:
-            raise SettingsError(
-                "a panel fuses its members' ranks among all held-out images, so that it has no "
-                "p-values within groups; calibrate one of its members by group"
-            )
-        if by is not None:
-            units = units_of(held)
-            values = [row.header.get(by) for row in held.rows]
-            grouped = calibrate_groups(
-                fixed.normal_scores, values, by=by, patients=units.member, level=units.level
-            )
-            notes += grouped.too_few(self.params["fpr"])
-        again = replace(self, **vars(fixed), info=info, grouped=grouped)
-        new = again.require_calibration()
-        for text in (*notes, *new.advice(self.params["fpr"]), *new.of_unknown_patients()):
-            warnings.warn(text, CalibrationWarning, stacklevel=2)
-        return again
-
-    def _refuse_seen(self, held: Loaded, name: str, mark: str) -> None:
-        """Refuse images that were trained on: their scores are too low to calibrate."""
-        if mark == self.info.get("data", {}).get("fingerprint"):
-            raise DataError(
-                f"{name}: the detector was trained on these images; calibrate it on normal "
-                "images that it has not seen"
-            )
-        known = np.concatenate([self.trained_on, self.unlabelled_on])
-        seen = np.flatnonzero(np.isin(image_marks(held.pixels), known))
-        if seen.size:
-            first = [str(held.rows[i].path) for i in seen[:3]]
-            raise DataError(
-                f"{name}: the detector was trained on {seen.size} of these {len(held.rows)} images "
-                f"({', '.join(dict.fromkeys(first))}); calibrate it on normal images that it has "
-                "not seen"
-            )
+        return recalibration.calibrated(self, normals, patient_ids=patient_ids, by=by)
 
     def with_scorer(
         self,
@@ -528,33 +465,9 @@ class FittedDetector(Verbs):
         check_kind("scorer", scorer, "text")
         check_kind("reduction", reduction, "text?")
         check_kind("scorer_options", scorer_options, "options?")
-        given, seed = dict(scorer_options or {}), self.params["random_state"]
-        read_by = [_build_scorer(scorer, reduction, given) for _ in self.models]
-        split = self.params["calibration"] == "split"
-        share = self.params["calibration_share"] if split else None
-        found = normal_images(
-            normals, self.image_settings, hold_out=share, watch=self._watched, seed=seed
+        return recalibration.read_by(
+            self, normals, scorer=scorer, reduction=reduction, options=scorer_options
         )
-        if fingerprint(found.train.pixels) != self.info["data"]["fingerprint"]:
-            raise DataError(
-                "the normal images must be those that the detector was fitted on, for the ones "
-                f"held out then; got others ({found.name}, fitted on {self.info['data']['name']})"
-            )
-        named = {"scorer": scorer, "reduction": read_by[0].settings.reduction}
-        params = {**self.params, **named, "scorer_options": given or None}
-        other = replace(self, scorers=tuple(read_by), params=params)
-        cross = self.params["calibration"] == "cv+"
-        fold = folds(found.train, self.params["folds"], seed) if cross else None
-        fixed = calibrate_on(other, found.train, found.held, fold=fold, seed=seed)
-        info = {k: v for k, v in self.info.items() if k != "calibrated_on"}
-        return replace(other, **vars(fixed), info=info)
-
-    @property
-    def _watched(self) -> bool:
-        """Whether the method watched a part of what was held out, while it was trained."""
-        model = self.models[0]
-        split = self.params["calibration"] == "split"
-        return split and isinstance(model, Autoencoder) and model.needs_held_out
 
     # --- save and load ---
 
@@ -572,60 +485,7 @@ class FittedDetector(Verbs):
 
     def write(self, folder: RunFolder) -> None:
         """Write into a run folder whose lock the caller holds."""
-        folder.write(
-            self._arrays()
-            | self._map_arrays()
-            | (self.similar.state() if self.similar else {})
-            | {"decision_scores": self.normal_scores, "trained_on": self.trained_on}
-            | ({"unlabelled_on": self.unlabelled_on} if len(self.unlabelled_on) else {}),
-            {
-                "params": self.params,
-                "image_settings": asdict(self.image_settings),
-                "model_settings": self.models[0].settings.to_dict(),
-                "rule": self.rule.to_dict() if self.rule else None,
-                "colour_scale": self.colour_scale.to_dict(),
-                "map_scale": self.map_scale.to_dict() if self.map_scale else None,
-                "calibration": self.calibration.to_dict() if self.calibration else None,
-                "grouped": self.grouped.to_dict() if self.grouped else None,
-                "history": self.history,
-                "info": self.info,
-            },
-            self.skipped,
-        )
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        found: dict[str, NDArray[Any]] = {}
-        for i, (model, scorer) in enumerate(zip(self.models, self.scorers, strict=True)):
-            found |= {f"{_prefix('model', i)}{k}": _to_numpy(v) for k, v in model.state().items()}
-            found |= {f"{_prefix('scorer', i)}{k}": _to_numpy(v) for k, v in scorer.state().items()}
-        return found
-
-    def _check_used(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Refuse a file that holds more than the settings use: they were cut down afterwards."""
-        scores = self.calibration.scores if self.calibration else self.normal_scores
-        if not np.array_equal(scores, self.normal_scores):
-            raise RunError("calibration and decision_scores hold other scores")
-        folds = self.calibration.n_models if self.calibration else 1
-        if folds not in (1, len(self.models)):
-            raise RunError("calibration and params disagree on the number of models")
-        model = self.models[0]
-        read_as = self.calibration.readings if self.calibration else None
-        if isinstance(model, CompositeModel) and read_as not in (None, model.readings):
-            raise RunError("calibration and model_settings disagree on the members of the panel")
-        used = {*self._map_arrays(), *(self.similar.state() if self.similar else ())}
-        for i, (model, scorer) in enumerate(zip(self.models, self.scorers, strict=True)):
-            used |= {_prefix("model", i) + name for name in model.state()}
-            used |= {_prefix("scorer", i) + name for name in scorer.state()}
-        left = sorted(set(arrays) - used - {"decision_scores", "trained_on", "unlabelled_on"})
-        if left:
-            raise RunError(
-                f"model.safetensors holds {len(left)} arrays that nothing in model.json uses, the "
-                f"first is {left[0]}"
-            )
-
-    def _map_arrays(self) -> dict[str, NDArray[Any]]:
-        state = self.map_scale.state() if self.map_scale else {}
-        return {f"{_MAP_SCALE}{k}": value for k, value in state.items()}
+        stored.write(self, folder)
 
     @classmethod
     def load(
@@ -658,45 +518,15 @@ class FittedDetector(Verbs):
         body, arrays = folder.read_settings(), folder.read_arrays()
         try:
             with named_by_a_file(folder.path / folder.SETTINGS, trust=trust):
-                _check_stored(body, arrays)
-                found = cls._restored(body, arrays, device, place)
-                found._check_used(arrays)
+                stored.check_stored(body, arrays)
+                found = stored.restore(cls, body, arrays, device, place)
+                stored.check_used(found, arrays)
                 return found
         except (UntrustedError, BackboneError):
             raise
         except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
                 ValueError) as error:  # fmt: skip
             raise RunError(f"{path}: is damaged ({error}); fit the model again") from error
-
-    @classmethod
-    def _restored(
-        cls,
-        body: Mapping[str, Any],
-        arrays: Mapping[str, NDArray[Any]],
-        device: str,
-        place: torch.device,
-    ) -> Self:
-        params = {**body["params"], "device": device}
-        kept, calibration = body["image_settings"], body["calibration"]
-        grouped = body.get("grouped")
-        return cls(
-            params=params,
-            models=_models_of(body, arrays, place),
-            scorers=_scorers_of(params, arrays, place),
-            image_settings=ImageSettings(**{k: _tuple(v) for k, v in kept.items()}),
-            device=place,
-            rule=IntensityRule.from_dict(body["rule"]) if body["rule"] else None,
-            calibration=Calibration.from_dict(calibration) if calibration else None,
-            colour_scale=ColourScale(**body["colour_scale"]),
-            map_scale=_map_scale_of(body, arrays),
-            normal_scores=arrays["decision_scores"],
-            history=body["history"],
-            info=body["info"],
-            trained_on=arrays.get("trained_on", np.empty(0, np.uint64)),
-            unlabelled_on=arrays.get("unlabelled_on", np.empty(0, np.uint64)),
-            grouped=Grouped.from_dict(grouped) if grouped else None,
-            similar=SimilarImages.restore(arrays),
-        )
 
 
 def fitted_of(detector: Any) -> FittedDetector:
@@ -711,28 +541,6 @@ def fitted_of(detector: Any) -> FittedDetector:
     return found
 
 
-def _check_stored(body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse what no fit writes, though every checksum is right."""
-    params, built, read = body["params"], body["model_settings"], body["image_settings"]
-    for name in ("standardize", "random_state", "calibration_share", "fpr"):
-        params[name]  # those that nothing below asks for before images are scored
-    check_params(params)
-    for key, value in (params["method_options"] or {}).items():
-        if isinstance(value, str) and built.get(key) != value and key != "members":
-            raise RunError(f"method_options and model_settings disagree on {key}")
-    stored = sum(value.size for value in arrays.values())
-    models.check_size(params["method"], stored, **built)
-    sizes = [(part["image_size"], part["channels"]) for part in (params, read, built)]
-    if len(set(sizes)) > 1:
-        raise RunError("params and model_settings disagree on the size of images")
-    if odd := [key for key in read if key in params and params[key] != read[key]]:
-        raise RunError(f"params and image_settings disagree on {odd[0]}")
-    if not body["info"]["data"]["fingerprint"]:
-        raise RunError("info has no fingerprint of the training images")
-    for losses in body["history"]:
-        sum(losses.values())
-
-
 def _known_note(known: Sequence[Row], n_files: int) -> str:
     names = list(dict.fromkeys(row.path.name for row in known))
     some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -740,70 +548,3 @@ def _known_note(known: Sequence[Row], n_files: int) -> str:
         f"{len(names)} of the {n_files} files scored hold images that the model was trained on "
         f"({some}): their scores are lower than those of new images, and their p-values larger"
     )
-
-
-def _map_scale_of(body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> MapScale | None:
-    settings = body.get("map_scale")
-    if settings is None:  # a run from before there was one
-        return None
-    state = {k.removeprefix(_MAP_SCALE): v for k, v in arrays.items() if k.startswith(_MAP_SCALE)}
-    return MapScale.restore(settings, state)
-
-
-def _n_models(params: Mapping[str, Any]) -> int:
-    return int(params["folds"]) if params["calibration"] == "cv+" else 1
-
-
-def _models_of(
-    body: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], device: torch.device
-) -> tuple[AnomalyModel, ...]:
-    params = body["params"]
-    built = body["model_settings"]  # not the parameters: defaults may have changed since
-    found = [models.build(params["method"], **built) for _ in range(_n_models(params))]
-    for i, model in enumerate(found):
-        if not any(name.startswith(_prefix("model", i)) for name in arrays):
-            raise RunError(f"model.safetensors holds nothing of model {i + 1}")
-        model.load_state(_part(arrays, _prefix("model", i), device))
-        if isinstance(model, Autoencoder):
-            model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        if isinstance(model, CompositeModel):
-            model.to(device)
-    return tuple(found)
-
-
-def _scorers_of(
-    params: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], device: torch.device
-) -> tuple[Scorer, ...]:
-    given = params["scorer"], params["reduction"], params["scorer_options"] or {}
-    found = [_build_scorer(*given) for _ in range(_n_models(params))]
-    for i, scorer in enumerate(found):
-        scorer.load_state(_part(arrays, _prefix("scorer", i), device))
-    return tuple(found)
-
-
-def _build_scorer(name: str, reduction: str | None, options: Mapping[str, Any]) -> Scorer:
-    chosen = {} if reduction is None else {"reduction": reduction}
-    return scorers.build(name, **(dict(options) | chosen))
-
-
-def _prefix(part: str, number: int) -> str:
-    """Return the prefix of what is kept of a model or scorer; the first has no number."""
-    return f"{part}_{number}." if number else f"{part}."
-
-
-def _to_numpy(tensor: Tensor) -> NDArray[Any]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
-
-
-def _part(
-    arrays: Mapping[str, NDArray[Any]], prefix: str, device: torch.device
-) -> dict[str, Tensor]:
-    return {
-        k.removeprefix(prefix): torch.from_numpy(v).to(device)
-        for k, v in arrays.items()
-        if k.startswith(prefix)
-    }
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
