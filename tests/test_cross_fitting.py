@@ -106,6 +106,18 @@ def test_a_run_is_read_as_it_was_written(method, tmp_path):
     assert np.isfinite(again.p_value(new)).all()
 
 
+def test_another_scorer_takes_the_folds_of_the_fit_or_none():
+    x, patients = phantoms(30), [f"P{i % 6}" for i in range(30)]
+    fitted = cross_fitted(method="pca").fit(x, patient_ids=patients).fitted_
+    other = fitted.with_scorer("l1", x, patient_ids=patients)
+    np.testing.assert_array_equal(other.calibration.fold, fitted.calibration.fold)
+    with pytest.raises(DataError, match="give the same patient_ids"):
+        fitted.with_scorer("l1", x)
+    elsewhere = fitted.calibrate(phantoms(30, seed=8))
+    with pytest.raises(SettingsError, match="does not know its folds any more"):
+        elsewhere.with_scorer("l1", x, patient_ids=patients)
+
+
 def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):
     from normalis.training import checkpoints
 

@@ -357,6 +357,14 @@ def test_another_scorer_reads_the_same_model(images):
         fitted.with_scorer("l1", images[::-1])
 
 
+def test_another_scorer_is_not_calibrated_on_images_that_chose_the_epoch(images):
+    fitted = detector(keep_epoch="best", epochs=2).fit(images)
+    other = fitted.fitted_.with_scorer("l1", images)
+    assert other.calibration.n_images == fitted.calibration_.n_images
+    direct = detector(keep_epoch="best", epochs=2, scorer="l1").fit(images)
+    np.testing.assert_array_equal(other.normal_scores, direct.decision_scores_)
+
+
 # --- odd images -------------------------------------------------------------------------------
 
 
@@ -728,16 +736,17 @@ def test_a_limit_of_the_system_on_files_is_one_line(fitted, tmp_path):
     assert not list((tmp_path / "run").glob("*model*"))
 
 
-def test_the_same_fit_of_a_panel_with_members_is_answered(tmp_path):
+@pytest.mark.parametrize("members", [("pca", "mean-image"), ("pca",)])
+def test_the_same_fit_of_a_panel_with_members_is_answered(members, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32), np.uint8)
 
     def fit(*members):
         made = AnomalyDetector(method="panel", members=members, image_size=32)
         return made.fit(images, run=tmp_path / "run").fitted_
 
-    first = fit("pca", "mean-image")
+    first = fit(*members)
     written = (tmp_path / "run" / "model.json").stat().st_mtime_ns
-    assert fit("pca", "mean-image").params == first.params
+    assert fit(*members).params == first.params
     assert (tmp_path / "run" / "model.json").stat().st_mtime_ns == written
     with pytest.raises(RunError, match="finished run"):
         fit("pca", "knn")

@@ -114,7 +114,7 @@ def test_figures_refuse_what_they_cannot_draw(detector, new, normal):
     with pytest.raises(DataError, match="index must be below 10"):
         detector.plot_case(new, 10)
     bare = AnomalyDetector(method="pca", image_size=SIDE, latent_dim=4, calibration="none")
-    with pytest.raises(NotFittedError, match="no calibration to draw"):
+    with pytest.raises(NotFittedError, match='calibration="split"'):
         bare.fit(normal).plot_calibration()
 
 

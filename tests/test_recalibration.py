@@ -7,10 +7,11 @@ import pytest
 
 from normalis.cli import app
 from normalis.datasets import Dataset, Sample, open_dataset
-from normalis.errors import CalibrationWarning, DataError
+from normalis.errors import CalibrationWarning, DataError, SettingsError
+from normalis.evaluation.of_detector import evaluate_detector
 from normalis.fitted import FittedDetector
 from normalis.output.folder import ScoreOptions, score_to_folder
-from small_runs import detector, phantoms, read_table, write_pngs
+from small_runs import anomalies, detector, phantoms, read_table, write_pngs
 
 
 def brighter(count, *, seed):
@@ -71,6 +72,85 @@ def test_groups_have_p_values_of_their_own_and_small_ones_are_said(first, tmp_pa
     again = FittedDetector.load(here.save(tmp_path / "run"))
     np.testing.assert_array_equal(again.p_value(new), p)
     assert replace(again, grouped=None).p_value(new)[2] > 0
+
+
+@pytest.fixture(scope="module")
+def within(first, tmp_path_factory):
+    """A detector calibrated within scanners A and B, of which B's images score higher."""
+    folder = tmp_path_factory.mktemp("within")
+    paths = write_pngs(folder, np.concatenate([phantoms(12, seed=40), brighter(12, seed=41)]))
+    samples = tuple(
+        Sample(path=p, split="unlabelled", header={"scanner": "AB"[i // 12]})
+        for i, p in enumerate(paths)
+    )
+    data = Dataset(name="both", root=folder, layout="x", samples=samples)
+    return first.calibrate(data, by="scanner")
+
+
+def labelled(folder):
+    """Six normal and six anomalous test images of scanner B, three of scanner C."""
+    paths = write_pngs(folder, np.concatenate([brighter(6, seed=42), anomalies(9, seed=43)]))
+    samples = tuple(
+        Sample(
+            path=p,
+            split="test",
+            is_anomalous=i >= 6,
+            header={"scanner": "B" if i < 12 else "C"},
+        )
+        for i, p in enumerate(paths)
+    )
+    return Dataset(name="new", root=folder, layout="x", samples=samples)
+
+
+def test_who_asks_for_p_values_and_flags_gets_those_of_the_group(within, tmp_path):
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    data = labelled(tmp_path)
+    p, flags = within.p_value(data), within.predict(data)
+    assert np.isnan(p).tolist() == [False] * 12 + [True] * 3
+    assert not np.array_equal(p[:12], replace(within, grouped=None).p_value(data)[:12])
+    frame = within.scores_frame(data)
+    np.testing.assert_array_equal(frame["p_value"], p)
+    assert frame["flagged"].astype(int).tolist() == flags.tolist()
+    title = within.plot_case(data, 3).get_suptitle()
+    assert title.endswith(f"p = {p[3]:.3g}")
+
+
+def test_an_evaluation_flags_within_groups_and_says_which_it_cannot(within, tmp_path):
+    data = labelled(tmp_path)
+    found, _, _ = evaluate_detector(within, data, fpr=0.2)
+    flags = within.predict(data, fpr=0.2)
+    rates = found.subsets[0].deployable
+    assert rates["false_positive_rate"].value == flags[:6].mean()
+    assert rates["sensitivity"].value == flags[6:].mean()
+    assert any("scanner C: no normal image of it calibrates" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda d: d.threshold(0.2),
+        lambda d: d.labels_,
+        lambda d: d.plot_calibration(),
+        lambda d: d.predict_confidence(phantoms(2)),
+    ],
+)
+def test_what_one_calibration_alone_has_is_refused_within_groups(within, ask):
+    with pytest.raises(SettingsError, match="each scanner is calibrated by its own normal images"):
+        ask(within)
+    assert "flagged above" not in within._repr_html_()
+
+
+def test_another_scorer_keeps_no_p_values_of_groups(within):
+    other = within.with_scorer("l1", phantoms(60))
+    assert other.grouped is None
+    direct = detector(method="pca", scorer="l1").fit(phantoms(60))
+    np.testing.assert_array_equal(other.p_value(phantoms(5)), direct.p_value(phantoms(5)))
+
+
+def test_a_panel_is_refused_groups_before_anything_is_read():
+    panel = detector(method="panel", members=["pca", "knn"], latent_dim="auto", method_options=None)
+    with pytest.raises(SettingsError, match="calibrate one of its members by group"):
+        panel.fit(phantoms(40)).calibrate("nowhere", by="scanner")
 
 
 def test_the_command_writes_a_run_that_scores(first, tmp_path, capsys):

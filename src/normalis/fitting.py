@@ -33,7 +33,7 @@ from normalis.training.checkpoints import train_resumably
 from normalis.training.loop import Progress, Training, fit, fit_parts
 from normalis.training.settings import TrainingSettings
 
-__all__ = ["Calibrated", "Trained", "calibrate_on", "fit_scorers", "train_models"]
+__all__ = ["Calibrated", "Trained", "calibrate_on", "fit_scorers", "train_models", "watches"]
 
 _log = logging.getLogger("normalis.calibration")
 
@@ -72,6 +72,11 @@ class Trained:
     history: list[dict[str, float]]
     threads: int | None
     seconds: float
+
+
+def watches(model: AnomalyModel, keep_epoch: str) -> bool:
+    """Return whether some of the held-out images are looked at while a model is trained."""
+    return isinstance(model, Autoencoder) and (model.needs_held_out or keep_epoch != "last")
 
 
 def train_models(

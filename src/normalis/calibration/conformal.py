@@ -301,6 +301,10 @@ class Calibration:
             )
         return self.map_maxima
 
+    def certifies_rate(self, rate: float) -> bool:
+        """Return whether there are units enough for a false-positive rate: 1 / (K + 1) at least."""
+        return rate >= self.smallest_rate - EPS
+
     def check_rate(self, rate: float) -> None:
         """Say so if a false-positive rate cannot be certified.
 
@@ -310,7 +314,7 @@ class Calibration:
         if not 0.0 < rate < 1.0:
             raise SettingsError(f"a false-positive rate must be between 0 and 1, got {rate}")
         self._need_scores()
-        if rate < self.smallest_rate - EPS:
+        if not self.certifies_rate(rate):
             n, smallest = self.n_units, self.smallest_rate
             raise SettingsError(
                 f"{plural(n, self.level)} cannot certify a false-positive rate below "

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from normalis.calibration.conformal import Calibration, calibrate
+from normalis.calibration.levels import EPS
 from normalis.datasets.levels import Level, plural
 from normalis.errors import MetricError, SettingsError
 
@@ -72,7 +73,7 @@ class Grouped:
         """Return which images are flagged; none of a group that cannot certify the rate."""
         p = np.asarray(p_values, dtype=np.float64)
         able = np.array([self._certifies(group_name(value), rate) for value in group])
-        return np.asarray((p <= rate + 1e-9) & able)
+        return np.asarray((p <= rate + EPS) & able)
 
     def patient_p_values(
         self, scores: ArrayLike, patients: Sequence[Any], group: Sequence[Any]
@@ -144,7 +145,7 @@ class Grouped:
 
     def _certifies(self, name: str, rate: float) -> bool:
         known = self.groups.get(name)
-        return known is not None and rate >= known.smallest_rate - 1e-9
+        return known is not None and known.certifies_rate(rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON keeps exactly."""

@@ -288,9 +288,10 @@ class AnomalyDetector(HandedOn, BaseEstimator):
         if not folder.finished:
             return False
         stored = folder.read_settings().get("params", {})
-        asked = self.get_params(deep=False) | {"method": models.method_name(self.method)}
+        method = models.method_name(Resolved(self).method)
+        asked = self.get_params(deep=False) | {"method": method}
         open_ = ("device", "method_options", "scorer_options", "reduction", "scorer", "where",
-                 "calibration_share", "folds", "members", "backbone")  # fmt: skip
+                 "calibration_share", "folds", "members")  # fmt: skip
         fixed = {k: v for k, v in asked.items() if k not in open_ and v not in (None, "auto")}
         return all(stored.get(k) == plain(v) for k, v in fixed.items())
 
@@ -318,10 +319,14 @@ class AnomalyDetector(HandedOn, BaseEstimator):
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def calibrate(
-        self, normals: Images, *, patient_ids: Sequence[str | None] | None = None
+        self,
+        normals: Images,
+        *,
+        patient_ids: Sequence[str | None] | None = None,
+        by: str | None = None,
     ) -> Self:
         """Calibrate on other normal images, without training; see `FittedDetector.calibrate`."""
-        self.fitted_ = self._fitted().calibrate(normals, patient_ids=patient_ids)
+        self.fitted_ = self._fitted().calibrate(normals, patient_ids=patient_ids, by=by)
         return self
 
     # --- save and load ---

@@ -16,7 +16,7 @@ from normalis.calibration.choice import Choice
 from normalis.detector.images import FitImages, ReadUnlabelled, read_images
 from normalis.detector.resolved import Resolved
 from normalis.fitted import FittedDetector
-from normalis.fitting import calibrate_on, train_models
+from normalis.fitting import calibrate_on, train_models, watches
 from normalis.loading.held_out import Images, Normals, image_marks, take, units_of
 from normalis.loading.similar import SimilarImages
 from normalis.models.base import AnomalyModel, Autoencoder, CompositeModel
@@ -58,7 +58,11 @@ def fit_detector(
     """
     started, given = time.perf_counter(), asked.given
     images = read_images(
-        asked, x, patient_ids=patient_ids, watches=_watches(asked, model), beside=beside
+        asked,
+        x,
+        patient_ids=patient_ids,
+        watches=watches(model, given.keep_epoch),
+        beside=beside,
     )
     info: dict[str, Any] = {
         "data": images.described(),
@@ -90,13 +94,6 @@ def fit_detector(
     info |= {"fit_s": time.perf_counter() - started, **_circumstances(fitted, threads)}
     similar = _similar(model, images, fold) if given.keep_similar else None
     return replace(fitted, **vars(fixed), info=info, similar=similar)
-
-
-def _watches(asked: Resolved, model: AnomalyModel) -> bool:
-    """Return whether images that are held out are looked at while the model is trained."""
-    if not isinstance(model, Autoencoder):
-        return False
-    return model.needs_held_out or asked.given.keep_epoch != "last"
 
 
 def _models(asked: Resolved, first: AnomalyModel, images: FitImages) -> list[AnomalyModel]:

@@ -104,9 +104,9 @@ class HandedOn(Verbs):
         """Score above which an image is flagged at the false-positive rate ``fpr``.
 
         Raises:
-            SettingsError: with ``cv+``, whose models have no common scale.
+            SettingsError: as of `FittedDetector.threshold`.
         """
-        return self._fitted().require_calibration().threshold(self.fpr)
+        return self._fitted().threshold(self.fpr)
 
     # --- score ---
 

@@ -20,7 +20,7 @@ from normalis.audit import Audit, audit
 from normalis.audit.findings import all_alike
 from normalis.audit.inventory import image_key
 from normalis.calibration.colours import ColourScale
-from normalis.errors import DataError, SettingsError
+from normalis.errors import DataError
 from normalis.errors.arguments import rate_of
 from normalis.evaluation import Evaluation, evaluate, trivial_scores
 from normalis.fitted import fitted_of
@@ -35,7 +35,6 @@ from normalis.scoring import joined_scores
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from normalis.calibration.conformal import Calibration
     from normalis.datasets import Dataset, Sample
     from normalis.detector import AnomalyDetector
     from normalis.fitted import FittedDetector
@@ -93,6 +92,8 @@ def evaluate_detector(
     if masks is None and (marked := marked_normals(samples)):
         notes.append(f"{len(marked)} images are labelled normal and have marked pixels.")
     labels = _labels(rows, masks, notes)
+    if fitted.grouped is not None:
+        notes += fitted.grouped.too_few(fpr, fitted.groups_of(parts))
     result = evaluate(
         scores,
         labels,
@@ -103,7 +104,7 @@ def evaluate_detector(
         maps=maps,
         masks=masks if maps is not None else None,
         header=_demographics(rows),
-        **_deployed(fitted.calibration, parts, fpr),
+        **_deployed(fitted, parts, fpr),
         **_shown(fitted, maps, fpr),
     )
     tell("metrics", 1.0)
@@ -258,18 +259,13 @@ def _demographics(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return columns
 
 
-def _deployed(
-    calibration: Calibration | None, parts: Sequence[Scored], fpr: float
-) -> dict[str, Any]:
+def _deployed(fitted: FittedDetector, parts: Sequence[Scored], fpr: float) -> dict[str, Any]:
     """Return flags, as far as the calibration can certify them."""
-    if calibration is None:
+    if fitted.calibration is None:
         return {}
-    try:
-        calibration.check_rate(fpr)
-    except SettingsError:
-        return {}
-    flagged = calibration.flags(calibration.p_values(joined_scores(parts)), fpr)
-    return {"flagged": flagged, "rate": fpr}
+    groups = fitted.groups_of(parts)
+    flagged = fitted.flags_of(fitted.p_values_of(joined_scores(parts), groups), groups, fpr)
+    return {} if flagged is None else {"flagged": flagged, "rate": fpr}
 
 
 def _with_notes(result: Evaluation, fitted: FittedDetector, fpr: float) -> Evaluation:

@@ -380,16 +380,75 @@ class FittedDetector(Verbs):
         Raises:
             NotFittedError: if there is no calibration.
         """
-        calibration, parts = self.require_calibration(), self.scored(x, maps=False)
-        scores = joined_scores(parts)
-        if self.grouped is None:
-            return calibration.p_values(scores)
-        return self.grouped.p_values(scores, self.groups_of(parts))
+        self.require_calibration()
+        parts = self.scored(x, maps=False)
+        return self.p_values_of(joined_scores(parts), self.groups_of(parts))
 
     def groups_of(self, parts: Sequence[Scored]) -> list[Any]:
         """Return the group of each image; None where its header does not say."""
         by = self.grouped.by if self.grouped else ""
         return [row.header.get(by) for part in parts for row in part.rows]
+
+    def p_values_of(
+        self, scores: NDArray[np.float64], groups: Sequence[Any]
+    ) -> NDArray[np.float64]:
+        """Return the p-values of scores, within groups where the calibration is one of groups.
+
+        Args:
+            scores: (N,), or what `normalis.scoring.joined_scores` makes of folds and panels.
+            groups: (N,) of `groups_of`.
+
+        Returns:
+            (N,), NaN of images whose group nothing calibrates.
+
+        Raises:
+            NotFittedError: if there is no calibration.
+        """
+        calibration = self.require_calibration()
+        if self.grouped is None:
+            return calibration.p_values(scores)
+        return self.grouped.p_values(scores, groups)
+
+    def flags_of(
+        self, p_values: NDArray[np.float64], groups: Sequence[Any], rate: float
+    ) -> NDArray[np.bool_] | None:
+        """Return which images are flagged at a rate; None if too few normals certify it.
+
+        Args:
+            p_values: (N,) of `p_values_of`.
+            groups: (N,) of `groups_of`; of one that cannot certify the rate no image is flagged.
+            rate: false-positive rate.
+        """
+        if self.grouped is not None:
+            return self.grouped.flags(p_values, groups, rate)
+        calibration = self.require_calibration()
+        if not calibration.certifies_rate(rate):
+            return None
+        return calibration.flags(p_values, rate)
+
+    def threshold(self, rate: float) -> float:
+        """Return the score above which an image is flagged at a false-positive rate.
+
+        Raises:
+            NotFittedError: if there is no calibration.
+            SettingsError: if too few normals certify the rate; with ``cv+``, whose models have no
+                common scale; if the calibration is one of groups, each of which has its own.
+        """
+        return self.require_one_calibration().threshold(rate)
+
+    def require_one_calibration(self) -> Calibration:
+        """Return the calibration that all images share.
+
+        Raises:
+            NotFittedError: if there is none.
+            SettingsError: if there is one for each group.
+        """
+        if self.grouped is not None:
+            raise SettingsError(
+                f"each {self.grouped.by} is calibrated by its own normal images, so that no one "
+                "threshold serves all: ask p_value or predict, or one of grouped.groups"
+            )
+        return self.require_calibration()
 
     def predict(self, x: Images, *, fpr: float | None = None) -> NDArray[np.int64]:
         """Return 1 for images that are flagged, 0 for others.
@@ -404,12 +463,11 @@ class FittedDetector(Verbs):
         """
         calibration, rate = self.require_calibration(), self.params["fpr"] if fpr is None else fpr
         calibration.check_rate(rate_of("fpr", rate))
-        if self.grouped is None:
-            return calibration.flags(self.p_value(x), rate).astype(np.int64)
         parts = self.scored(x, maps=False)
         groups = self.groups_of(parts)
-        p_values = self.grouped.p_values(joined_scores(parts), groups)
-        return self.grouped.flags(p_values, groups, rate).astype(np.int64)
+        flags = self.flags_of(self.p_values_of(joined_scores(parts), groups), groups, rate)
+        assert flags is not None  # the rate was checked above
+        return flags.astype(np.int64)
 
     # --- the same models, read or calibrated otherwise ---
 
@@ -446,6 +504,7 @@ class FittedDetector(Verbs):
         scorer: str,
         normals: Images,
         *,
+        patient_ids: Sequence[str | None] | None = None,
         reduction: str | None = None,
         scorer_options: Mapping[str, Any] | None = None,
     ) -> Self:
@@ -455,18 +514,25 @@ class FittedDetector(Verbs):
             scorer: a name from `normalis.scorers.SCORERS`.
             normals: the images of the fit. Those held out then are found again, and give the new
                 scores their p-values and pictures their colours.
+            patient_ids: (N,) for arrays, those of the fit.
             reduction: how a map becomes one number; None for the scorer's own.
             scorer_options: further settings of the scorer.
 
         Raises:
-            DataError: if the images are not those of the fit.
-            SettingsError: if the scorer cannot read the models.
+            DataError: if the images, or their patients, are not those of the fit.
+            SettingsError: if the scorer cannot read the models, or with ``cv+`` if they have been
+                calibrated elsewhere.
         """
         check_kind("scorer", scorer, "text")
         check_kind("reduction", reduction, "text?")
         check_kind("scorer_options", scorer_options, "options?")
         return recalibration.read_by(
-            self, normals, scorer=scorer, reduction=reduction, options=scorer_options
+            self,
+            normals,
+            patient_ids=patient_ids,
+            scorer=scorer,
+            reduction=reduction,
+            options=scorer_options,
         )
 
     # --- save and load ---

@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from normalis import scorers
 from normalis.calibration.grouped import calibrate_groups
 from normalis.errors import CalibrationWarning, DataError, SettingsError
-from normalis.fitting import calibrate_on
+from normalis.fitting import calibrate_on, watches
 from normalis.loading.arrays import Loaded
 from normalis.loading.held_out import (
     Images,
+    Normals,
     fingerprint,
     folds,
     image_marks,
@@ -23,7 +25,7 @@ from normalis.loading.held_out import (
     units_of,
     with_units,
 )
-from normalis.models.base import Autoencoder
+from normalis.models.base import CompositeModel
 
 if TYPE_CHECKING:
     from normalis.fitted.detector import FittedDetector
@@ -41,6 +43,11 @@ def calibrated(
     by: str | None = None,
 ) -> T:
     """Return a detector calibrated on other normal images; see `FittedDetector.calibrate`."""
+    if by is not None and isinstance(fitted.models[0], CompositeModel):
+        raise SettingsError(
+            "a panel fuses its members' ranks among all held-out images, so that it has no "
+            "p-values within groups; calibrate one of its members by group"
+        )
     found = normal_images(
         normals, fitted.image_settings, patient_ids=patient_ids, rule=fitted.rule, fit_rule=False
     )
@@ -52,11 +59,6 @@ def calibrated(
     said = {"asked": "split", "reason": "", "notes": notes}
     info = {**fitted.info, "calibrated_on": note, "calibration": said}
     grouped = None
-    if by is not None and fixed.calibration and fixed.calibration.readings is not None:
-        raise SettingsError(
-            "a panel fuses its members' ranks among all held-out images, so that it has no "
-            "p-values within groups; calibrate one of its members by group"
-        )
     if by is not None:
         units = units_of(held)
         values = [row.header.get(by) for row in held.rows]
@@ -93,35 +95,69 @@ def read_by(
     fitted: T,
     normals: Images,
     *,
+    patient_ids: Sequence[str | None] | None = None,
     scorer: str,
     reduction: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> T:
     """Return a detector read by another scorer; see `FittedDetector.with_scorer`."""
     given, seed = dict(options or {}), fitted.params["random_state"]
-    read_by = [scorers.build_with(scorer, reduction, given) for _ in fitted.models]
-    split = fitted.params["calibration"] == "split"
-    share = fitted.params["calibration_share"] if split else None
+    built = tuple(scorers.build_with(scorer, reduction, given) for _ in fitted.models)
+    found = _images_of_the_fit(fitted, normals, patient_ids)
+    fold = _folds_of_the_fit(fitted, found.train)
+    named = {"scorer": scorer, "reduction": built[0].settings.reduction}
+    params = {**fitted.params, **named, "scorer_options": given or None}
+    other = replace(fitted, scorers=built, params=params)
+    fixed = calibrate_on(other, found.train, found.held, fold=fold, seed=seed)
+    info = {k: v for k, v in fitted.info.items() if k != "calibrated_on"}
+    return replace(other, **vars(fixed), info=info, grouped=None)
+
+
+def _images_of_the_fit(
+    fitted: FittedDetector, x: Images, patient_ids: Sequence[str | None] | None
+) -> Normals:
+    """Part the normal images as the fit did.
+
+    Raises:
+        DataError: if they are others, or part otherwise.
+    """
+    params = fitted.params
+    share = params["calibration_share"] if params["calibration"] == "split" else None
     found = normal_images(
-        normals, fitted.image_settings, hold_out=share, watch=_watched(fitted), seed=seed
+        x,
+        fitted.image_settings,
+        patient_ids=patient_ids,
+        hold_out=share,
+        watch=watches(fitted.models[0], params.get("keep_epoch", "last")),
+        seed=params["random_state"],
     )
     if fingerprint(found.train.pixels) != fitted.info["data"]["fingerprint"]:
         raise DataError(
-            "the normal images must be those that the detector was fitted on, for the ones "
-            f"held out then; got others ({found.name}, fitted on {fitted.info['data']['name']})"
+            "the normal images must be those that the detector was fitted on, with the same "
+            "patient_ids, for the ones held out then; got others "
+            f"({found.name}, fitted on {fitted.info['data']['name']})"
         )
-    named = {"scorer": scorer, "reduction": read_by[0].settings.reduction}
-    params = {**fitted.params, **named, "scorer_options": given or None}
-    other = replace(fitted, scorers=tuple(read_by), params=params)
-    cross = fitted.params["calibration"] == "cv+"
-    fold = folds(found.train, fitted.params["folds"], seed) if cross else None
-    fixed = calibrate_on(other, found.train, found.held, fold=fold, seed=seed)
-    info = {k: v for k, v in fitted.info.items() if k != "calibrated_on"}
-    return replace(other, **vars(fixed), info=info)
+    return found
 
 
-def _watched(fitted: FittedDetector) -> bool:
-    """Whether the method watched a part of what was held out, while it was trained."""
-    model = fitted.models[0]
-    split = fitted.params["calibration"] == "split"
-    return split and isinstance(model, Autoencoder) and model.needs_held_out
+def _folds_of_the_fit(fitted: FittedDetector, train: Loaded) -> NDArray[np.int64] | None:
+    """Return the fold of each image, None without folds.
+
+    Raises:
+        DataError: if they are not those of the fit: images would be scored by models that have
+            seen them.
+        SettingsError: if the detector no longer knows those.
+    """
+    if fitted.params["calibration"] != "cv+":
+        return None
+    if "calibrated_on" in fitted.info:
+        raise SettingsError(
+            "a detector of cv+ that was calibrated elsewhere does not know its folds any more: "
+            "read the one of the fit by another scorer, and calibrate that"
+        )
+    found = folds(train, fitted.params["folds"], fitted.params["random_state"])
+    if not np.array_equal(found, fitted.require_calibration().fold):
+        raise DataError(
+            "the normal images must fall into the folds of the fit: give the same patient_ids"
+        )
+    return found

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from normalis.errors import DataError, NotFittedError, SettingsError
+from normalis.errors import DataError, SettingsError
 from normalis.errors.arguments import check_kind
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def _draw_threshold(axes: Any, fitted: FittedDetector) -> None:
         return
     rate = fitted.params["fpr"]
     try:
-        at = fitted.calibration.threshold(rate)
-    except SettingsError:  # too few images to certify the rate, or cv+, which has no threshold
+        at = fitted.threshold(rate)
+    except SettingsError:  # too few images to certify the rate, or no threshold that serves all
         return
     axes.axvline(at, color="black", linestyle="--", label=f"threshold at {rate:.0%}")
 
@@ -140,7 +140,7 @@ def _title(fitted: FittedDetector, part: Any) -> str:
     text = f"score {part.anomaly_score[0]:.4g}"
     if fitted.calibration is None:
         return text
-    p_value = fitted.calibration.p_values(joined_scores([part]))[0]
+    p_value = fitted.p_values_of(joined_scores([part]), fitted.groups_of([part]))[0]
     return f"{text}, p = {p_value:.3g}"
 
 
@@ -161,17 +161,12 @@ def _show(
     axes.axis("off")
 
 
-def draw_calibration(calibration: Calibration | None) -> Shown:
+def draw_calibration(calibration: Calibration) -> Shown:
     """Draw which share of new normal images each threshold flags at most.
 
     Raises:
-        NotFittedError: without calibration.
         SettingsError: with ``cv+``, whose models have no common scale.
     """
-    if calibration is None:
-        raise NotFittedError(
-            "there is no calibration to draw: fit with calibration split, or calibrate the detector"
-        )
     rates = np.unique(np.geomspace(calibration.smallest_rate, 1.0, 200))
     usable = [float(rate) for rate in rates if rate < 1]
     thresholds = [calibration.threshold(rate) for rate in usable]

@@ -69,6 +69,6 @@ def _threshold(fitted: FittedDetector) -> float | None:
     if fitted.calibration is None:
         return None
     try:
-        return fitted.calibration.threshold(fitted.params["fpr"])
-    except SettingsError:  # too few images to certify the rate, or cv+, which has no threshold
+        return fitted.threshold(fitted.params["fpr"])
+    except SettingsError:  # too few images to certify the rate, or no threshold that serves all
         return None

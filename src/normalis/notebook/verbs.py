@@ -55,10 +55,10 @@ class Verbs:
         p_value: NDArray[np.float64] = np.full(len(rows), np.nan)
         flagged = frames.array([frames.NA] * len(rows), dtype="boolean")
         if fitted.calibration is not None:
-            p_value = fitted.calibration.p_values(joined_scores(parts))
-            rate = fitted.params["fpr"]
-            if rate >= fitted.calibration.smallest_rate:
-                flagged = frames.array(fitted.calibration.flags(p_value, rate), dtype="boolean")
+            groups = fitted.groups_of(parts)
+            p_value = fitted.p_values_of(joined_scores(parts), groups)
+            flags = fitted.flags_of(p_value, groups, fitted.params["fpr"])
+            flagged = flagged if flags is None else frames.array(flags, dtype="boolean")
         return frames.DataFrame(
             {
                 "path": [str(row.path) for row in rows],
@@ -100,11 +100,11 @@ class Verbs:
 
         Raises:
             NotFittedError: without calibration.
-            SettingsError: with ``cv+``, whose models have no common scale.
+            SettingsError: as of `normalis.FittedDetector.threshold`.
         """
         from normalis.notebook.figures import draw_calibration
 
-        return draw_calibration(self._fitted().calibration)
+        return draw_calibration(self._fitted().require_one_calibration())
 
     def reconstruct(self, x: Images) -> NDArray[np.float32]:
         """Return what the model makes of images: (N, C, S, S), normal pixels within [0, 1].
@@ -142,10 +142,10 @@ class Verbs:
         about ``fpr`` are above by construction.
 
         Raises:
-            SettingsError: with ``cv+``, whose models have no common threshold.
+            SettingsError: as of `normalis.FittedDetector.threshold`.
         """
         fitted = self._fitted()
-        threshold = fitted.require_calibration().threshold(fitted.params["fpr"])
+        threshold = fitted.threshold(fitted.params["fpr"])
         return (fitted.normal_scores > threshold).astype(np.int64)
 
     def predict_proba(self, x: Images) -> NDArray[np.float64]:
@@ -170,12 +170,13 @@ class Verbs:
 
         Raises:
             NotFittedError: without calibration.
-            SettingsError: if too few normal images were held out to certify the rate.
+            SettingsError: if too few normal images were held out to certify the rate, or if the
+                calibration is one of groups.
         """
         from scipy.stats import binom
 
         fitted = self._fitted()
-        held, rate = np.sort(fitted.require_calibration().scores), fitted.params["fpr"]
+        held, rate = np.sort(fitted.require_one_calibration().scores), fitted.params["fpr"]
         flagged = fitted.predict(x).astype(bool)
         below = np.searchsorted(held, fitted.anomaly_score(x), side="right")
         share = (1 + below) / (2 + held.size)

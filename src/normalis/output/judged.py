@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.calibration.grouped import unit_p_values
-from normalis.errors import SettingsError
 from normalis.output.noted import STATISTICS, Rows
 
 if TYPE_CHECKING:
@@ -62,18 +61,10 @@ def _flags(
     detector: FittedDetector, rows: Rows, fpr: float
 ) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_] | None]:
     """Return p-values and flags (N,), None where the calibration gives none."""
-    calibration, grouped = detector.calibration, detector.grouped
-    if calibration is None or not rows.scores.size:
+    if detector.calibration is None or not rows.scores.size:
         return None, None
-    if grouped is not None:
-        p_values = grouped.p_values(rows.scores, rows.group)
-        return p_values, grouped.flags(p_values, rows.group, fpr)
-    p_values = calibration.p_values(rows.scores)
-    try:
-        calibration.check_rate(fpr)
-    except SettingsError:  # too few normals to certify the level: nothing can be flagged
-        return p_values, None
-    return p_values, calibration.flags(p_values, fpr)
+    p_values = detector.p_values_of(rows.scores, rows.group)
+    return p_values, detector.flags_of(p_values, rows.group, fpr)
 
 
 def _seen_by(detector: FittedDetector, scores: NDArray[np.float64]) -> list[str]:

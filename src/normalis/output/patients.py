@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from normalis.calibration.conformal import Calibration
 from normalis.calibration.grouped import Grouped, group_name
 from normalis.calibration.levels import benjamini_hochberg
-from normalis.errors import SettingsError
 
 __all__ = ["COLUMNS", "Patients", "patient_rows", "summarise_patients"]
 
@@ -157,11 +156,7 @@ def _flags(
 ) -> NDArray[np.bool_] | None:
     if adjusted is not None and fdr is not None:
         return calibration.flags(adjusted, fdr)
-    try:
-        calibration.check_rate(fpr)
-    except SettingsError:  # too few normals to certify the level: nothing can be flagged
-        return None
-    return calibration.flags(p_value, fpr)
+    return calibration.flags(p_value, fpr) if calibration.certifies_rate(fpr) else None
 
 
 def _odd_numbers(calibration: Calibration, images: NDArray[np.int64]) -> list[str]:

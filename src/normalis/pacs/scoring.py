@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.calibration.grouped import unit_p_values
-from normalis.errors import SettingsError
 from normalis.output.overlays import resize_map
 from normalis.pacs.cases import Region, ScoredImage, ScoredStudy
 from normalis.scoring import joined_scores
@@ -71,19 +70,12 @@ def _judged(
     detector: FittedDetector, parts: Sequence[Scored], fpr: float
 ) -> tuple[list[float | None], list[bool | None]]:
     count = sum(len(part.rows) for part in parts)
-    calibration, grouped = detector.calibration, detector.grouped
-    if calibration is None or not count:
+    if detector.calibration is None or not count:
         return [None] * count, [None] * count
-    if grouped is not None:
-        groups = detector.groups_of(parts)
-        found = grouped.p_values(joined_scores(parts), groups)
-        return _or_none(found), grouped.flags(found, groups, fpr).tolist()
-    p_values = calibration.p_values(joined_scores(parts))
-    try:
-        calibration.check_rate(fpr)
-    except SettingsError:  # too few normals to certify the level
-        return p_values.tolist(), [None] * count
-    return p_values.tolist(), calibration.flags(p_values, fpr).tolist()
+    groups = detector.groups_of(parts)
+    p_values = detector.p_values_of(joined_scores(parts), groups)
+    flags = detector.flags_of(p_values, groups, fpr)
+    return _or_none(p_values), [None] * count if flags is None else flags.tolist()
 
 
 def _or_none(p_values: NDArray[np.float64]) -> list[float | None]:
