@@ -736,7 +736,7 @@ def test_a_limit_of_the_system_on_files_is_one_line(fitted, tmp_path):
     assert not list((tmp_path / "run").glob("*model*"))
 
 
-@pytest.mark.parametrize("members", [("pca", "mean-image"), ("pca",)])
+@pytest.mark.parametrize("members", [("pca", "mean-image"), ("mean-image",)])
 def test_the_same_fit_of_a_panel_with_members_is_answered(members, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32), np.uint8)
 

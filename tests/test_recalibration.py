@@ -11,6 +11,9 @@ from normalis.errors import CalibrationWarning, DataError, SettingsError
 from normalis.evaluation.of_detector import evaluate_detector
 from normalis.fitted import FittedDetector
 from normalis.output.folder import ScoreOptions, score_to_folder
+from normalis.report.sections import calibration_table
+from normalis.report.sources import read_scores
+from normalis.report.triage import triage_data
 from small_runs import anomalies, detector, phantoms, read_table, write_pngs
 
 
@@ -95,7 +98,7 @@ def labelled(folder):
             path=p,
             split="test",
             is_anomalous=i >= 6,
-            header={"scanner": "B" if i < 12 else "C"},
+            header={"scanner": "B" if i < 12 else "C", "series_uid": f"1.{i}"},
         )
         for i, p in enumerate(paths)
     )
@@ -138,6 +141,23 @@ def test_what_one_calibration_alone_has_is_refused_within_groups(within, ask):
     with pytest.raises(SettingsError, match="each scanner is calibrated by its own normal images"):
         ask(within)
     assert "flagged above" not in within._repr_html_()
+
+
+def test_the_page_of_scores_within_groups_offers_no_threshold_for_all(within, tmp_path):
+    data = labelled(tmp_path / "new")
+    score_to_folder(within, data.samples, tmp_path / "out", root=tmp_path / "new")
+    source = read_scores(tmp_path / "out")
+    said = triage_data(source)
+    assert (said["kind_of_calibration"], said["calibration"], said["presets"]) == (
+        "by scanner", None, [],
+    )  # fmt: skip
+    table = calibration_table(source)
+    assert {row[1] for row in table.rows} == {"by p-value", "cannot be certified"}
+    assert "Each scanner is compared with its own" in table.note
+    p = within.p_value(data)
+    np.testing.assert_array_equal(source.cases.p_value, p)
+    series = {row["series_uid"]: row["p_value"] for row in read_table(tmp_path / "out/series.csv")}
+    assert series == {f"1.{i}": "" if np.isnan(v) else str(v) for i, v in enumerate(p.tolist())}
 
 
 def test_another_scorer_keeps_no_p_values_of_groups(within):

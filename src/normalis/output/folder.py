@@ -316,6 +316,7 @@ class _Writer:
                 "history": detector.history,
                 "colour_scale": detector.colour_scale.to_dict(),
                 "calibration": calibration.to_dict() if calibration else None,
+                "grouped_by": detector.grouped.by if detector.grouped else "",
                 "decision_scores": detector.normal_scores,
                 "fpr": self.options.fpr,
                 "engine": self.options.engine,

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normalis.calibration.grouped import unit_p_values
 from normalis.loading.unlabelled import LEARNED_FROM
 
 if TYPE_CHECKING:
     from normalis.calibration.conformal import Calibration
+    from normalis.calibration.grouped import Grouped
     from normalis.loading.arrays import Row
 
 __all__ = ["COLUMNS", "SERIES_COLUMNS", "columns_of", "origin_of", "series_rows"]
@@ -55,7 +57,8 @@ def series_rows(
     lines: Sequence[Mapping[str, Any]],
     about: Sequence[Mapping[str, Any]],
     scores: NDArray[np.float64],
-    calibration: Calibration | None,
+    groups: Sequence[Any],
+    calibration: Calibration | Grouped | None,
 ) -> Iterator[list[Any]]:
     """Yield the rows of ``series.csv``, the most anomalous series first.
 
@@ -66,7 +69,8 @@ def series_rows(
         lines: N rows of ``scores.csv`` of the images that have a series.
         about: N times what the data set says of the image, with ``plane`` and ``lie``.
         scores: what the calibration reads: (N,), of a cross-fitted detector (F, N).
-        calibration: of the model.
+        groups: N times the value of what the calibration groups by.
+        calibration: of the model, or of its groups.
     """
     if not lines:
         return
@@ -76,18 +80,19 @@ def series_rows(
     order = np.lexsort((-score, member))
     worst = order[np.searchsorted(member[order], np.arange(names.size))]
     images = np.bincount(member, minlength=names.size)
-    p_value: NDArray[Any] | None = None
+    known: dict[str, tuple[float, int]] = {}
     if calibration is not None:
-        _, p_value = calibration.patient_p_values(scores, uids)
+        known = unit_p_values(calibration, scores, uids.tolist(), groups)
     for k in np.argsort(-score[worst], kind="stable"):
         line, said = lines[worst[k]], about[worst[k]]
+        p_value, units = known.get(str(names[k]), (np.nan, 0))
         yield [
             *(line.get(name, "") for name in SERIES_COLUMNS[:6]),
             said.get("plane", ""),
             said.get("lie", ""),
             int(images[k]),
             line["anomaly_score"],
-            "" if p_value is None else float(p_value[k]),
+            p_value if units else "",
             line["path"],
             line["slice"],
             line.get("sop_uid", ""),

@@ -156,7 +156,8 @@ class Tables:
             [self.line(i) for i in chosen],
             [self.sample(i).header for i in chosen],
             self.rows.scores[..., chosen],
-            self.detector.calibration,
+            [self.rows.group[i] for i in chosen],
+            self.detector.grouped or self.detector.calibration,
         )
         write_csv(self.folder / "series.csv", SERIES_COLUMNS, found)
 

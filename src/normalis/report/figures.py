@@ -56,7 +56,7 @@ def _scores(source: Source) -> Chart | None:
     groups = dict(_score_groups(source))
     if not groups:
         return None
-    levels = dict(level_thresholds(source.calibration))
+    levels = dict(level_thresholds(source))
     rate = source.details.get("fpr") or 0.05
     threshold = levels.get(rate) or levels.get(0.05)
     parts = [
@@ -126,7 +126,8 @@ def _calibration(source: Source, cases: Cases) -> Chart | None:
         return None
     units = int(normal.sum())
     band = None
-    if source.calibration.level == "image":  # with patients, images are not independent
+    # With patients, images are not independent; within groups each has a band of its own.
+    if source.calibration.level == "image" and not source.grouped_by:
         band = _expected_band(source.calibration.n_units, units)
     p_values = cases.p_value[normal]
     at_5 = float((p_values <= 0.05).mean())

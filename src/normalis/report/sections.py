@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from normalis.calibration.conformal import Calibration
 from normalis.errors import SettingsError
 from normalis.report.figures import Chart, draw_charts
 from normalis.report.sources import Source
@@ -102,27 +103,35 @@ def calibration_table(source: Source) -> Table | None:
         counted = {name: chosen for name, chosen in groups.items() if chosen.any()}
         columns += counted
     rows = []
-    for rate, threshold in level_thresholds(calibration):
-        certified = rate >= calibration.smallest_rate - 1e-9
+    for rate, threshold in level_thresholds(source):
+        certified = calibration.certifies_rate(rate)
         shown = f"{threshold:.5g}" if threshold is not None else "by p-value"
         row = [percent(rate), shown if certified else "cannot be certified"]
         if cases is not None:
             flags = cases.p_value <= rate
             row += [_share(flags, chosen) if certified else "" for chosen in counted.values()]
         rows.append(row)
-    n, unit = calibration.n_units, f"{calibration.level}s"
-    note = (
-        f"{n:,} independent {unit} were held out: the smallest rate that they can certify is "
-        f"1/{n + 1:,} = {percent(calibration.smallest_rate)}. At 5 %: {_statement(source)}"
-    )
+    note = _certified_note(calibration, source.grouped_by)
     return Table(title=title, columns=columns, rows=rows, note=note, numeric=(1, 2, 3, 4))
 
 
-def _statement(source: Source) -> str:
-    assert source.calibration is not None  # the caller has seen it
+def _certified_note(calibration: Calibration, grouped_by: str) -> str:
+    n, unit = calibration.n_units, f"{calibration.level}s"
+    if grouped_by:
+        return (
+            f"{n:,} independent {unit} were held out. Each {grouped_by} is compared with its own: "
+            "one with K of them certifies rates from 1/(K + 1), and has a threshold of its own."
+        )
+    return (
+        f"{n:,} independent {unit} were held out: the smallest rate that they can certify is "
+        f"1/{n + 1:,} = {percent(calibration.smallest_rate)}. At 5 %: {_statement(calibration)}"
+    )
+
+
+def _statement(calibration: Calibration) -> str:
     try:
-        source.calibration.check_rate(0.05)
-        return source.calibration.statement(0.05)
+        calibration.check_rate(0.05)
+        return calibration.statement(0.05)
     except SettingsError as error:
         return f"{error}."
 

@@ -91,6 +91,7 @@ class Source:
         kind: ``run`` or ``scores``.
         details: settings, history, versions and so on, as ``fit`` or ``score`` wrote them.
         calibration: scores of held-out normal images, None where there are none.
+        grouped_by: within what groups p-values are; empty where all normal images calibrate all.
         normal_scores: (n,) scores of the normal images held out (else trained on).
         cases: the scored images; None for a run.
         skipped: (path, reason) of images that could not be read.
@@ -103,6 +104,7 @@ class Source:
     kind: Kind
     details: dict[str, Any]
     calibration: Calibration | None
+    grouped_by: str = ""
     normal_scores: NDArray[np.float64]
     cases: Cases | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -153,6 +155,7 @@ def read_run(path: Path) -> Source:
         kind="run",
         details=details,
         calibration=_calibration(path / RunFolder.SETTINGS, details),
+        grouped_by=str((details.get("grouped") or {}).get("by", "")),
         normal_scores=np.asarray(folder.read_arrays().get("decision_scores", []), dtype=float),
         skipped=_read_skipped(path / "skipped.csv"),
         audit=_read_json(path / "audit.json"),
@@ -176,6 +179,7 @@ def read_scores(path: Path) -> Source:
         kind="scores",
         details=details,
         calibration=_calibration(path / "score.json", details),
+        grouped_by=str(details.get("grouped_by", "")),
         normal_scores=np.asarray(details.get("decision_scores") or [], dtype=float),
         cases=_read_cases(path / "scores.csv", details),
         skipped=_read_skipped(path / "skipped.csv"),

@@ -77,11 +77,11 @@ def triage_data(source: Source, page: Path | None = None) -> dict[str, Any]:
         **_pictures(source, cases, page),
         "marks": read_marks(source.folder, cases),
         "threshold": _start(source),
-        "kind_of_calibration": source.calibration.kind if source.calibration else "none",
-        "calibration": _tail(source.calibration),
+        "kind_of_calibration": _kind(source),
+        "calibration": None if source.grouped_by else _tail(source.calibration),
         "presets": [
             {"rate": rate, "threshold": threshold}
-            for rate, threshold in level_thresholds(source.calibration)
+            for rate, threshold in level_thresholds(source)
             if threshold is not None
         ],
         "scale": source.details.get("colour_scale"),
@@ -89,16 +89,22 @@ def triage_data(source: Source, page: Path | None = None) -> dict[str, Any]:
     }
 
 
-def level_thresholds(calibration: Calibration | None) -> list[tuple[float, float | None]]:
-    """Return (false-positive rate, threshold) for `LEVELS`, None where it cannot be certified."""
-    if calibration is None:
-        return [(rate, None) for rate in LEVELS]
-    return [(rate, _threshold(calibration, rate)) for rate in LEVELS]
+def level_thresholds(source: Source) -> list[tuple[float, float | None]]:
+    """Return (false-positive rate, threshold) for `LEVELS`, None where none serves all images."""
+    return [(rate, _threshold(source, rate)) for rate in LEVELS]
 
 
-def _threshold(calibration: Calibration, rate: float) -> float | None:
+def _kind(source: Source) -> str:
+    if source.calibration is None:
+        return "none"
+    return f"by {source.grouped_by}" if source.grouped_by else source.calibration.kind
+
+
+def _threshold(source: Source, rate: float) -> float | None:
+    if source.calibration is None or source.grouped_by:
+        return None
     try:
-        return calibration.threshold(rate)
+        return source.calibration.threshold(rate)
     except SettingsError:
         return None
 
@@ -112,7 +118,7 @@ def _start(source: Source) -> float | None:
     scores = source.cases.anomaly_score if source.cases is not None else np.empty(0)
     known = scores[np.isfinite(scores)]
     if source.calibration is not None:
-        found = _threshold(source.calibration, source.details.get("fpr") or 0.05)
+        found = _threshold(source, source.details.get("fpr") or 0.05)
         return found if found is not None or not known.size else float(known.max())
     return float(np.quantile(known, 0.95)) if known.size else None
 

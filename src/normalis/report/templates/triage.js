@@ -887,7 +887,7 @@
         + `by the calibration on ${c.units} ${c.unit}${c.units === 1 ? "" : "s"}.`
       : data.kind_of_calibration === "none"
         ? "No threshold of this page was calibrated: nothing is promised about false positives."
-        : `A ${data.kind_of_calibration} calibration promises a rate for p-values, not for this threshold.`;
+        : `The calibration, ${data.kind_of_calibration}, promises a rate for p-values, not for this threshold.`;
   }
 
   function fillScale() {
