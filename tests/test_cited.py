@@ -1,7 +1,10 @@
 """Every system that the paper cites: the plan, what fails, and the table."""
 
 import csv
+import importlib.util
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,13 +76,14 @@ def test_what_is_asked_for_is_checked(store, asked, message):
 
 
 def test_effort_shortens_every_training_and_recipes_have_their_rates(store):
-    def asked(**how):
-        (found,) = plan(store, only=["MorphAEus"], seeds=[0], epochs=None, **how)
+    def asked(system="MorphAEus", **how):
+        (found,) = plan(store, only=[system], seeds=[0], epochs=None, **how)
         return found.training
 
     whole, short, paper = asked(), asked(effort=0.1), asked(recipe="paper")
-    assert whole.epochs == 125, "half of the 250 that 24 images take"
-    assert short.epochs == 12
+    assert whole.epochs == 250, "as 24 images take"
+    assert asked("DDAD").epochs == 125, "half of them"
+    assert short.epochs == 25
     assert (whole.learning_rate, paper.learning_rate) == (1e-3, 1e-3)
     assert (whole.recipe, paper.recipe) == ("fast", "paper")
 
@@ -251,3 +255,56 @@ def test_a_slow_system_scores_the_test_alone(store, tmp_path, monkeypatch):
 def test_scorers_of_rows_are_read_once_they_exist():
     for system in cited.SYSTEMS:
         assert system.there == (system.method in METHODS and system.scorer in SCORERS)
+
+
+# --- what is committed ---
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGE = REPOSITORY / "docs/reference/cited.md"
+
+
+@pytest.fixture(scope="module")
+def make_cited():
+    spec = importlib.util.spec_from_file_location("make_cited", REPOSITORY / "docs/make_cited.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def entries(make_cited):
+    return cited_table.read_cited(make_cited.TABLE)
+
+
+def test_the_page_holds_what_the_table_says(make_cited, entries):
+    """If this fails, run docs/make_cited.py."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert make_cited.filled(text, entries, with_argument=False) == text
+    rows = "; ".join(re.findall(r"<!-- seen: (.*?) -->", text)).split("; ")
+    assert sorted(rows) == sorted(s.name for s in cited.SYSTEMS if s.group == "cited")
+
+
+def test_each_figure_of_the_page_s_sentences_is_one_of_the_table(entries):
+    text = PAGE.read_text(encoding="utf-8")
+    for block in (r"<!-- seen.*?<!-- end -->", r"<!-- (table|argument) -->.*?<!-- end of \1 -->"):
+        text = re.sub(block, "", text, flags=re.DOTALL)
+    known = {f"{f.mean:.1f}" for e in entries for f in e.figures.values()}
+    said = set(re.findall(r"\b\d+\.\d\b", text))
+    assert said
+    assert said - known == set()
+
+
+@pytest.mark.slow
+def test_the_table_holds_what_the_committed_records_say(make_cited, entries):
+    """Rows of which the repository has the records; the other records are too large for it."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert make_cited.filled(text, entries) == text
+    known = {(e.name, e.system.name, e.recipe, e.epochs): e for e in entries}
+    ours = [e for e in cited_table.cited_entries(REPOSITORY / "results") if e.name in cited.SETS]
+    assert len(ours) > 30
+    for entry in ours:
+        there = known[entry.name, entry.system.name, entry.recipe, entry.epochs]
+        assert there.records == list(entry.records)
+        for metric, figure in entry.figures.items():
+            assert there.figures[metric].mean == pytest.approx(figure.mean, abs=1e-3)
+            assert there.figures[metric].low == pytest.approx(figure.low, abs=1e-3)

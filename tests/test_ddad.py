@@ -156,6 +156,25 @@ def test_the_refinement_learns_nothing_from_constant_maps():
     assert inside.mean().item() == pytest.approx(least, abs=0.03)
 
 
+def test_measure_says_whether_maps_see_the_planted_squares(monkeypatch):
+    """One that deviates inside every square sees all; one that is the same everywhere, none."""
+    model = ddad(reading="asr").eval()
+    flat = torch.linspace(-1, 1, 12).view(-1, 1, 1, 1).expand(-1, 1, 32, 32)
+
+    def seeing(x):
+        away = (x - x.flatten(1).median(1).values.view(-1, 1, 1, 1)).abs().mean(1)
+        return {"rec": away, "intra": away}
+
+    monkeypatch.setattr(model, "discrepancies", seeing)
+    monkeypatch.setattr(Refiner, "forward", lambda _, maps: torch.zeros_like(maps[:, 0]))
+    with torch.no_grad():
+        found = model.measure(flat)
+    assert found == {"squares that raise intra": 1.0, "squares that raise asr": 0.0}
+    with torch.no_grad():
+        alone = ddad(reading="intra").eval().measure(images(12))
+    assert list(alone) == ["squares that raise intra"]
+
+
 def test_the_refinement_trains_last_while_the_networks_stand_still():
     model = ddad(unlabelled=3).train()
     model.give_unlabelled(torch.zeros(3, 1, 32, 32, dtype=torch.uint8), normals=3)

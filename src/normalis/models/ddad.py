@@ -331,6 +331,41 @@ class DDAD(Autoencoder):
         found: Tensor = self.refiner(self._refined_from(maps))
         return found
 
+    def measure(self, held: Tensor, groups: Sequence[Any] | None = None) -> dict[str, float]:
+        """Return the share of planted squares inside which a map rises; 0.5 knows nothing of them.
+
+        The refinement can learn from its squares no more than the networks' maps show of them.
+
+        Args:
+            held: (N, C, H, W) normal images in [-1, 1].
+            groups: not needed.
+        """
+        drawn = draw_squares(len(held), held.shape[-1], torch.Generator().manual_seed(0))
+        places = (drawn[name].to(held.device) for name in ("squares", "partner", "opacity"))
+        planted, inside = blend(held, *places)
+        has_one = inside.flatten(1).any(1)
+        if not has_one.any():
+            return {}
+        before, after = self._maps_of(held[has_one]), self._maps_of(planted[has_one])
+        return {
+            f"squares that raise {name}": float(
+                (((after[name] - before[name]) * inside[has_one]).sum((1, 2)) > 0).float().mean()
+            )
+            for name in before
+        }
+
+    def _maps_of(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what the refinement reads, and what it makes of it, (N, H, W) each."""
+        parts = []
+        for x in images.split(64):
+            maps = self.discrepancies(x)
+            maps.pop("rec")
+            refined = (
+                {} if self.refiner is None else {"asr": self.refiner(self._refined_from(maps))}
+            )
+            parts.append(maps | refined)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
 
 def _rebuilt(networks: Sequence[Autoencoder], x: Tensor) -> tuple[Tensor, Tensor]:
     """Return each network's reconstruction (K, B, C, H, W), and the mean variance (B, C, H, W)."""

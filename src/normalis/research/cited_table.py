@@ -40,6 +40,7 @@ __all__ = [
     "cited_csv",
     "cited_entries",
     "cited_markdown",
+    "most_trained",
     "read_cited",
     "write_cited",
 ]
@@ -114,22 +115,17 @@ def cited_entries(results: str | Path) -> list[Entry]:
     for record in Records(results).table():
         if (key := _key(record["settings"], trained=bool(record["n_parameters"]))) is not None:
             rows.setdefault(key, []).append(record)
-    entries = [_entry(*key, found) for key, found in rows.items()]
+    entries = [_entry(key, found) for key, found in rows.items()]
     return sorted(entries + _failed(results, set(rows)), key=_place)
 
 
-def _entry(
-    name: str,
-    system: System,
-    recipe: str,
-    epochs: int | None,
-    records: Sequence[Mapping[str, Any]],
-) -> Entry:
+def _entry(key: tuple[Any, ...], records: Sequence[Mapping[str, Any]]) -> Entry:
+    name, system, recipe, epochs = key
     figures = {m: found for m in METRICS if (found := _figure(records, m)) is not None}
-    seconds = {key: float(np.mean([r[key] for r in records])) for key in ("fit_s", "score_s")}
+    fit_s, score_s = (float(np.mean([r[k] for r in records])) for k in ("fit_s", "score_s"))
     return Entry(
         name=name, system=system, recipe=recipe, epochs=epochs, seeds=len(records),
-        figures=figures, n_train=records[0]["n_train"], **seconds,
+        figures=figures, n_train=records[0]["n_train"], fit_s=fit_s, score_s=score_s,
         records=[r["id"][:_NAME] for r in records],
         finished=max(str(r.get("finished_at") or "")[:10] for r in records),
     )  # fmt: skip
@@ -187,6 +183,13 @@ def _place(entry: Entry) -> tuple[Any, ...]:
     return known, entry.name, group, SYSTEMS.index(entry.system), entry.recipe, entry.epochs or 0
 
 
+def most_trained(entries: Sequence[Entry]) -> list[Entry]:
+    """Return one entry per set and system: by the paper's recipe if it is there, most epochs."""
+    ordered = sorted(entries, key=lambda e: (e.seeds > 0, e.recipe == "paper", e.epochs or 0))
+    found = {(e.name, e.system): e for e in ordered}
+    return [e for e in entries if found[e.name, e.system] is e]
+
+
 # --- Markdown and CSV ---
 
 
@@ -200,10 +203,10 @@ def cited_markdown(entries: Sequence[Entry]) -> str:
 
 
 def _over_sets(entries: Sequence[Entry], sets: Sequence[str]) -> str:
-    """Return AUROC by system and set, a row per system in its least trained form."""
+    """Return AUROC by system and set, each system in its most trained form."""
     groups: dict[System, dict[str, Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.system, {}).setdefault(entry.name, entry)
+    for entry in most_trained(entries):
+        groups.setdefault(entry.system, {})[entry.name] = entry
     ordered = sorted(groups, key=lambda s: (list(GROUPS).index(s.group), SYSTEMS.index(s)))
     rows = []
     for system in ordered:
