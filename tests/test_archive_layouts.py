@@ -62,7 +62,7 @@ def test_bids_knows_patients_sessions_suffixes_and_masks(bids):
     assert lesion.path.name == "sub-02_ses-1_FLAIR.nii.gz", "the mask names its image"
     assert (lesion.split, lesion.is_anomalous) == ("test", True)
     assert "Several kinds of images" in data.notes[0]
-    assert "1 masks of lesions are used" in data.notes[1]
+    assert "1 masks of lesions are used" in data.notes[2]
 
 
 def test_rules_choose_among_the_columns_of_bids(bids):
@@ -82,6 +82,30 @@ def test_bids_without_labels_is_what_fit_is_told(bids):
         mask.unlink()
     data = open_dataset(bids)
     assert {(s.split, s.is_anomalous) for s in data.samples} == {("unlabelled", None)}
+    assert "No participant is said to be normal" in data.notes[1]
+
+
+@pytest.mark.parametrize("column", ["group", "Diagnosis", "dx"])
+def test_groups_of_bids_that_are_no_words_for_normal_are_asked_about(bids, column):
+    rows = f"participant_id\t{column}\nsub-01\tCN\nsub-02\tAD\nsub-03\tCN\n"
+    (bids / "participants.tsv").write_text(rows)
+    for mask in (bids / "derivatives").rglob("*lesion*"):
+        mask.unlink()
+    with pytest.raises(DataError, match=rf"{column}: CN \(4 images\), AD .*--normal-class NAME"):
+        open_dataset(bids).to_train_on()
+    assert len(open_dataset(bids).to_score()) == 6
+    told = open_dataset(bids, normal_class="cn")
+    assert {s.patient_id for s in told.to_train_on()} == {"sub-01", "sub-03"}
+    assert {s.patient_id for s in told.samples if s.is_anomalous} == {"sub-02"}
+    assert len(open_dataset(bids, normal_class="*").to_train_on()) == 6
+    with pytest.raises(DataError, match=rf"no participant is HC.*{column}: CN"):
+        open_dataset(bids, normal_class="HC")
+
+
+def test_participants_of_whom_nothing_is_said_are_counted(bids):
+    (bids / "participants.tsv").write_text("participant_id\tgroup\nsub-01\tcontrol\n")
+    (note,) = [n for n in open_dataset(bids).notes if "left out" in n]
+    assert note == "2 participants are neither normal nor anomalous, and left out."
 
 
 # --- nnU-Net and Decathlon ---
@@ -292,9 +316,23 @@ def test_a_zip_that_is_cut_or_lies_is_said_and_leaves_nothing(cache, tmp_path):
     damaged = bytearray(body.getvalue())
     damaged[200:300] = bytes(100)
     (tmp_path / "a.zip").write_bytes(damaged)
-    with pytest.raises(DataError, match="damaged"):
-        open_dataset(tmp_path / "a.zip")
-    assert list((cache / "archives").iterdir()) == []
+    (tmp_path / "b.zip").write_bytes(body.getvalue()[:-200])
+    for name in ("a.zip", "b.zip"):
+        with pytest.raises(DataError, match=f"{name}: cannot be taken out, it is damaged"):
+            open_dataset(tmp_path / name)
+    assert [p for p in (cache / "archives").iterdir() if p.is_dir()] == []
+
+
+def test_an_error_names_the_archive_and_what_was_left_out_of_it_each_time(cache, tmp_path):
+    evil(tmp_path / "a.zip", ("inner.zip", "x", 0o644))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"a\.zip: no image.*1 archives in the arch") as caught:
+            open_dataset(tmp_path / "a.zip")
+        assert str(cache) not in str(caught.value)
+    evil(tmp_path / "b.zip", ("inner.zip", "x", 0o644), ("1.png", "x", 0o644))
+    notes = [open_dataset(tmp_path / "b.zip").notes for _ in range(2)]
+    assert notes[0] == notes[1]
+    assert "1 archives in the archive" in notes[0][1]
 
 
 def test_only_zips_are_taken_for_zips(tmp_path):

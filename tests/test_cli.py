@@ -196,6 +196,22 @@ def test_check_prints_one_json_object(run, root, tmp_path):
     assert json.loads((tmp_path / "audit.json").read_text()) == found
 
 
+def test_json_of_something_else_is_not_overwritten_unasked(run, root, fitted, tmp_path):
+    mine = tmp_path / "mine.json"
+    for command in (("check", root), ("evaluate", fitted, root)):
+        for text in ('{"mine": 1}', "no JSON"):
+            mine.write_text(text)
+            status, _, err = run(*command, "--out", mine)
+            assert status == 2
+            assert "not overwritten; choose another --out" in " ".join(err.split())
+            assert mine.read_text() == text
+        status, _, err = run(*command, "--out", tmp_path)
+        assert status == 2
+        assert "add a file name" in " ".join(err.split())
+    run("check", root, "--out", tmp_path / "audit.json")
+    assert run("check", root, "--out", tmp_path / "audit.json")[0] == 0, "the same again"
+
+
 def test_check_says_how_the_data_were_understood(run, root):
     status, out, err = run("check", root)
     assert status == 0

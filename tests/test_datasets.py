@@ -36,7 +36,7 @@ def test_layout_names_are_those_of_the_modules():
 
 
 def test_folder_is_listed_recursively_in_natural_order(tmp_path):
-    touch(tmp_path, "a/s10.png", "a/s2.png", "b ü/s1.dcm", "vol.nii.gz", "noext")
+    touch(tmp_path, "a1/s10.png", "a1/s2.png", "b2 ü/s1.dcm", "vol.nii.gz", "noext")
     data = open_dataset(tmp_path)
     assert names(data.samples) == ["s2.png", "s10.png", "s1.dcm", "noext", "vol.nii.gz"]
     assert data.counts() == {("unlabelled", "unlabelled"): 5}

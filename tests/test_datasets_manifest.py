@@ -79,6 +79,7 @@ def test_a_folder_is_described_by_its_manifest(folder):
     assert data.notes == (
         "The table has no column of labels, so nothing is known of its images.",
         "Tables that are not read: notes.csv.",
+        "4 images of the folder have no row, and are left out: 2 ü.png, 3.png, 4.png and 1 more.",
     )
     write(folder, "path\na/3.png\n", "second.csv")
     with pytest.raises(LayoutError, match=r"list\.csv, second\.csv"):

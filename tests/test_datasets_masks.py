@@ -170,3 +170,19 @@ def test_images_never_include_masks_of_the_same_folder(tmp_path):
     data = open_dataset(tmp_path)
     assert masks_of(data) == {"test/bad/3.png": "test/bad/3_mask.png"}
     assert len(data.samples) == 3
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".txt", ".json"])
+def test_files_of_folders_of_masks_that_are_no_images_are_said(tmp_path, suffix):
+    touch(tmp_path / "m", "train/good/1.png", "test/good/2.png", "test/bad/3.png")
+    touch(tmp_path / "m", f"ground_truth/bad/3_mask{suffix}")
+    touch(tmp_path / "b", "train/1.png", "test/normal/2.png", "test/tumor/3.png")
+    touch(tmp_path / "b", f"test/annotation/3{suffix}")
+    touch(tmp_path / "j", "images/1.png", "images/3.png", f"masks/3{suffix}")
+    lists = {"train": {"0": ["1.png"]}, "test": {"1": ["3.png"]}}
+    (tmp_path / "j/data.json").write_text(json.dumps(lists))
+    for folder in "mbj":
+        assert (
+            f"Files of folders of masks that are no images are not read as masks: 1 {suffix}."
+            in open_dataset(tmp_path / folder).notes
+        )

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from normalis.datasets import Dataset, Sample, offer_pattern, patients_from_pattern
+from normalis.datasets import (
+    Dataset,
+    Sample,
+    offer_pattern,
+    open_dataset,
+    patients_from_pattern,
+)
 from normalis.errors import DataError, SettingsError
 
 
@@ -56,3 +62,14 @@ def test_errors():
         patients_from_pattern(dataset("a.png"), "a")
     with pytest.raises(SettingsError, match="no expression"):
         patients_from_pattern(dataset("a.png"), "(a")
+
+
+def test_a_pattern_with_a_slash_reads_the_path_below_the_folder(tmp_path):
+    for name in ("a/P1/0.png", "a/P1/1.png", "a/P2/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    data = open_dataset(tmp_path)
+    named = patients_from_pattern(data, "^a/([^/]+)/")
+    assert [s.patient_id for s in named.samples] == ["P1", "P1", "P2"]
+    with pytest.raises(DataError, match=r"with a / in it, it is searched for in the path"):
+        patients_from_pattern(data, "(P.)")

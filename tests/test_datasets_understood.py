@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from normalis.datasets import open_dataset
+from normalis.datasets import open_dataset, patients_from_pattern
 from normalis.datasets.words import is_class_name, is_mask_name, meaning, split_of
 from normalis.errors import DataError, LayoutError, SettingsError
 
@@ -59,6 +59,7 @@ def test_names_of_classes_masks_and_splits():
     )
     masks = ("masks", "labelsTr", "Ground_Truth", "000_mask", "x-seg", "anomaly_mask", "x_MASK")
     assert all(map(is_mask_name, masks))
+    assert all(map(is_mask_name, ("SegmentationClass", "Masken", "masques", "outlines", "x_matte")))
     assert not any(map(is_mask_name, ("images", "mask_1_image", "P001", "labelled")))
     assert [split_of(n) for n in ("Training", "VAL", "test", "fold1")] == [
         "train",
@@ -166,6 +167,12 @@ def test_a_table_that_is_not_understood_is_an_error(table, change, message):
         ("test.txt", b"img/0.png 1\nimg/1.png 0\n", "names images of this folder"),
         ("coco.json", b'{"0.png": 1, "1.png": 0}', "names images of this folder"),
         ("scanner.csv", b"a,b\n1,2\n", "has no column path"),
+        ("labels.csv.gz", b"\x1f\x8b\x08\x00", "unpack it, or save it as CSV"),
+        ("labels.npy", b"\x93NUMPY\x01\x00", "save it as CSV"),
+        ("study.sqlite", b"SQLite format 3\x00", "tables of other programs"),
+        ("list", b"path,label\n0.png,1\n1.png,0\n", "names images of this folder"),
+        ("list.csv.bak", b"path,label\n0.png,1\n1.png,0\n", "names images of this folder"),
+        ("study.sqlite3", b"", "tables of other programs"),
     ],
 )
 def test_what_may_be_a_table_is_an_error_until_told(tmp_path, name, content, message):
@@ -173,8 +180,56 @@ def test_what_may_be_a_table_is_an_error_until_told(tmp_path, name, content, mes
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LayoutError, match=rf"{name}.*{message}.*--ignore-tables"):
         open_dataset(tmp_path)
-    assert open_dataset(tmp_path, ignore_tables=True).counts() == {("unlabelled", "unlabelled"): 3}
+    ignored = open_dataset(tmp_path, ignore_tables=True).samples
+    assert sum(s.path.suffix == ".png" for s in ignored) == 3
     assert open_dataset(tmp_path / "img").counts() == {("unlabelled", "unlabelled"): 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.txt", "im_0\nim_1\n"),
+        ("labels.json", '{"im_0": {"label": 1}, "im_1": {"label": 0}}'),
+        ("split", "im_0 1\nim_1 0\n"),
+    ],
+)
+def test_lists_of_names_without_suffix_are_lists(tmp_path, name, text):
+    touch(tmp_path, *(f"img/im_{i}.png" for i in range(4)))
+    (tmp_path / name).write_text(text)
+    with pytest.raises(LayoutError, match=rf"{name}.*names images of this folder"):
+        open_dataset(tmp_path)
+    (tmp_path / name).write_text("Of im_0 and im_1 the paper says more, in many other words.")
+    assert len(open_dataset(tmp_path).samples) >= 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("path,label,is_abnormal\n0.png,normal,0\n1.png,normal,1\n", "line 3: .*correct one"),
+        ("path,label,healthy\n0.png,1,1\n1.png,0,1\n", "line 2: .*correct one"),
+        ("path,label,is_train\n0.png,0,1\n1.png,0,0\n", "is_train looks like a split"),
+        ("path,anomaly_score,p_value\n0.png,1,1\n", "scores that normalis wrote"),
+    ],
+)
+def test_columns_that_contradict_each_other_or_are_not_meant_as_read(tmp_path, rows, said):
+    touch(tmp_path, "0.png", "1.png")
+    (tmp_path / "m.csv").write_text(rows)
+    with pytest.raises(DataError, match=said):
+        open_dataset(tmp_path)
+
+
+def test_a_status_beside_a_label_contradicts_nothing_and_rows_that_lack_are_said(tmp_path):
+    touch(tmp_path, "0.png", "1.png", "2.png", "notes.docx")
+    (tmp_path / "m.csv").write_text("path,label,status\n0.png,0,ok\n1.png,1,ok\n")
+    data = open_dataset(tmp_path)
+    assert data.notes == ("1 images of the folder have no row, and are left out: 2.png.",)
+
+
+def test_an_encoding_that_is_a_guess_is_said_with_the_label(tmp_path):
+    touch(tmp_path, "0.png")
+    (tmp_path / "m.csv").write_bytes("path,label\n0.png,норма\n".encode("cp1251"))
+    with pytest.raises(DataError, match="read as Windows-1252; if it is in another encoding, save"):
+        open_dataset(tmp_path)
 
 
 def test_a_manifest_in_a_sub_folder_is_named(tmp_path):
@@ -287,7 +342,7 @@ def test_one_folder_of_anomalies_among_images(tmp_path):
 
 @pytest.mark.parametrize(
     "folders",
-    [("P001", "P002"), ("sub-01", "sub-02"), ("1", "2", "3"), ("Thomas", "Maria"), ("normal",)],
+    [("P001", "P002"), ("sub-01", "sub-02"), ("1", "2", "3"), ("site A", "GE_T1"), ("normal",)],
 )
 def test_folders_of_patients_are_a_plain_folder(tmp_path, folders):
     touch(tmp_path, *(name for folder in folders for name in numbered(folder)))
@@ -299,6 +354,62 @@ def test_folders_of_patients_are_a_plain_folder(tmp_path, folders):
 def test_a_few_folders_of_words_are_said_to_count_alike(tmp_path):
     touch(tmp_path, *numbered("GE"), *numbered("Siemens"))
     assert "(GE, Siemens) count alike" in open_dataset(tmp_path).notes[0]
+
+
+WORDS = [
+    ("frisk", "sjuk"), ("zdrowy", "chory"), ("정상", "비정상"), ("before", "after"), ("N", "P"),
+    ("Glaucoma_Negative", "Glaucoma_Positive"), ("images", "excluded"), ("img", "heatmaps"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("below", ["", "data/all/"])
+@pytest.mark.parametrize("folders", WORDS)
+def test_folders_of_words_in_any_language_are_not_trained_on_until_told(tmp_path, folders, below):
+    touch(tmp_path, *(name for f in folders for name in numbered(below + f)))
+    with pytest.raises(DataError, match="not known what the names of its folders mean"):
+        open_dataset(tmp_path).to_train_on()
+    assert len(open_dataset(tmp_path).to_score()) == 6
+    assert len(open_dataset(tmp_path, normal_class="*").to_train_on()) == 6
+    assert len(open_dataset(tmp_path, normal_class=folders[0]).to_train_on()) == 3
+
+
+def test_a_folder_of_a_word_among_images_or_patients_is_asked_about(tmp_path):
+    touch(tmp_path / "a", "1.png", "2.png", "rejected/3.png")
+    touch(tmp_path / "b", *numbered("P1"), *numbered("P2"), *numbered("rejected"))
+    for folder in "ab":
+        assert "rejected" in open_dataset(tmp_path / folder).unclear
+    touch(tmp_path / "c", *(f"{name * 2}/0.png" for name in "abcdefghijklmno"))
+    assert open_dataset(tmp_path / "c").unclear == "", "so many names are those of patients"
+
+
+@pytest.mark.parametrize("folders", [("00", "01"), ("1", "2"), ("BIRADS1", "BIRADS4")])
+def test_numbered_folders_are_said_with_the_pattern_that_names_patients(tmp_path, folders):
+    touch(tmp_path, *(name for folder in folders for name in numbered(f"all/{folder}")))
+    data = open_dataset(tmp_path)
+    assert len(data.to_train_on()) == 6
+    (note,) = data.notes
+    assert "2 numbered folders" in note
+    assert "--normal-class" in note
+    pattern = note.split("'")[1]
+    patients = [s.patient_id for s in patients_from_pattern(data, pattern).samples]
+    assert patients == [folders[0]] * 3 + [folders[1]] * 3
+
+
+@pytest.mark.parametrize("end", ["_drawn", "-overlay", " flip", ".heat"])
+def test_files_named_like_others_with_a_word_more_are_asked_about(tmp_path, end):
+    touch(tmp_path, *(f"{i}{more}.png" for i in range(3) for more in ("", end)))
+    assert f"3 files are named like others with '{end[1:]}' more" in open_dataset(tmp_path).unclear
+    touch(tmp_path / "b", *(f"{i}{more}.png" for i in range(3) for more in ("", "_L", "_2")))
+    assert open_dataset(tmp_path / "b").unclear == "", "sides and numbers are images of their own"
+
+
+@pytest.mark.parametrize(
+    ("folders", "likely"),
+    [(("CNV-1", "NORMAL-2"), "'NORMAL-2'"), (("tumor", "stroke"), "NAME"), (("no", "yes"), "no")],
+)
+def test_no_anomaly_is_offered_as_the_normal_class(tmp_path, folders, likely):
+    touch(tmp_path, *(name for folder in folders for name in numbered(folder)))
+    assert f"--normal-class {likely} (" in open_dataset(tmp_path).unclear
 
 
 def test_a_normal_class_that_nothing_has_is_an_error(tmp_path):
@@ -498,6 +609,19 @@ def test_dicom_results_are_left_aside_with_their_kind(tmp_path, number, kind):
     assert len(open_dataset(tmp_path).samples) == 2  # told
 
 
+@pytest.mark.parametrize("number", ["7", "66.4"])
+def test_dicom_results_without_meta_information_are_left_aside(tmp_path, number):
+    from pydicom.dataset import Dataset
+
+    touch(tmp_path, "1.png", "2.png")
+    data = Dataset()
+    data.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.{number}"
+    data.save_as(tmp_path / "old", implicit_vr=True, little_endian=True)
+    found = open_dataset(tmp_path)
+    assert len(found.samples) == 2
+    assert "Left aside 1 DICOM files that are no acquired images" in found.notes[0]
+
+
 def test_a_folder_of_captures_is_what_the_user_means_but_never_our_own(tmp_path):
     for i in range(2):
         dicom(tmp_path / f"C{i}", STORAGE + "7")
@@ -640,6 +764,9 @@ def test_masks_that_may_be_of_lesions_keep_a_segmentation_set_from_being_normal(
     (tmp_path / "dataset.json").write_text(json.dumps(said))
     with pytest.raises(DataError, match="its masks are liver, cancer, so some images may show a"):
         open_dataset(tmp_path).to_train_on()
+    for lesion in ("Läsion", "GTV", "lésion", "target"):
+        (tmp_path / "dataset.json").write_text(json.dumps(said | {"labels": {lesion: 1}}))
+        assert f"its masks are {lesion}" in open_dataset(tmp_path).unclear
     del said["labels"]["cancer"]
     (tmp_path / "dataset.json").write_text(json.dumps(said))
     assert len(open_dataset(tmp_path).to_train_on()) == 1, "organs say nothing of lesions"

@@ -335,3 +335,27 @@ def test_negated_images_are_refused_with_both_ranges(tmp_path, scale):
     (batch,) = stream(files, SMALL, rule=trained.rule)
     assert [path.name for path, _ in batch.skipped] == ["00.tif"], "one that is dark is scored"
     assert "negated, or in other units? Export it" in batch.skipped[0][1]
+
+
+@pytest.mark.parametrize("kind", ["16 bit", "mr"])
+def test_values_of_more_bits_than_the_training_images_are_refused(files, tmp_path, kind):
+    rule = load(files(kind, 8), SMALL).rule
+    values = np.random.default_rng(5).integers(4000, 32000, (16, 16)).astype(np.uint16)
+    if kind == "mr":
+        write(tmp_path / "new", make(values, bits=16))
+    else:
+        Image.fromarray(values).save(tmp_path / "new", "PNG")
+    new = [Sample(path=tmp_path / "new", split="test"), *files(kind, 1, seed=3)]
+    (batch,) = stream(new, SMALL, rule=rule)
+    assert len(batch.rows) == 1
+    assert "most of them above the" in batch.skipped[0][1]
+    assert "with other bits, or in other units?" in batch.skipped[0][1]
+
+
+def test_a_window_of_the_users_own_refuses_no_image_for_lying_outside(tmp_path):
+    window = ImageSettings(image_size=16, window=(10.0, 20.0))
+    x = np.random.default_rng(3).uniform(0, 2, (8, 32, 32)).astype(np.float32)
+    files = write_floats(tmp_path / "f", x)
+    rule = load(files, window).rule
+    (batch,) = stream(files, window, rule=rule)
+    assert (len(batch.rows), batch.skipped) == (8, [])

@@ -315,3 +315,18 @@ def test_a_transfer_syntax_that_is_none_is_named(tmp_path, uid):
     said = rf"Transfer Syntax UID is '{re.escape(uid)}', which is none of DICOM's.*Export it as"
     with pytest.raises(UnreadableImageError, match=said):
         list(read_frames(path))
+
+
+def test_one_value_far_below_air_is_padding_of_a_ct_whatever_the_header_says(tmp_path, rng):
+    values = rng.integers(0, 400, (8, 6)).astype(np.int16)
+    values[:2] = -2000
+    scale = {"RescaleSlope": 1, "RescaleIntercept": -1000}
+    ct = {"Modality": "CT", **scale}
+    frame = one(write(tmp_path / "a", make(values, bits=16, signed=True, **ct)))
+    assert frame.pixels.min() == values[2:].min() - 1000
+    assert frame.header["padding"] == 0.25
+    values[0, 0] = -1900  # several values: measured, for all that is known
+    frame = one(write(tmp_path / "b", make(values, bits=16, signed=True, **ct)))
+    assert frame.pixels.min() == -3000
+    mr = make(values, bits=16, signed=True, Modality="MR", **scale)
+    assert one(write(tmp_path / "c", mr)).pixels.min() == -3000

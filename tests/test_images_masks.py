@@ -189,3 +189,34 @@ def test_several_masks_of_one_image_are_joined(tmp_path):
     )
     rows = load([sample], ImageSettings(image_size=32)).rows
     assert load_masks(rows, image_size=32)[0].sum() == 16 * 32
+
+
+# --- what is no mask --------------------------------------------------------------------------
+
+
+def grey():
+    return (60 + X + Y).astype(np.uint8)
+
+
+NO_MASKS = {
+    "image": grey,
+    "overlay": lambda: np.dstack([np.maximum(grey(), LESION * 255), grey(), grey()]),
+    "red on white": lambda: np.dstack([X * 0 + 255, 255 - LESION * 255, 255 - LESION * 255]),
+    "labels 1 and 2": lambda: LESION + 1,
+}
+
+
+@pytest.mark.parametrize("make", NO_MASKS.values(), ids=NO_MASKS)
+def test_what_is_no_mask_is_refused(tmp_path, make):
+    Image.fromarray(np.asarray(make()).astype(np.uint8)).save(tmp_path / "m.png")
+    with pytest.raises(UnreadableImageError, match=r"no pixel is zero: is it an image, an overlay"):
+        read_masks(tmp_path / "m.png", [None])
+    Image.fromarray(np.full((48, 64), 255, np.uint8)).save(tmp_path / "whole.png")
+    assert read_masks(tmp_path / "whole.png", [None])[0].all(), "a lesion may fill a patch"
+
+
+def test_pages_of_a_mask_that_its_image_has_not_are_said(tmp_path):
+    page = Image.fromarray((LESION * 255).astype(np.uint8))
+    page.save(tmp_path / "m.tif", save_all=True, append_images=[page])
+    with pytest.raises(UnreadableImageError, match=r"holds several pages .* image is a single one"):
+        read_masks(tmp_path / "m.tif", [None])

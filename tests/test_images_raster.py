@@ -231,3 +231,10 @@ def test_tiffs_of_patients_are_read(real_data):
     paths = sorted((real_data / "lgg_tif_sample").rglob("*.tif"))[:20]
     assert paths
     assert {read_one(p).pixels.shape for p in paths} <= {(3, 256, 256), (1, 256, 256)}
+
+
+def test_an_animated_png_is_no_single_image(tmp_path, rng):
+    frames = [Image.fromarray(rng.integers(0, 255, (8, 9), np.uint8)) for _ in range(2)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(UnreadableImageError, match="an animated PNG of 2 images"):
+        list(read_frames(tmp_path / "a.png"))

@@ -23,6 +23,12 @@ def reason_of(path):
     ("content", "expected"),
     [
         (b"", "empty (0 bytes)"),
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer; fetch the file itself"),
+        (b"<!DOCTYPE html><html>404</html>", "a web page"),
+        (b"RIFF\x00\x00\x00\x00AVI LIST", "a film or sound"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "a WebP; save it as PNG"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00", "a HEIC or AVIF; save it as PNG"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive; unpack it"),
         (b"hello, world, this is a text", "its first bytes are b'hello, w'"),
         (b"GIF89a" + bytes(99), "a GIF; save it as PNG"),
         (b"PK\x03\x04" + bytes(99), "a zip archive or an .npz"),

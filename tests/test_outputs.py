@@ -716,6 +716,24 @@ def test_a_finished_scoring_that_is_damaged_is_not_answered_from(fitted, source,
         score(fitted, source, out, overlays=False, maps=False)
 
 
+def test_a_finished_scoring_that_has_lost_rows_or_maps_is_not_answered_from(
+    fitted, source, tmp_path
+):
+    out = tmp_path / "out"
+    score(fitted, source, out, overlays=False)
+    whole = (out / "scores.csv").read_text()
+    (out / "scores.csv").write_text("".join(whole.splitlines(keepends=True)[:4]))
+    with pytest.raises(RunError, match=r"3 rows, of 12 images .*--overwrite"):
+        score(fitted, source, out, overlays=False)
+    (out / "scores.csv").write_text(whole)
+    for file in sorted((out / "maps").rglob("*.npy"))[:2]:
+        file.unlink()
+    with pytest.raises(RunError, match=r"2 maps are gone; .*--overwrite"):
+        score(fitted, source, out, overlays=False)
+    score(fitted, source, out, overlays=False, overwrite=True)
+    assert len(list((out / "maps").rglob("*.npy"))) == 12
+
+
 # --- replacing ------------------------------------------------------------------------------------
 
 

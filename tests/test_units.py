@@ -261,3 +261,30 @@ def test_a_clean_validation_split_calibrates(tmp_path):
     fitted = detector(method="pca").fit(manifest(tmp_path, rows))
     assert (fitted.calibration_.n_units, fitted.calibration_.level) == (4, "patient")
     assert open_dataset(tmp_path).counts()[("validation", "normal")] == 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ANONYMOUS^", "Anonymous^Patient", "ANON^ANON", "[REMOVED]", "<NA>", "#N/A", "no_id"),
+        *(
+            "0000000",
+            "unbekannt",
+            "Unknown Patient",
+            "PatientID",
+            "subject",
+            "TBD",
+            "n.a.",
+            "\u200b",
+        ),
+    ],
+)
+def test_ids_that_name_nobody_in_other_spellings(name):
+    ids, notes = known_patients([name, name, "P1", "P2"], ["a", "b", "c", "d"])
+    assert ids == [None, None, "P1", "P2"]
+    assert "2 of 4 files have" in notes[0]
+
+
+@pytest.mark.parametrize("name", ["0", "1", "ANON123", "Anon_0001", "Noname7", "12345", "John^Doe"])
+def test_ids_that_may_name_somebody_do(name):
+    assert known_patients([name, "P1"], ["a", "b"])[0] == [name, "P1"]

@@ -65,6 +65,7 @@ PatientPattern = Annotated[
     str | None,
     typer.Option(
         "--patient-pattern",
-        help="Regular expression that finds the patient in a file's name; group 1 is the id.",
+        help="Regular expression that finds the patient in a file's name, or with a / in it in the "
+        "path below the folder; group 1 is the id.",
     ),
 ]

@@ -10,7 +10,7 @@ import typer
 
 from normalis.cli.arguments import Data, IgnoreTables, NormalClass, PatientPattern, Where
 from normalis.cli.console import console, escape, progress, stages, table
-from normalis.cli.data import describe, open_data, report_skipped, select
+from normalis.cli.data import check_out, describe, open_data, report_skipped, select
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,6 +34,7 @@ def check(
     from normalis.audit import audit
 
     dataset = open_data(data, normal_class=normal_class, ignore_tables=ignore_tables, offer=False)
+    check_out(out, {"root": str(dataset.root), "layout": dataset.layout}, "audit")
     dataset, kinds = select(dataset, where or ())
     if not as_json:
         describe(dataset)

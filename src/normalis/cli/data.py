@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normalis.cli.console import errors, escape, progress
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from normalis.datasets import Dataset
     from normalis.studies.kinds import Kind
 
-__all__ = ["describe", "open_data", "open_unlabelled", "report_skipped", "select"]
+__all__ = ["check_out", "describe", "open_data", "open_unlabelled", "report_skipped", "select"]
 
 
 def open_data(
@@ -90,6 +91,35 @@ def describe(data: Dataset) -> None:
         errors.styled(f"  [yellow]note:[/] {escape(note)}")
     if data.unclear:
         errors.styled(f"  [bold red]unclear:[/] {escape(data.unclear)}")
+
+
+def check_out(file: Path | None, ours: Mapping[str, Any], what: str) -> None:
+    """Refuse a file to write that is a folder, or holds something else than the same of before.
+
+    Args:
+        file: what the user named; None if nothing was.
+        ours: what a JSON that may be replaced says of itself.
+        what: it is, for the message.
+
+    Raises:
+        RunError: saying what lies there; nothing is overwritten unasked.
+    """
+    from normalis.errors import RunError
+
+    if file is None or not file.exists():
+        return
+    if file.is_dir():
+        raise RunError(f"{file}: must be a file such as {what}.json, is a folder; add a file name")
+    try:
+        said = json.loads(file.read_text(encoding="utf-8") or "null")
+    except (OSError, ValueError, RecursionError):
+        said = ""
+    is_same = isinstance(said, dict) and all(said.get(key) == ours[key] for key in ours)
+    if said is not None and not is_same:
+        raise RunError(
+            f"{file}: holds something other than the {what} of the same data, which is not "
+            "overwritten; choose another --out, or remove it"
+        )
 
 
 def report_skipped(skipped: Sequence[tuple[Path, str]], where: Path | None = None) -> None:

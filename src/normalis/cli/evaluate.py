@@ -18,7 +18,7 @@ from normalis.cli.arguments import (
     Trust,
 )
 from normalis.cli.console import console, progress, stages, table
-from normalis.cli.data import describe, open_data, report_skipped, select
+from normalis.cli.data import check_out, describe, open_data, report_skipped, select
 from normalis.cli.values import use_threads
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def evaluate(
     dataset = open_data(
         data, patient_pattern, normal_class=normal_class, ignore_tables=ignore_tables
     )
+    model = RunFolder(run).identity
+    check_out(out, {"data": dataset.name, "model": model}, "evaluation")
     dataset, _ = select(dataset, detector.image_settings.where)
     describe(dataset)
     with progress("evaluate") as bar:
@@ -70,7 +72,7 @@ def evaluate(
         {
             "data": dataset.name,
             "method": detector.params["method"],
-            "model": RunFolder(run).identity,
+            "model": model,
             "skipped": len(skipped),
             **result.to_dict(),
             "findings": [{"severity": f.severity, "text": f.text} for f in found.findings],

@@ -104,7 +104,7 @@ def open_dataset(
 
 # Layouts that take whatever lies in a folder, while others name every file.
 _LISTED = frozenset(LAYOUTS) - {"images + data.json", "manifest", "arrays"}
-_WITH_CLASSES = ("manifest", "one folder per class", "ZIP")
+_WITH_CLASSES = ("manifest", "one folder per class", "ZIP", "BIDS")
 
 
 def _recognise(path: Path, options: Options) -> str:

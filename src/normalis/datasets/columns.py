@@ -130,7 +130,57 @@ def roles_of(table: Table, *, exists: Callable[[str], bool], all_normal: bool = 
     if label is None and not all_normal:
         _refuse_hidden_labels(table, columns)
         _refuse_binary(table, columns)
+    if split is None:
+        _refuse_flags_of_splits(table, columns)
+    _refuse_contradictions(table, found[:1], [n for n in found[1:] if key(n) in _OF_LABELS])
     return columns
+
+
+#: Columns that are of labels whatever else there is; others (status, result) may be of something
+#: else beside a column of labels.
+_OF_LABELS = frozenset(INVERTED) | frozenset(
+    _listed(
+        "label labels isanomalous isanomaly isabnormal anomalous anomaly abnormal classlabel "
+        "target diagnosis dx groundtruth gt imagelabel"
+    )
+)
+
+
+def _said(value: str, name: str) -> str | None:
+    """Return what a cell of a column of labels says, normal or anomalous; None if neither."""
+    said = meaning(value)
+    if said not in ("normal", "anomalous"):
+        return None
+    return {"normal": "anomalous", "anomalous": "normal"}[said] if key(name) in INVERTED else said
+
+
+def _refuse_contradictions(table: Table, first: list[str], others: list[str]) -> None:
+    """Refuse two columns of labels of which one says normal and the other anomalous."""
+    for line, row in table.rows if first and others else ():
+        cells = {name: cell_text(row.get(name)) for name in (*first, *others)}
+        said = {name: _said(value, name) for name, value in cells.items()}
+        odd = [name for name in others if said[name] and said[first[0]]]
+        if wrong := [name for name in odd if said[name] != said[first[0]]]:
+            raise DataError(
+                f"{table.file}, line {line}: the column {first[0]} says {cells[first[0]]!r} and "
+                f"the column {wrong[0]} says {cells[wrong[0]]!r}: correct one, or take it out"
+            )
+
+
+_FLAGS = re.compile(r"(is|in)?(train|training|test|testing|val|valid|validation|holdout)(set)?")
+
+
+def _refuse_flags_of_splits(table: Table, columns: Columns) -> None:
+    """Refuse columns such as ``is_train``, which say of images that they are not to train on."""
+    for name in table.names:
+        if name in columns.known or not _FLAGS.fullmatch(key(name)):
+            continue
+        values = {cell_text(row.get(name)) for _, row in table.rows}
+        if len(values) > 1 and all(meaning(value) for value in values):
+            raise DataError(
+                f"{table.file}: the column {name} looks like a split, but splits are in a column "
+                "split that holds train, validation or test; make it one, or take it out"
+            )
 
 
 def _by_key(table: Table) -> dict[str, str]:

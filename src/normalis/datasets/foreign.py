@@ -9,20 +9,35 @@ images (BIDS, Medical Segmentation Decathlon and nnU-Net, MOOD). DICOM objects t
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
 from pathlib import Path
 
 from normalis.datasets.base import Dataset
 from normalis.datasets.columns import names_a_path
-from normalis.datasets.listing import Listing, folders_in, is_file, quote_some, stem_of, suffix_of
+from normalis.datasets.listing import (
+    NOT_IMAGES,
+    STORES,
+    TABLES,
+    Listing,
+    folders_in,
+    is_file,
+    quote_some,
+    stem_of,
+    suffix_of,
+)
 from normalis.datasets.tables import read_table
 from normalis.errors import DataError, LayoutError
 
 __all__ = ["refuse_structures", "refuse_tables", "without_objects"]
 
 _TABLES = (".csv", ".tsv", ".psv", ".parquet")
-_SHEETS = (".xls", ".xlsx", ".ods")
+_SHEETS = (".xls", ".xlsx", ".xlsm", ".xlsb", ".ods", ".numbers")
 _MOST = 1 << 20  # bytes of a list that are looked through for names of images
+_LEAST = 3  # letters of a name without suffix, to be told from a number in a text
+_SHARE = 0.2  # of the words of a list that are names of images without suffix
+_WORDS = re.compile(rb"[\s,;|\"':{}\[\]()<>=]+")
+_LOOKED_AT = 200  # files of no known suffix that are looked into
 _NO_DICOM = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".gz", ".bmp", ".gif", ".webp")
 
 
@@ -60,8 +75,10 @@ def refuse_tables(path: Path, listing: Listing) -> None:
         LayoutError: naming the file, why it is not understood, and what to do.
     """
     stems = {stem_of(image) for image in listing.images}
-    for file in listing.others:
-        is_sidecar = file.stem in stems and suffix_of(file.name) not in _TABLES
+    texts = _texts(path, listing)
+    for file in (*listing.others, *texts):
+        is_list = file in texts or suffix_of(file.name) in _TABLES
+        is_sidecar = file.stem in stems and not is_list
         why = None if is_sidecar else _why_unread(file, path, listing)
         if why:
             raise LayoutError(
@@ -72,13 +89,26 @@ def refuse_tables(path: Path, listing: Listing) -> None:
             )
 
 
+def _texts(root: Path, listing: Listing) -> list[Path]:
+    """Return files of the folder itself that are listed as images and hold text: lists, perhaps."""
+    odd = [p for p in listing.images if p.parent == root and suffix_of(p.name) not in _NO_DICOM]
+    return [p for p in odd[:_LOOKED_AT] if _is_text(p)]
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(512)
+    except OSError:
+        return False
+    return bool(head) and not any(byte < 32 and byte not in b"\t\r\n\f" for byte in head)
+
+
 def _why_unread(file: Path, root: Path, listing: Listing) -> str | None:
     suffix = suffix_of(file.name)
     at_top = file.parent == root
-    if suffix in _SHEETS:
-        return "spreadsheets are not read; save it as CSV" if at_top else None
     if suffix not in _TABLES:
-        return _names_images(file, listing) if at_top else None
+        return _why_no_table(file, suffix, listing) if at_top else None
     try:
         table = read_table(file, is_head=names_a_path)
     except DataError as error:
@@ -93,6 +123,16 @@ def _why_unread(file: Path, root: Path, listing: Listing) -> str | None:
     return f"its column of paths names no file that is there (columns: {listed})"
 
 
+def _why_no_table(file: Path, suffix: str, listing: Listing) -> str | None:
+    if suffix in _SHEETS:
+        return "spreadsheets are not read; save it as CSV"
+    if suffix in STORES:
+        return "tables of other programs are not read; save it as CSV"
+    if suffix in NOT_IMAGES and suffix not in TABLES and not _is_text(file):
+        return f"a {suffix} is not read for labels; unpack it, or save it as CSV"
+    return _names_images(file, listing)
+
+
 def _names_images(file: Path, listing: Listing) -> str | None:
     """Say so if a text names images of the folder, as a list of labels or of a split does."""
     try:
@@ -100,11 +140,21 @@ def _names_images(file: Path, listing: Listing) -> str | None:
             text = stream.read(_MOST)
     except OSError:
         return None
-    names = {image.name.encode("utf-8", "surrogateescape") for image in listing.images}
+    names = {image.name.encode("utf-8", "surrogateescape") for image in listing.images} - {
+        file.name.encode("utf-8", "surrogateescape")
+    }
     found = sum(name in text for name in list(names)[:200])
-    if found < min(2, len(names)) or not names:
+    if (found < min(2, len(names)) or not names) and not _names_stems(text, listing):
         return None
     return "it names images of this folder, and is no table with a column path"
+
+
+def _names_stems(text: bytes, listing: Listing) -> bool:
+    """Whether much of a text is names of images without their suffix, as in lists of a split."""
+    stems = {stem_of(image).encode("utf-8", "surrogateescape") for image in listing.images}
+    words = [word for word in _WORDS.split(text) if word]
+    named = [word for word in words if len(word) >= _LEAST and word in stems]
+    return len(set(named)) > 1 and len(named) >= _SHARE * len(words)
 
 
 def without_objects(data: Dataset) -> Dataset:

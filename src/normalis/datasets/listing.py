@@ -18,7 +18,9 @@ from pathlib import Path, PurePath
 from normalis.errors import DataError
 
 __all__ = [
+    "IMAGES",
     "NOT_IMAGES",
+    "STORES",
     "TABLES",
     "Listing",
     "folders_in",
@@ -31,8 +33,14 @@ __all__ = [
     "suffix_of",
 ]
 
+#: Suffixes of tables of other programs, which are not read.
+STORES = frozenset(
+    {".accdb", ".arrow", ".db", ".dbf", ".dta", ".feather", ".mdb", ".numbers", ".orc", ".rdata"}
+    | {".rds", ".sav", ".sqlite", ".sqlite3", ".xlsb", ".xlsm"}
+)
+
 #: Suffixes of tables and lists, which may say what the images beside them are.
-TABLES = frozenset(
+TABLES = STORES | frozenset(
     {".csv", ".tsv", ".psv", ".parquet", ".xls", ".xlsx", ".ods", ".txt", ".json"}
     | {".jsonl", ".ndjson", ".yaml", ".yml", ".xml", ".toml", ".lst"}
 )
@@ -57,7 +65,16 @@ NOT_IMAGES = frozenset(
     | {".doc", ".docx", ".htm", ".html", ".md", ".pdf", ".txt", ".xls", ".xlsx"}
     | {".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"}
     | {".h5", ".mat", ".npy", ".npz", ".pkl", ".pt", ".pth", ".safetensors"}
-    | {".cfg", ".db", ".ini", ".log", ".py", ".sh", ".url"}
+    | {".cfg", ".ini", ".log", ".py", ".sh", ".url"}
+    | STORES
+)
+
+#: Suffixes that images usually have; "" is that of a NIfTI's `.nii.gz`, and of many DICOMs.
+IMAGES = frozenset({"", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".nii"})
+
+_OF_LABELS = re.compile(
+    r"(^|[^a-z])(labels?|annotations?|meta ?data|manifest|diagnos[ei]s|ground.?truth|targets?"
+    r"|findings?|classes|splits?)([^a-z]|$)|\.(csv|tsv|psv|xlsx?|jsonl?|txt|parquet)\.\w+$"
 )
 
 _DIGITS = re.compile(r"(\d+)")
@@ -246,7 +263,7 @@ class _Walk:
             self.broken.append((Path(entry.path), why))
         elif suffix in NOT_IMAGES:
             self.aside[suffix] += 1
-            if suffix in TABLES:
+            if suffix in TABLES or _OF_LABELS.search(entry.name.lower()):
                 self.others.append(entry.path)
         else:
             self.found.append(entry.path)

@@ -21,11 +21,26 @@ _HEAD = 1024
 def object_kind(path: Path) -> str | None:
     """Return what a DICOM file is if it is no acquired image; None for all others.
 
-    A file that cannot be read, or has no meta information, is left to the reader, which says what
-    is wrong with it.
+    A file that cannot be read is left to the reader, which says what is wrong with it.
     """
-    kind = why_left_aside(_sop_class(path))
+    kind = why_left_aside(_sop_class(path) or _without_meta(path))
     return (kind and why_left_aside("", equipment=_equipment(path))) or kind
+
+
+def _without_meta(path: Path) -> str:
+    """Return the SOP class of a data set without meta information, as old exports are."""
+    from pydicom import dcmread
+
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(132)
+        if head[128:] == b"DICM" or head[:1] not in (b"\x08", b"\x02"):
+            return ""
+        wanted = ["SOPClassUID"]
+        said = dcmread(path, stop_before_pixels=True, specific_tags=wanted, force=True)
+        return str(said.get("SOPClassUID", ""))
+    except Exception:  # of damaged files pydicom raises almost anything; the reader will say it
+        return ""
 
 
 def _equipment(path: Path) -> list[str]:

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from normalis.datasets.listing import quote_some, stem_of
+from normalis.datasets.listing import Listing, quote_some, stem_of
 from normalis.datasets.words import is_mask_name
 from normalis.errors import DataError
 
-__all__ = ["ENDINGS", "Pairs", "below_masks", "divide", "key_of", "pair_masks"]
+__all__ = ["ENDINGS", "Pairs", "below_masks", "divide", "key_of", "of_no_images", "pair_masks"]
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -190,6 +190,14 @@ def _one(image: Path, candidates: list[tuple[int, Path]]) -> tuple[Path, ...]:
             "give a manifest with the column mask"
         )
     return tuple(mask for _, mask in candidates)
+
+
+def of_no_images(listing: Listing) -> list[str]:
+    """Say which files of a folder of masks are no images, so that they mask nothing."""
+    if not listing.aside:
+        return []
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.aside.items()))
+    return [f"Files of folders of masks that are no images are not read as masks: {kinds}."]
 
 
 def divide(files: Iterable[Path], root: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:

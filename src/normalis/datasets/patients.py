@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from normalis.datasets.base import Dataset, Sample
 from normalis.datasets.listing import quote_some
@@ -31,12 +32,13 @@ _NEARLY_ALL = 0.95
 
 
 def patients_from_pattern(dataset: Dataset, regex: str) -> Dataset:
-    """Fill ``patient_id`` from the file names.
+    """Fill ``patient_id`` from the file names, or from the folders that files lie in.
 
     Args:
         dataset: any data set.
-        regex: regular expression, searched for in the file's name; its first group is the
-            patient.
+        regex: regular expression, searched for in the file's name, or with a ``/`` in it in the
+            file's path below the data set's folder (``^([^/]+)/``: the first folder); its first
+            group is the patient.
 
     Returns:
         The same data set with every patient named.
@@ -46,12 +48,15 @@ def patients_from_pattern(dataset: Dataset, regex: str) -> Dataset:
         DataError: if a file name does not match; the message names some.
     """
     pattern = _compile(regex)
-    matches = [pattern.search(_name(sample)) for sample in dataset.samples]
-    failed = [_name(s) for s, m in zip(dataset.samples, matches, strict=True) if not (m and m[1])]
+    root = dataset.root if "/" in regex else None
+    names = [_name(sample, root) for sample in dataset.samples]
+    matches = [pattern.search(name) for name in names]
+    failed = [name for name, m in zip(names, matches, strict=True) if not (m and m[1])]
     if failed:
         raise DataError(
             f"the patient pattern {regex!r} must match every file name, but does not match"
-            f" {len(failed)} of {len(matches)}: {quote_some(failed)}"
+            f" {len(failed)} of {len(matches)}: {quote_some(failed)}; with a / in it, it is "
+            "searched for in the path below the folder"
         )
     samples = (
         dataclasses.replace(sample, patient_id=match[1])
@@ -81,9 +86,15 @@ def _groups(names: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
     return [match[1] for match in map(pattern.search, names) if match]
 
 
-def _name(sample: Sample) -> str:
-    # A row of an array file has no file of its own, but may have kept the name of one.
-    return sample.path.name if sample.index is None else str(sample.header.get("name", ""))
+def _name(sample: Sample, root: Path | None = None) -> str:
+    """Return a file's name; its path below a root, if one is given."""
+    if sample.index is not None:
+        # A row of an array file has no file of its own, but may have kept the name of one.
+        return str(sample.header.get("name", ""))
+    if root is None:
+        return sample.path.name
+    below = sample.path.is_relative_to(root) and sample.path != root
+    return (sample.path.relative_to(root) if below else sample.path).as_posix()
 
 
 def _compile(regex: str) -> re.Pattern[str]:

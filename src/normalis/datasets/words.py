@@ -17,6 +17,7 @@ __all__ = [
     "is_class_name",
     "is_mask_name",
     "meaning",
+    "names_a_part",
     "plain",
     "speaks_of_a_finding",
     "split_of",
@@ -74,12 +75,27 @@ _MASKS = _words(
     "annotation, annotations, anomaly maps, anomaly mask, anomaly masks, contours, "
     "derivatives, dseg, ground truth, ground truths, groundtruth, groundtruths, gt, gts, "
     "label, labels, labels tr, labels ts, labelstr, labelsts, labelsva, lesion mask, lesion "
-    "masks, lesions mask, mask, mask images, masks, roi, rois, seg, segmentation, "
-    "segmentations, segs, truth"
+    "masks, lesions mask, mask, mask images, masks, outlines, roi, rois, seg, segmentation, "
+    "segmentation class, segmentation object, segmentationclass, segmentationobject, "
+    "segmentations, segs, truth, "
+    "maske, masken, segmentierung, segmentierungen, masque, masques, máscara, máscaras, mascara, "
+    "mascaras, maschera, maschere, maska, maski, маска, маски, 掩码, 掩膜, マスク"
 )
 _MASK_END = re.compile(
     r"( |^)(masks?|segs?|segmentations?|gts?|labels?|annotations?|dseg|probseg|groundtruth"
-    r"|ground truth|roi)$"
+    r"|ground truth|roi|matte|maske|masque)$"
+)
+# Words that tell parts of one data set apart, of which all may be normal.
+_PARTS = _words(
+    "left, right, l, r, od, os, axial, coronal, sagittal, transversal, ap, pa, lateral, cc, mlo, "
+    "frontal, male, female, men, women, adult, adults, child, children, t1, t2, t1w, t2w, t1c, "
+    "t1ce, flair, dwi, adc, swi, anat, func, ct, mr, mri, dx, cr, us, xray, dicom, nifti, png, "
+    "jpg, jpeg, tif, tiff, image, images, img, imgs, picture, pictures, scan, scans, slice, "
+    "slices, volume, volumes, photo, photos, bilder, data, raw, original, originals, new, more, "
+    "ge, siemens, philips, toshiba, canon, hitachi, fuji, fujifilm, agfa, carestream, samsung, "
+    "zeiss, heidelberg, topcon, scanner, site, hospital, clinic, center, centre, institution, "
+    "batch, part, group, set, session, visit, baseline, series, study, patient, subject, case, "
+    "normal, normals, healthy"
 )
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "tr", "trn", "trainset", "train set"), "train"),
@@ -118,6 +134,11 @@ def meaning(name: str) -> Meaning | None:
     if known & _ANOMALOUS:
         return "anomalous"
     return "unknown" if known & _UNKNOWN else None
+
+
+def names_a_part(name: str) -> bool:
+    """Whether a folder's name is that of a part of a data set: ``left``, ``site B``, ``GE_T1``."""
+    return not _PARTS.isdisjoint(word for text in _known(name) for word in text.split())
 
 
 def is_class_name(name: str) -> bool:

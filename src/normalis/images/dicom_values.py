@@ -61,6 +61,8 @@ def to_pixels(
         return pixels, {"units": "8 bit" if pixels.dtype == np.uint8 else "raw"}
     pixels, said = _grey(frame, data, index, voi=voi)
     padding = _padding(frame, data)
+    if padding is None and said["units"] == "HU":
+        padding = _nothing_measured(pixels)
     if padding is not None and padding.any():
         said["padding"] = round(float(padding.mean()), 4)
         pixels = _without_padding(pixels, padding, said["units"])
@@ -292,6 +294,8 @@ def _from_palette(stored: NDArray[Any], data: Dataset) -> NDArray[np.uint8]:
 
 # --- padding --------------------------------------------------------------------------------------
 
+_BELOW_AIR = -1500.0  # HU; air is -1000, and the noise of a sharp kernel a few hundred
+
 
 def _padding(frame: StoredFrame, data: Dataset) -> NDArray[np.bool_] | None:
     """Return where the frame is padding, None if the header names no padding value."""
@@ -319,6 +323,13 @@ def _padding(frame: StoredFrame, data: Dataset) -> NDArray[np.bool_] | None:
         word = _as_stored(value, frame.words.dtype)
         found |= frame.words == word if word is not None else False
     return found
+
+
+def _nothing_measured(hu: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Return where a CT holds one value far below air, which no header need name as padding."""
+    below = hu < _BELOW_AIR
+    values = hu[below]
+    return below if values.size and values.min() == values.max() else None
 
 
 def _as_stored(value: float, dtype: np.dtype[Any]) -> int | None:

@@ -74,6 +74,11 @@ class IntensityRule:
         source = f"percentiles {percentiles[0]:g} and {percentiles[1]:g} of the training images"
         return cls(low=low, high=high, source=source, **named)
 
+    @property
+    def is_of_training(self) -> bool:
+        """Whether the range is what training images span, and not one that a user asked for."""
+        return self.source.startswith(("percentiles", "float array"))
+
     def apply(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """Map native units to [0, 1], keeping what lies outside."""
         scale = np.float32(1.0 / (self.high - self.low))

@@ -68,6 +68,12 @@ def read_masks(
         if frame.slice_index in slices:
             found[frame.slice_index] = frame
     missing = sorted(str(s) for s in slices if s not in found)
+    if missing and list(slices) == [None]:
+        raise UnreadableImageError(
+            path,
+            "a mask must have the frames of its image: it holds several pages or slices, and its "
+            "image is a single one; save the page that is meant",
+        )
     if missing:
         raise UnreadableImageError(
             path,
@@ -76,7 +82,7 @@ def read_masks(
         )
     for wanted, grid in zip(slices, grids, strict=bool(grids)):
         check_grid(path, found[wanted].pixels.shape[-2:], found[wanted].header, grid)
-    return [_inside(found[s]) for s in slices]
+    return [_region(found[s], path) for s in slices]
 
 
 def read_masks_of_array(
@@ -220,6 +226,24 @@ def _without_alpha(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if colours.min() == colours.max() and alpha.min() != alpha.max():
         return alpha[None]
     return np.where(alpha > 0, colours, 0)[None].astype(np.uint8)
+
+
+def _region(frame: Frame, path: Path) -> Mask:
+    """Return the region of a mask, which has to leave something outside.
+
+    Raises:
+        UnreadableImageError: if it is of many values of which none is zero, as an image, an overlay
+            or a mask on white is.
+    """
+    inside, values = _inside(frame), frame.pixels
+    flat = values.reshape(len(values), -1)
+    if inside.all() and values.dtype.kind != "f" and (flat != flat[:, :1]).any():
+        raise UnreadableImageError(
+            path,
+            f"a mask must be zero outside the lesion, but its values run from {values.min()} to "
+            f"{values.max()} and no pixel is zero: is it an image, an overlay, or a mask on white?",
+        )
+    return inside
 
 
 def _inside(frame: Frame) -> Mask:

@@ -105,6 +105,10 @@ def _open(stream: BinaryIO, path: Path) -> Image.Image:
 
 def _pages(image: Image.Image, path: Path) -> list[int]:
     """Return the pages that are images; thumbnails and masks of other pages are not."""
+    if image.format == "PNG" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise UnreadableImageError(
+            path, f"an animated PNG of {frames} images; save the one that is meant as a file"
+        )
     if image.format != "TIFF":
         return [0]
     full = []

@@ -50,7 +50,6 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a zip archive or an .npz; give an .npz itself as the data set, unpack others"),
     (b"GIF8", "a GIF; save it as PNG"),
     (b"BM", "a BMP; save it as PNG"),
-    (b"RIFF", "a WebP; save it as PNG"),
     (b"\x89HDF", "an HDF5 file; save its arrays as .npy or .npz"),
     (b"NRRD", "an NRRD; save it as NIfTI (.nii.gz)"),
     (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 outside a DICOM; save it as PNG"),
@@ -62,6 +61,17 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"8BPS", "a Photoshop file; save it as PNG"),
     (b"P5", "a PGM; save it as PNG"),
     (b"P6", "a PPM; save it as PNG"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself: git lfs pull"),
+    (b"<!DOCTYPE html", "a web page, perhaps of a download that failed"),
+    (b"<html", "a web page, perhaps of a download that failed"),
+    (b"<?xml", "an XML file"),
+    (b"<svg", "an SVG; save it as PNG"),
+    (b"SIMPLE  =", "a FITS; save it as TIFF or NIfTI"),
+    (b"v/1\x01", "an OpenEXR; save it as TIFF"),
+    (b"7z\xbc\xaf", "a 7-Zip archive; unpack it"),
+    (b"Rar!", "a RAR archive; unpack it"),
+    (b"BZh", "a bzip2 archive; unpack it"),
+    (b"\xfd7zXZ", "an xz archive; unpack it"),
 )
 _MGH = b"\x00\x00\x00\x01"  # FreeSurfer's version 1, big-endian
 _ANALYZE = (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c")  # the header's own size, 348
@@ -179,7 +189,7 @@ def _is_bare_dicom(head: bytes) -> bool:
 
 
 def _why_foreign(path: Path, head: bytes, volume: bytes) -> str:
-    for magic, what in _FOREIGN:
+    for magic, what in (*_FOREIGN, *_containers(head)):
         if head.startswith(magic):
             return f"not PNG, JPEG, TIFF, DICOM or NIfTI, but {what}"
     if volume.startswith(_MGH):
@@ -194,6 +204,15 @@ def _why_foreign(path: Path, head: bytes, volume: bytes) -> str:
     if volume is not head:
         return f"gzip-compressed, but not a NIfTI volume: it begins with {volume[:8]!r}; unpack it"
     return f"not PNG, JPEG, TIFF, DICOM or NIfTI: its first bytes are {head[:8]!r}"
+
+
+def _containers(head: bytes) -> Iterator[tuple[bytes, str]]:
+    """Yield what a RIFF or an ISO media file holds, which stands some bytes after its start."""
+    if head.startswith(b"RIFF"):
+        yield b"RIFF", "a WebP; save it as PNG" if head[8:12] == b"WEBP" else "a film or sound"
+    if head[4:8] == b"ftyp":
+        is_photo = head[8:12] in (b"heic", b"heix", b"mif1", b"avif")
+        yield head[:8], "a HEIC or AVIF; save it as PNG" if is_photo else "a film; save its frames"
 
 
 @contextmanager

@@ -47,8 +47,8 @@ from normalis.loading.grey_values import (
     place,
     rule_of_training,
     to_shown,
-    why_below,
     why_not_array,
+    why_outside,
     without_placeholders,
 )
 from normalis.loading.images import ImageSettings, Loaded, Row
@@ -257,7 +257,7 @@ def from_array(
         raise DataError(f"images cannot be scored by this model: {reason}")
     if not learning and rule is not None:
         for number, image in enumerate(fitted):
-            if reason := why_below(image, units, rule):
+            if reason := why_outside(image, units, rule):
                 raise DataError(f"image {number} cannot be scored by this model: {reason}")
     notes: list[str] = []
     if fitted.dtype == np.uint8:

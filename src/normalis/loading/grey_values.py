@@ -36,8 +36,8 @@ __all__ = [
     "place",
     "rule_of_training",
     "to_shown",
-    "why_below",
     "why_not_array",
+    "why_outside",
     "without_placeholders",
 ]
 
@@ -49,6 +49,7 @@ FAR = 1e4
 _WIDE = 10.0  # ranges of the usual training image beyond which a rule deserves a word
 _ALONE_WIDE = 2.0  # the same, where a value stands alone
 _BELOW = 0.1  # of the range, by which most of an image must lie below it to be refused
+_ABOVE = 0.5  # the same, above it
 _UNIT_SLACK = 10.0  # a float image for a rule on [0, 1] may reach so far, and no image in 0..255
 _NO_WINDOW = (
     "no window in its header, while all training images have one; fit with a window of your own"
@@ -284,21 +285,25 @@ def _why_not(image: DecodedImage, rule: IntensityRule | None) -> str | None:
         reason = _other_units(image.pixels, units, rule)
         if reason is not None:
             return reason
-    return _too_far(image, units, rule) or why_below(image.pixels, units, rule)
+    return _too_far(image, units, rule) or why_outside(image.pixels, units, rule)
 
 
-def why_below(pixels: NDArray[Any], units: str, rule: IntensityRule) -> str | None:
-    """Say that an image in units that nothing states lies below the training images, as negated.
+def why_outside(pixels: NDArray[Any], units: str, rule: IntensityRule) -> str | None:
+    """Say that most of an image lies outside what the training images span: in other units.
 
-    An image that is dark all over lies at the lower end of their range, not below it.
+    An image that is dark all over lies at the lower end of their range, not below it; a white one
+    at the upper end. Where the header states the units, and where a user gave the window, values
+    may lie anywhere.
     """
-    if units not in UNSTATED or pixels.dtype == np.uint8:
+    if units not in UNSTATED | {"raw"} or pixels.dtype == np.uint8 or not rule.is_of_training:
         return None
-    if float(np.median(pixels)) >= rule.low - _BELOW * (rule.high - rule.low):
+    middle, span = float(np.median(pixels)), rule.high - rule.low
+    if rule.low - _BELOW * span <= middle <= rule.high + _ABOVE * span:
         return None
+    where, why = ("below", "negated") if middle < rule.low else ("above", "with other bits")
     return (
-        f"its values run from {pixels.min():.4g} to {pixels.max():.4g}, most of them below the "
-        f"{rule.low:.4g} to {rule.high:.4g} of the training images: negated, or in other units? "
+        f"its values run from {pixels.min():.4g} to {pixels.max():.4g}, most of them {where} the "
+        f"{rule.low:.4g} to {rule.high:.4g} of the training images: {why}, or in other units? "
         "Export it as those were"
     )
 

@@ -49,11 +49,14 @@ __all__ = [
 Numbers = NDArray[np.int64]
 
 _SAYS_NOTHING = re.compile(
-    r"(anon(ym|ymous|ymized|ymised)?|de-?identified|removed|redacted|nan|none|null|nil|n/?a|"
-    r"unknown|unspecified|undefined|not (available|known|specified)|missing|"
-    r"no ?(name|id|patient ?id)|x{3,}|[-_?.*]+)?",
+    r"((anon(ym|yme|ymous|ymized|ymised|ymisiert|imo|imizado)?|de ?identified|removed|redacted"
+    r"|hidden|dummy|nan|none|null|nil|n ?/? ?a|unk|unknown|unspecified|undefined|missing|tbd"
+    r"|not (available|known|specified)|no ?(name|id|patient ?id)|unbekannt|inconnu|desconocido"
+    r"|sconosciuto|匿名|x{3,}|0{3,})( (patient|patient ?id|subject|name))?"
+    r"|(patient|subject)( ?(id|name))?|id)?",
     re.IGNORECASE,
 )
+_NO_WORD = re.compile(r"[\s_^<>()\[\]{}\"'#*?.\-\u200b-\u200f\ufeff]+")
 _MANY = 10  # files from which one id for all of them is no patient
 _LISTED = 5
 
@@ -275,7 +278,12 @@ def _text(value: Any) -> str | None:
 
 def _patient(value: Any) -> str | None:
     text = _text(value)
-    return None if text is None or _SAYS_NOTHING.fullmatch(text) else text
+    if text is None:
+        return None
+    words = _NO_WORD.sub(" ", text).strip()
+    halves = words.split()  # ANONYMOUS^ANONYMOUS: family and given name
+    once = halves[0] if len(set(halves)) == 1 else words
+    return None if _SAYS_NOTHING.fullmatch(once) else text
 
 
 def _consistent(uids: Sequence[Any], patients: Sequence[str | None]) -> list[str | None]:

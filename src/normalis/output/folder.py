@@ -126,7 +126,7 @@ def _score(
     if (folder / "scores.csv").exists():
         is_over = replaced or writer.journal.file.exists() or not options.overwrite
         if is_over and writer.is_of(samples):
-            return finished(folder, writer.journal)
+            return finished(folder, writer.journal, maps=options.maps)
         if not options.overwrite:
             raise RunError(
                 f"{folder}: holds scores already, of other images, another model or other "

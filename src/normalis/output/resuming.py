@@ -88,11 +88,16 @@ def _is_done(
     return maps is None or all(maps.has_map(sample.path, p) for p in places)
 
 
-def finished(folder: Path, journal: Journal) -> ScoreSummary:
+def finished(folder: Path, journal: Journal, *, maps: bool = False) -> ScoreSummary:
     """Remove what a killed process left; return what is there.
 
+    Args:
+        folder: of the scores.
+        journal: of the scoring.
+        maps: whether maps were asked for.
+
     Raises:
-        RunError: if a table is damaged.
+        RunError: if a table is damaged or has lost rows, or if maps are gone.
     """
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     journal.remove()
@@ -103,7 +108,8 @@ def finished(folder: Path, journal: Journal) -> ScoreSummary:
         )
         skipped = len(read_csv(folder / "skipped.csv", columns=("path", "reason")))
         patients = _kept_patients(folder)
-        drift = json.loads((folder / "score.json").read_text(encoding="utf-8"))["drift"]
+        said = json.loads((folder / "score.json").read_text(encoding="utf-8"))
+        drift = said["drift"]
         rows = [
             row
             | {"anomaly_score": float(row["anomaly_score"])}
@@ -112,6 +118,8 @@ def finished(folder: Path, journal: Journal) -> ScoreSummary:
         ]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{folder}: is damaged ({error}); choose another --out") from error
+    if why := _lost(folder, table, said, maps=maps):
+        raise RunError(f"{folder}: {why}; choose another --out, or add --overwrite")
     flags = [row["flagged"] for row in table]
     rows.sort(key=lambda row: float(row["anomaly_score"]), reverse=True)
     return ScoreSummary(
@@ -123,6 +131,18 @@ def finished(folder: Path, journal: Journal) -> ScoreSummary:
         folder=folder,
         patients=patients,
     )
+
+
+def _lost(
+    folder: Path, table: list[dict[str, str]], said: dict[str, Any], *, maps: bool
+) -> str | None:
+    """Say what is no longer there of a finished scoring; None if nothing is missing."""
+    labels = said.get("is_anomalous")
+    if isinstance(labels, list) and len(labels) != len(table):
+        return f"scores.csv has {len(table)} rows, of {len(labels)} images that were scored"
+    files = {row["path"] for row in table}
+    there = sum(p.is_file() for p in (folder / "maps").rglob("*")) if maps else len(files)
+    return f"{len(files) - there} maps are gone" if there < len(files) else None
 
 
 def _kept_patients(folder: Path) -> list[tuple[Any, ...]]:

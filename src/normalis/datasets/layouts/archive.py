@@ -9,6 +9,7 @@ and found again by its path, size and time; ``$NORMALIS_CACHE`` says where.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -20,7 +21,8 @@ from pathlib import Path, PurePosixPath
 
 from normalis.datasets.base import Dataset, Options
 from normalis.datasets.listing import folders_in, is_file
-from normalis.errors import DataError
+from normalis.errors import DataError, LayoutError
+from normalis.files import write_json
 
 __all__ = ["LAYOUT", "Limits", "read", "recognise", "take_out"]
 
@@ -52,8 +54,11 @@ class _Count:
 
 
 def recognise(path: Path, options: Options | None = None) -> bool:
-    """Whether the path is a ZIP by its name and its bytes."""
-    return path.suffix.lower() == ".zip" and is_file(path) and zipfile.is_zipfile(path)
+    """Whether the path is a ZIP by its name and its bytes; one that is cut still begins as one."""
+    if path.suffix.lower() != ".zip" or not is_file(path):
+        return False
+    with path.open("rb") as stream:
+        return stream.read(2) == b"PK" or zipfile.is_zipfile(path)
 
 
 def read(path: Path, options: Options | None = None) -> Dataset:
@@ -66,12 +71,16 @@ def read(path: Path, options: Options | None = None) -> Dataset:
 
     chosen = options or Options()
     folder, left = _cached(path)
-    found = open_dataset(
-        _innermost(folder),
-        normal_class=chosen.normal_class,
-        ignore_tables=chosen.ignore_tables,
-    )
     notes = (f"Taken out of {path.name}.", *(f"Left out of it: {n} {why}." for why, n in left))
+    try:
+        found = open_dataset(
+            _innermost(folder),
+            normal_class=chosen.normal_class,
+            ignore_tables=chosen.ignore_tables,
+        )
+    except DataError as error:  # names the archive, not the folder it was taken out into
+        said = str(error).replace(str(_innermost(folder)), str(path)).strip()
+        raise LayoutError(" ".join((said, *notes[1:]))) from error
     layout = f"{LAYOUT}: {found.layout}"
     return replace(found, name=path.stem, layout=layout, notes=(*notes, *found.notes))
 
@@ -84,18 +93,32 @@ def _cached(path: Path) -> tuple[Path, list[tuple[str, int]]]:
     key = hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     target = cache_folder() / "archives" / key
     if target.is_dir():
-        return target, []
+        return target, _left_out(target)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
     try:
         left = take_out(path, part)
+        write_json(_beside(target), sorted(left.items()))
         part.replace(target)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, OSError) and target.is_dir():  # another process was first
-            return target, []
+            return target, _left_out(target)
         raise
     return target, sorted(left.items())
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f"{target.name}.left.json")
+
+
+def _left_out(target: Path) -> list[tuple[str, int]]:
+    """Return what was left out when the archive was taken out, before."""
+    try:
+        said = json.loads(_beside(target).read_text(encoding="utf-8"))
+        return [(str(why), int(count)) for why, count in said]
+    except (OSError, ValueError, TypeError):  # of an earlier version, or lost: nothing is known
+        return []
 
 
 def take_out(path: Path, folder: Path, limits: Limits | None = None) -> Counter[str]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from normalis.datasets.base import Dataset, Options, Sample, Split
 from normalis.datasets.listing import folders_in, is_file, list_images, quote_some
-from normalis.datasets.pairing import pair_masks
+from normalis.datasets.pairing import of_no_images, pair_masks
 from normalis.datasets.words import is_mask_name, meaning, split_of
 from normalis.errors import DataError, LayoutError
 
@@ -182,19 +182,20 @@ def _with_masks(samples: list[Sample], images: Path) -> tuple[list[Sample], list
     """Pair the masks that lie beside ``images/``, if there are any."""
     if images.name != "images":
         return samples, []
-    masks = [
-        (mask, mask.relative_to(folder))
+    found_in = {
+        folder: list_images(folder)
         for name, folder in folders_in(images.parent).items()
         if is_mask_name(name)
-        for mask in list_images(folder).images
-    ]
+    }
+    masks = [(m, m.relative_to(folder)) for folder, found in found_in.items() for m in found.images]
+    said = [note for found in found_in.values() for note in of_no_images(found)]
     if not masks:
-        return samples, []
+        return samples, said
     places = {s.path: s.path.relative_to(images) for s in samples}
     pairs = pair_masks(places.items(), masks)
     anomalous = [s.path for s in samples if s.is_anomalous]
     found = [dataclasses.replace(s, **pairs.of(s.path)) for s in samples]  # type: ignore[arg-type]
-    return found, pairs.notes(anomalous, any_masks=True)
+    return found, [*said, *pairs.notes(anomalous, any_masks=True)]
 
 
 def _notes(samples: list[Sample], missing: list[str], listing: Path) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ columns of ``participants.tsv`` are columns of the images, so that ``--where suf
 group=control`` chooses among them. In ``derivatives`` masks of lesions are masks of their images,
 which are then anomalous; other derivatives are left aside. A participant whose ``group``,
 ``diagnosis`` or the like is a word for normal is normal, also with a mask, which should be empty;
-one with a word for ill is anomalous.
+one with a word for ill is anomalous. Other words (``CN`` and ``AD``) are names of groups, of which
+``--normal-class CN`` says that it is normal; until then none of the images is trained on.
 
 Reference: Gorgolewski et al., *The brain imaging data structure*, Scientific Data 3 (2016).
 """
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from normalis.datasets.base import Dataset, Options, Sample
-from normalis.datasets.listing import folders_in, is_file, list_images, stem_of
+from normalis.datasets.listing import folders_in, is_file, list_images, quote_some, stem_of
 from normalis.datasets.tables import read_table
-from normalis.datasets.words import meaning
+from normalis.datasets.words import Meaning, meaning
 from normalis.errors import DataError
 
 __all__ = ["LAYOUT", "entities", "read", "recognise"]
@@ -57,15 +58,53 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     others = [*inside, *(list_images(derived).images if derived.is_dir() else ())]
     masks = _lesion_masks(raw, others)
     people = _participants(path / "participants.tsv")
-    samples = tuple(_sample(image, people, masks.get(image, [])) for image in raw)
+    chosen = options or Options()
+    samples = tuple(_sample(image, people, masks.get(image, []), chosen) for image in raw)
     if not samples:
         raise DataError(f"{path}: no folder sub- holds an image")
+    if chosen.says() and not any(s.is_anomalous is False for s in samples):
+        raise DataError(
+            f"{path}: no participant is {' or '.join(chosen.normal_class)}, which was said to be "
+            f"normal; {_listed(_groups(samples, people)) or 'participants.tsv names no groups'}"
+        )
     return Dataset(
         name=path.resolve().name,
         root=path,
         layout=LAYOUT,
         samples=samples,
         notes=tuple(_notes(samples, len(others), sum(map(len, masks.values())))),
+        unclear=_unclear(samples, people),
+    )
+
+
+def _groups(
+    samples: Sequence[Sample], people: Mapping[str, Mapping[str, str]]
+) -> Counter[tuple[str, str]]:
+    """Count the images of each (column, group)."""
+    return Counter(
+        (name, value)
+        for sample in samples
+        for name, value in people.get(str(sample.patient_id), {}).items()
+        if name.casefold() in _SAYS and meaning(value) != "unknown"
+    )
+
+
+def _listed(groups: Counter[tuple[str, str]]) -> str:
+    columns: dict[str, list[str]] = defaultdict(list)
+    for (name, value), count in groups.items():
+        columns[name].append(f"{value} ({count} images)")
+    return "; ".join(f"{name}: {quote_some(values)}" for name, values in columns.items())
+
+
+def _unclear(samples: Sequence[Sample], people: Mapping[str, Mapping[str, str]]) -> str:
+    """Say so if no participant is known to be normal and there are groups of other names."""
+    groups = _groups(samples, people)
+    if not groups or any(s.is_anomalous is False for s in samples):
+        return ""
+    return (
+        f"participants.tsv names groups, but not which is normal ({_listed(groups)}): say it with "
+        "--normal-class NAME (in Python open_dataset(..., normal_class='NAME')), or '*' for all of "
+        "them"
     )
 
 
@@ -76,7 +115,9 @@ def entities(image: Path) -> dict[str, str]:
     return {**found, "suffix": suffix}
 
 
-def _sample(image: Path, people: Mapping[str, Mapping[str, str]], masks: list[Path]) -> Sample:
+def _sample(
+    image: Path, people: Mapping[str, Mapping[str, str]], masks: list[Path], options: Options
+) -> Sample:
     named = entities(image)
     patient = f"sub-{named['sub']}" if "sub" in named else image.relative_to(image.anchor).parts[0]
     said = people.get(patient, {})
@@ -84,7 +125,10 @@ def _sample(image: Path, people: Mapping[str, Mapping[str, str]], masks: list[Pa
     header["datatype"] = image.parent.name
     if "ses" in named:
         header["session"] = named["ses"]
-    words = [meaning(said[name]) for name in said if name.casefold() in _SAYS]
+    values = [said[name] for name in said if name.casefold() in _SAYS]
+    words = [_meaning(value, options) for value in values]
+    if not values and "*" in options.normal_class:
+        words = ["normal"]
     is_normal = "normal" in words and "anomalous" not in words
     is_anomalous = not is_normal and (bool(masks) or "anomalous" in words)
     return Sample(
@@ -96,6 +140,13 @@ def _sample(image: Path, people: Mapping[str, Mapping[str, str]], masks: list[Pa
         more_masks=tuple(masks[1:]),
         header=header,
     )
+
+
+def _meaning(value: str, options: Options) -> Meaning | None:
+    said = meaning(value)
+    if not options.says() or said == "unknown":
+        return said
+    return "normal" if options.is_normal(value) else "anomalous"
 
 
 def _lesion_masks(images: Sequence[Path], others: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -149,6 +200,13 @@ def _notes(samples: Sequence[Sample], others: int, used: int) -> list[str]:
             f"Several kinds of images: {listed}. Choose one with --where "
             f"suffix={suffixes.most_common(1)[0][0]}."
         )
+    if all(s.is_anomalous is None for s in samples):
+        notes.append(
+            "No participant is said to be normal (participants.tsv may say it, in a column group); "
+            "where nothing is said of any, fit takes all of them as normal."
+        )
+    elif unknown := len({s.patient_id for s in samples if s.is_anomalous is None}):
+        notes.append(f"{unknown} participants are neither normal nor anomalous, and left out.")
     if others:
         notes.append(f"{used} masks of lesions are used; other derivatives and masks are not.")
     return notes

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from normalis.datasets.base import Dataset, Options, Sample, Split
 from normalis.datasets.listing import Listing, folders_in, list_images, quote_some
-from normalis.datasets.pairing import Pairs, pair_masks
+from normalis.datasets.pairing import Pairs, of_no_images, pair_masks
 from normalis.datasets.words import is_class_name
 from normalis.errors import DataError
 
@@ -39,7 +39,8 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     """
     train, normal, tumor = (list_images(path / p) for p in ("train", "test/normal", "test/tumor"))
     annotation = path / "test" / "annotation"
-    masks = list_images(annotation).images if annotation.is_dir() else ()
+    marks = list_images(annotation) if annotation.is_dir() else Listing(images=(), aside=Counter())
+    masks = marks.images
     pairs = _pairs(tumor, path / "test" / "tumor", masks, annotation)
     of_normal = _pairs(normal, path / "test" / "normal", pairs.left, annotation)
     samples = (
@@ -55,7 +56,7 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         root=path,
         layout=LAYOUT,
         samples=samples,
-        notes=(*_notes(tumor, pairs), *_joined(train, normal, tumor).notes()),
+        notes=(*_notes(tumor, pairs), *of_no_images(marks), *_joined(train, normal, tumor).notes()),
     )
 
 

@@ -13,6 +13,7 @@ looked at and scored, and not be trained on.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -76,13 +77,23 @@ def unclear(listing: Listing, root: Path) -> str:
     """Say which classes there are and how to name the normal one."""
     names = classes_in(listing, root)
     counts = Counter(name for p in listing.images for name in _parts(p, root) if name in names)
-    likely = next((name for name in names if meaning(name) == "normal"), names[0])
+    likely = next(iter(sorted(filter(_likely_normal, names), key=_is_no_word)), "NAME")
     listed = quote_some((f"{name} ({counts[name]} images)" for name in names), limit=8)
     return (
         f"its folders are named like classes: {listed}. Say which is normal with --normal-class "
         f"{_quoted(likely)} (in Python open_dataset(..., normal_class={likely!r})), all of them "
         "with --normal-class '*', or give the folder of normal images alone"
     )
+
+
+def _is_no_word(name: str) -> bool:
+    return meaning(name) != "normal"
+
+
+def _likely_normal(name: str) -> bool:
+    """Whether a class may be the normal one: by its name, or by a word of it (``NORMAL-1``)."""
+    words = [word for word in re.split(r"[\W\d_]+", name) if len(word) > len("no")]
+    return meaning(name) == "normal" or any(meaning(word) == "normal" for word in words)
 
 
 def _quoted(name: str) -> str:

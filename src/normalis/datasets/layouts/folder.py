@@ -2,18 +2,27 @@
 
 `fit` takes all of them as normal, for that is what it is told by being given the folder; `score`
 scores them as new images. Masks among them are left aside; where there are some, it is not known
-which images are normal, and the folder is not trained on until that is said.
+which images are normal, and the folder is not trained on until that is said. So it is where a few
+folders have names of words, which may be classes in any language, and where files are named like
+others and a word more, as overlays and altered copies are.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from normalis.datasets.base import Dataset, Options, Sample
-from normalis.datasets.listing import Listing, folders_in, list_images, quote_some, stem_of
+from normalis.datasets.listing import Listing, list_images, quote_some, stem_of
 from normalis.datasets.pairing import divide
-from normalis.datasets.words import is_class_name, is_mask_name, meaning, speaks_of_a_finding
+from normalis.datasets.words import (
+    is_class_name,
+    is_mask_name,
+    meaning,
+    names_a_part,
+    speaks_of_a_finding,
+)
 from normalis.errors import DataError
 
 __all__ = ["LAYOUT", "read", "recognise"]
@@ -46,13 +55,20 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         notes = listing.notes()
         raise DataError(f"{path}: no image found in this folder or below it. {' '.join(notes)}")
     notes = (*listing.notes(), *_of_folders(images, path), *_of_names(images))
+    doubt = _of_words(images, path) or _of_derived(images)
+    if doubt:
+        return _dataset(path, images, (*notes, *_of_masks(masks)), doubt)
     if marks := _annotations(listing, path):
         said = f"{len(marks)} files annotate its images ({quote_some(masks_named(marks))})"
         return _dataset(path, images, notes, _which(said))
     if not masks:
         return _dataset(path, images, notes)
     said = f"{len(masks)} of its files are masks by their names ({quote_some(masks_named(masks))})"
-    return _dataset(path, images, (*notes, f"Left aside {len(masks)} masks."), _which(said))
+    return _dataset(path, images, (*notes, *_of_masks(masks)), _which(said))
+
+
+def _of_masks(masks: tuple[Path, ...]) -> tuple[str, ...]:
+    return (f"Left aside {len(masks)} masks.",) if masks else ()
 
 
 def masks_named(masks: tuple[Path, ...]) -> list[str]:
@@ -92,15 +108,82 @@ def _which(said: str) -> str:
     )
 
 
+def _branch(images: tuple[Path, ...], root: Path) -> tuple[tuple[str, ...], Counter[str | None]]:
+    """Return the folders that all images lie in, and those in which they part.
+
+    Returns:
+        The parts of the common path, and the number of images in each folder below it; None
+        stands for images that lie beside these folders.
+    """
+    places = [p.relative_to(root).parts[:-1] for p in images]
+    common: list[str] = []
+    while True:
+        depth = len(common)
+        found = Counter(place[depth] if len(place) > depth else None for place in places)
+        only = next(iter(found))
+        if len(found) > 1 or only is None:
+            return tuple(common), found
+        common.append(only)
+
+
+def _of_words(images: tuple[Path, ...], root: Path) -> str:
+    """Say that a few folders have names of words that may be those of classes."""
+    _, counts = _branch(images, root)
+    folders = [name for name in counts if name is not None]
+    words = [name for name in folders if not any(c.isdigit() for c in name)]
+    if len(counts) < 2 or not 0 < len(words) <= _FEW or all(map(names_a_part, words)):
+        return ""
+    names = (f"{name} ({counts[name]} images)" for name in words)
+    beside = f"; {counts[None]} images lie beside them" if counts[None] else ""
+    return (
+        f"it is not known what the names of its folders mean: {quote_some(names, limit=8)}{beside}."
+        " If all of these images are normal (of several sites, say, or a folder per patient), say "
+        "--normal-class '*' (in Python open_dataset(..., normal_class='*')); if the folders are "
+        "classes, name the normal one: --normal-class NAME; else give the folder of normal images "
+        "alone"
+    )
+
+
+def _of_derived(images: tuple[Path, ...]) -> str:
+    """Say that files are named like others with one word more: overlays, masks, altered copies."""
+    stems = {(p.parent, stem_of(p)) for p in images}
+    ends: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        named = _ONE_WORD_MORE.fullmatch(stem_of(path))
+        if named and (path.parent, named[1]) in stems and not names_a_part(named[2]):
+            ends[named[2]].append(path)
+    end, files = max(ends.items(), key=lambda item: len(item[1]), default=("", []))
+    if len(files) < _ENOUGH:
+        return ""
+    return (
+        f"{len(files)} files are named like others with {end!r} more "
+        f"({quote_some(p.name for p in files)}): masks, overlays or altered copies are no normal "
+        "images. Move them away; or, if they are images of their own, give a manifest with the "
+        "column path"
+    )
+
+
+_ONE_WORD_MORE = re.compile(r"(.+?)[_\-. ]([^\W\d_]{2,})")
+_ENOUGH = 2  # files that are named like others, before it is no accident
+
+
 def _of_folders(images: tuple[Path, ...], root: Path) -> list[str]:
-    """Say if a few folders have names of words, which may be classes of their own."""
+    """Say if images lie in folders that may be those of patients, or of classes."""
     notes = []
-    names = [name for name in folders_in(root) if any(name in p.parts for p in images)]
+    common, counts = _branch(images, root)
+    names = [name for name in counts if name is not None]
     wordy = [name for name in names if not any(c.isdigit() for c in name)]
-    if 2 <= len(wordy) == len(names) <= _FEW:
+    if 2 <= len(wordy) == len(names) <= _FEW and all(map(names_a_part, names)):
         notes.append(
             f"The images of all folders ({quote_some(names, limit=8)}) count alike; if these are "
             "classes, say which is normal with --normal-class."
+        )
+    elif not wordy and len(names) > 1 and None not in counts and len(images) > len(names):
+        below = "".join(f"{re.escape(part)}/" for part in common)
+        notes.append(
+            f"The images lie in {len(names)} numbered folders ({quote_some(names)}), which count "
+            "alike. If each is a patient of whom no header tells, say --patient-pattern "
+            f"'^{below}([^/]+)/'; if they are classes, say which is normal with --normal-class."
         )
     own = root.resolve().name
     if is_class_name(own) and meaning(own) != "normal":

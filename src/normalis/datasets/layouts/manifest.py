@@ -25,7 +25,15 @@ from typing import Any
 
 from normalis.datasets.base import Dataset, Options, Sample, Split
 from normalis.datasets.columns import Columns, names_a_path, roles_of
-from normalis.datasets.listing import is_file, list_images, natural_key, quote_some
+from normalis.datasets.listing import (
+    IMAGES,
+    is_file,
+    list_images,
+    natural_key,
+    quote_some,
+    suffix_of,
+)
+from normalis.datasets.pairing import divide
 from normalis.datasets.tables import SUFFIXES, Table, cell_text, read_table
 from normalis.datasets.words import is_mask_name, meaning, split_of
 from normalis.errors import DataError, LayoutError
@@ -34,6 +42,8 @@ __all__ = ["LAYOUT", "manifests_in", "read", "recognise"]
 
 LAYOUT = "manifest"
 
+_OLD = ("Windows-1252", "Latin-1")  # what a table that is no UTF-8 is read as
+_OURS = {"anomaly_score", "p_value"}
 _IN_FOLDERS = (".csv", ".tsv", ".psv", ".parquet")
 
 Row = dict[str, Any]
@@ -64,6 +74,10 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         raise LayoutError(f"{path}: must hold one manifest, found {names}; give one of them")
     file = files[0]
     table = read_table(file, is_head=names_a_path)
+    if set(table.names) >= _OURS:
+        raise LayoutError(
+            f"{file}: is a table of scores that normalis wrote, and no data set; give the images"
+        )
     finder = _Finder(file.parent)
     chosen = options or Options()
     all_normal = "*" in chosen.normal_class
@@ -89,8 +103,24 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         root=path,
         layout=LAYOUT,
         samples=tuple(samples),
-        notes=reading.notes(samples, aside=_others(path, file) if path.is_dir() else []),
+        notes=(
+            *reading.notes(samples, aside=_others(path, file) if path.is_dir() else []),
+            *(_unlisted(path, samples) if path.is_dir() else ()),
+        ),
     )
+
+
+def _unlisted(folder: Path, samples: list[Sample]) -> list[str]:
+    """Say which images of the folder the table does not list."""
+    known = {s.path for s in samples} | {m for s in samples for m in (s.mask, *s.more_masks) if m}
+    images, _ = divide(list_images(folder).images, folder)
+    left = [p for p in images if p not in known and suffix_of(p.name) in IMAGES]
+    if not left:
+        return []
+    return [
+        f"{len(left)} images of the folder have no row, and are left out: "
+        f"{quote_some(p.name for p in left)}."
+    ]
 
 
 def _no_label(columns: Columns) -> str:
@@ -261,7 +291,7 @@ class _Reading:
         if said is None:
             raise DataError(
                 f"{where}: label must be one of 0, 1, normal, anomalous or empty, got {text!r}; "
-                f"{self._classes()}"
+                f"{self._classes()}{self._encoding(text)}"
             )
         if said == "unknown":
             return None
@@ -275,6 +305,14 @@ class _Reading:
         return (
             f"the column {column} holds the classes {listed}: say which is normal with "
             f"--normal-class {likely!r}"
+        )
+
+    def _encoding(self, text: str) -> str:
+        if text.isascii() or self.table.encoding not in _OLD:
+            return ""
+        return (
+            f". The table is no UTF-8 and was read as {self.table.encoding}; if it is in another "
+            "encoding, save it as UTF-8"
         )
 
     def _check_labels(self) -> None:
@@ -343,7 +381,7 @@ class _Reading:
     def notes(self, samples: list[Sample], *, aside: list[str]) -> tuple[str, ...]:
         """Say what is missing, unknown or not read."""
         notes = list(self.columns.notes)
-        if self.table.encoding in ("Windows-1252", "Latin-1"):
+        if self.table.encoding in _OLD:
             notes.append(
                 f"{self.table.file.name} is no UTF-8 and was read as {self.table.encoding}."
             )

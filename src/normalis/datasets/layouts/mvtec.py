@@ -23,7 +23,7 @@ from pathlib import Path, PurePath
 
 from normalis.datasets.base import Dataset, Options, Sample, Split
 from normalis.datasets.listing import Listing, folders_in, list_images
-from normalis.datasets.pairing import Pairs, below_masks, divide, pair_masks
+from normalis.datasets.pairing import Pairs, below_masks, divide, of_no_images, pair_masks
 from normalis.datasets.words import is_mask_name, meaning
 from normalis.errors import DataError
 
@@ -95,7 +95,9 @@ def _tests(root: Path, notes: list[str]) -> list[Sample]:
     folders = folders_in(test) if test.is_dir() else {}
     kinds = [name for name in folders if not is_mask_name(name)]
     images: dict[Path, str] = {}
-    masks = list(_apart(root)) + list(_apart(test))
+    apart = [*_apart(root), *_apart(test)]
+    masks = [mask for _, found in apart for mask in found]
+    notes += [said for listing, _ in apart for said in of_no_images(listing)]
     for kind in sorted(kinds, key=lambda kind: meaning(kind) != "normal"):  # the normal ones first
         listing = list_images(folders[kind])
         notes += listing.notes()
@@ -145,9 +147,9 @@ def _place(image: Path, test: Path) -> PurePath:
     return PurePath(kind, _without_img(PurePath(*rest)))
 
 
-def _apart(place: Path) -> Iterator[tuple[Path, PurePath]]:
-    """Yield the masks of folders of masks, each with its path below that folder."""
+def _apart(place: Path) -> Iterator[tuple[Listing, list[tuple[Path, PurePath]]]]:
+    """Yield what folders of masks hold: the listing, and each mask with its path below it."""
     for name, folder in (folders_in(place) if place.is_dir() else {}).items():
         if is_mask_name(name):
-            for mask in list_images(folder).images:
-                yield mask, mask.relative_to(folder)
+            listing = list_images(folder)
+            yield listing, [(mask, mask.relative_to(folder)) for mask in listing.images]

@@ -32,6 +32,18 @@ _LESION = re.compile(
     r"tumou?r|lesion|cancer|o?edema|necro|enhanc|metasta|nodule|stroke|infarct|h(a)?emorrh|cyst|wmh",
     re.IGNORECASE,
 )
+# What a label has to be of, for its images to be normal for all that is known.
+_ORGAN = re.compile(
+    r"liver|spleen|kidney|pancrea|gallbladder|stomach|esophag|oesophag|aorta|vein|vena|arter|vessel"
+    r"|heart|atri|ventric|myocard|cardi|lung|lobe|trachea|bronch|airway|brain|cerebr|cerebell|stem"
+    r"|matter|cortex|hippocamp|thalam|caudate|putamen|pallid|amygdal|csf|fluid|skull|spine|vertebra"
+    r"|sacrum|disc|rib|sternum|clavic|scapul|humer|femur|tibia|fibula|pelvi|hip|bone|muscle|glute"
+    r"|fat|skin|body|bladder|prostate|uter|ovar|testi|seminal|rect|colon|bowel|intestin|duoden"
+    r"|adrenal|thyroid|parotid|gland|eye|lens|optic|nerve|chiasm|cochlea|mandib|tooth|teeth|tongue"
+    r"|larynx|pharynx|breast|nipple|lymph|cartilage|menisc|ligament|tendon|retina|cup|anterior"
+    r"|posterior|peripheral|central|transition|zone|\b[lr]v\b|\bmyo\b",
+    re.IGNORECASE,
+)
 
 
 def recognise(path: Path, options: Options | None = None) -> bool:
@@ -78,7 +90,7 @@ def read(path: Path, options: Options | None = None) -> Dataset:
 
 def _unclear(labels: list[str]) -> str:
     """Say so if the masks that are left aside may be of lesions."""
-    if labels and not any(map(_is_lesion, labels)):
+    if labels and all(map(_is_organ, labels)):
         return ""
     which = f"are {quote_some(labels)}" if labels else "are not described"
     return (
@@ -143,6 +155,10 @@ def _labels(said: dict[str, Any]) -> list[str]:
 def _is_lesion(name: str) -> bool:
     is_word = meaning(name) == "anomalous" or (is_class_name(name) and meaning(name) != "normal")
     return bool(_LESION.search(name)) or (is_word and not name.isdigit())
+
+
+def _is_organ(name: str) -> bool:
+    return bool(_ORGAN.search(name)) and not _is_lesion(name)
 
 
 def _notes(samples: list[Sample], labels: list[str], aside: int) -> list[str]:
