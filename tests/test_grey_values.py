@@ -337,19 +337,30 @@ def test_negated_images_are_refused_with_both_ranges(tmp_path, scale):
     assert "negated, or in other units? Export it" in batch.skipped[0][1]
 
 
-@pytest.mark.parametrize("kind", ["16 bit", "mr"])
-def test_values_of_more_bits_than_the_training_images_are_refused(files, tmp_path, kind):
-    rule = load(files(kind, 8), SMALL).rule
-    values = np.random.default_rng(5).integers(4000, 32000, (16, 16)).astype(np.uint16)
-    if kind == "mr":
-        write(tmp_path / "new", make(values, bits=16))
-    else:
-        Image.fromarray(values).save(tmp_path / "new", "PNG")
-    new = [Sample(path=tmp_path / "new", split="test"), *files(kind, 1, seed=3)]
-    (batch,) = stream(new, SMALL, rule=rule)
-    assert len(batch.rows) == 1
-    assert "most of them above the" in batch.skipped[0][1]
-    assert "with other bits, or in other units?" in batch.skipped[0][1]
+@pytest.mark.parametrize("kind", ["16 bit", "mr", "array"])
+@pytest.mark.parametrize(
+    ("scale", "where"), [(16.0, "above the"), (1 / 64, "in the lowest tenth of the")]
+)
+def test_values_of_other_bits_than_the_training_images_are_scored_and_said(
+    files, tmp_path, kind, scale, where
+):
+    values = np.random.default_rng(5).integers(4000, 60000, (9, 16, 16))
+    new = (values[0] * scale / 16).astype(np.uint16)
+    if kind == "array":
+        trained = from_array((values[1:] / 16).astype(np.uint16), SMALL)
+        with pytest.warns(NormalisWarning, match=f"image 0: .*most of them {where}"):
+            from_array(new[None], SMALL, rule=trained.rule, fit_rule=False)
+        return
+    for number, image in enumerate([new, *(values[1:] / 16).astype(np.uint16)]):
+        if kind == "mr":
+            write(tmp_path / f"{number}", make(image, bits=16, Modality="MR"))
+        else:
+            Image.fromarray(image).save(tmp_path / f"{number}", "PNG")
+    first, *rest = (Sample(path=tmp_path / str(n), split="train") for n in range(9))
+    rule = load(rest, SMALL).rule
+    with pytest.warns(NormalisWarning, match=f"^0: its values .*most of them {where}.*other bits"):
+        (batch,) = stream([first, rest[0]], SMALL, rule=rule)
+    assert len(batch.rows) == 2
 
 
 def test_a_window_of_the_users_own_refuses_no_image_for_lying_outside(tmp_path):

@@ -72,3 +72,17 @@ def test_damaged_files_are_said_or_shown(copied, tmp_path, name, text):
     (copied / name).write_bytes(text)
     answer = said(copied, tmp_path / "page.html")
     assert not answer or "out" in answer
+
+
+@pytest.mark.parametrize("change", ["sorted", "one renamed"])
+def test_labels_are_never_those_of_other_rows(copied, tmp_path, change):
+    head, *rows = (copied / "scores.csv").read_text().splitlines()
+    if change == "sorted":
+        rows = sorted(rows, key=lambda row: -float(row.split(",")[3]))
+    else:
+        rows[0] = rows[0].replace(".png", "x.png")
+    assert said(copied, tmp_path / "page.html") == ""
+    (copied / "scores.csv").write_text("\n".join([head, *rows]))
+    assert "labels of score.json beside it would be those of other rows" in said(
+        copied, tmp_path / "page.html"
+    )

@@ -33,6 +33,7 @@ __all__ = [
     "as_utf8",
     "exclusive",
     "is_temporary",
+    "order_of",
     "plain",
     "read_csv",
     "remove_temporaries",
@@ -328,6 +329,14 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
             writer.writerows([safe_cell(value) for value in row] for row in rows)
 
     write_atomically(path, write)
+
+
+def order_of(names: Iterable[Sequence[object]]) -> str:
+    """Return a hash of what names the rows of a table, which another order changes."""
+    found = hashlib.sha256()
+    for cells in names:
+        found.update("\0".join([*map(str, cells), "\n"]).encode("utf-8", ANY_NAME))
+    return found.hexdigest()[:16]
 
 
 def read_csv(path: Path, *, columns: Sequence[str] = ()) -> list[dict[str, str]]:

@@ -39,7 +39,7 @@ from normalis.images.decoding import (
 from normalis.images.fit import fit_pixels
 from normalis.images.intensity import IntensityRule
 from normalis.images.raster import NO_VALUE
-from normalis.images.units import units_of_dtype
+from normalis.images.units import units_of, units_of_dtype
 from normalis.loading.grey_values import (
     as_it_is,
     needs_stored_values,
@@ -47,8 +47,9 @@ from normalis.loading.grey_values import (
     place,
     rule_of_training,
     to_shown,
+    why_below,
     why_not_array,
-    why_outside,
+    why_unlike,
     without_placeholders,
 )
 from normalis.loading.images import ImageSettings, Loaded, Row
@@ -189,12 +190,15 @@ def stream(
     recipe = settings.recipe(voi=rule is None or rule.voi)
     files = decode(map(_source, _some(samples)), recipe, workers=workers)
     waiting: list[tuple[Sample, Decoded]] = []
-    count, anything, turned = 0, False, False
+    count, anything, turned, unlike = 0, False, False, False
     for done, (sample, file) in enumerate(zip(samples, files, strict=True), 1):
         placed = place(file, rule)
         if not turned and any(to_shown(image, rule) for image in placed.images):
             turned = True
             warnings.warn(_shown_note(sample), NormalisWarning, stacklevel=2)
+        if not unlike and (reason := _unlike(placed, rule)):
+            unlike = True
+            warnings.warn(f"{sample.path.name}: {reason}", NormalisWarning, stacklevel=2)
         if placed.images and count >= batch_size:
             yield _assemble(waiting, settings, rule)
             waiting, count = [], 0
@@ -206,6 +210,12 @@ def stream(
     if need_one and not anything:
         raise _none_readable(samples, [file for _, file in waiting])
     yield _assemble(waiting, settings, rule)
+
+
+def _unlike(file: Decoded, rule: IntensityRule | None) -> str | None:
+    """Say of the first image of a file that spans quite another range than those of training."""
+    said = (why_unlike(i.pixels, units_of(i.header, i.pixels.dtype), rule) for i in file.images)
+    return next(filter(None, said), None)
 
 
 def _shown_note(sample: Sample) -> str:
@@ -257,8 +267,11 @@ def from_array(
         raise DataError(f"images cannot be scored by this model: {reason}")
     if not learning and rule is not None:
         for number, image in enumerate(fitted):
-            if reason := why_outside(image, units, rule):
+            if reason := why_below(image, units, rule):
                 raise DataError(f"image {number} cannot be scored by this model: {reason}")
+        said = (why_unlike(image, units, rule) for image in fitted)
+        if other := next(((n, why) for n, why in enumerate(said) if why), None):
+            warnings.warn(f"image {other[0]}: {other[1]}", NormalisWarning, stacklevel=3)
     notes: list[str] = []
     if fitted.dtype == np.uint8:
         pixels: NDArray[Any] = fitted

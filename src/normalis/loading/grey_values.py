@@ -36,8 +36,9 @@ __all__ = [
     "place",
     "rule_of_training",
     "to_shown",
+    "why_below",
     "why_not_array",
-    "why_outside",
+    "why_unlike",
     "without_placeholders",
 ]
 
@@ -285,26 +286,50 @@ def _why_not(image: DecodedImage, rule: IntensityRule | None) -> str | None:
         reason = _other_units(image.pixels, units, rule)
         if reason is not None:
             return reason
-    return _too_far(image, units, rule) or why_outside(image.pixels, units, rule)
+    return _too_far(image, units, rule) or why_below(image.pixels, units, rule)
 
 
-def why_outside(pixels: NDArray[Any], units: str, rule: IntensityRule) -> str | None:
-    """Say that most of an image lies outside what the training images span: in other units.
+def why_below(pixels: NDArray[Any], units: str, rule: IntensityRule) -> str | None:
+    """Say that an image in units that nothing states lies below the training images, as negated.
 
-    An image that is dark all over lies at the lower end of their range, not below it; a white one
-    at the upper end. Where the header states the units, and where a user gave the window, values
-    may lie anywhere.
+    An image that is dark all over lies at the lower end of their range, not below it. Where a user
+    gave the window, values may lie anywhere.
     """
-    if units not in UNSTATED | {"raw"} or pixels.dtype == np.uint8 or not rule.is_of_training:
+    if units not in UNSTATED or pixels.dtype == np.uint8 or not rule.is_of_training:
         return None
-    middle, span = float(np.median(pixels)), rule.high - rule.low
-    if rule.low - _BELOW * span <= middle <= rule.high + _ABOVE * span:
+    if float(np.median(pixels)) >= rule.low - _BELOW * (rule.high - rule.low):
         return None
-    where, why = ("below", "negated") if middle < rule.low else ("above", "with other bits")
+    return (
+        f"its values run from {pixels.min():.4g} to {pixels.max():.4g}, most of them below the "
+        f"{rule.low:.4g} to {rule.high:.4g} of the training images: negated, or in other units? "
+        "Export it as those were"
+    )
+
+
+def why_unlike(pixels: NDArray[Any], units: str, rule: IntensityRule | None) -> str | None:
+    """Say that an image spans quite another range than the training images, as other bits do.
+
+    It is scored all the same, since nothing states its units: an anomaly may be bright.
+
+    Args:
+        pixels: of one image, before the rule.
+        units: of it.
+        rule: of the training images.
+    """
+    if rule is None or units not in UNSTATED | {"raw"} or not rule.is_of_training:
+        return None
+    span = rule.high - rule.low
+    middle, most = (float(v) for v in np.percentile(pixels, (50, 99.5)))
+    if middle > rule.high + _ABOVE * span:
+        where = "above"
+    elif most < rule.low + _BELOW * span and float(pixels.min()) < most:
+        where = "in the lowest tenth of"
+    else:
+        return None
     return (
         f"its values run from {pixels.min():.4g} to {pixels.max():.4g}, most of them {where} the "
-        f"{rule.low:.4g} to {rule.high:.4g} of the training images: {why}, or in other units? "
-        "Export it as those were"
+        f"{rule.low:.4g} to {rule.high:.4g} of the training images. If it is in other units, or "
+        "stored with other bits, its score and p-value say only that; export it as those were"
     )
 
 

@@ -46,6 +46,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.errors import RunError
+from normalis.files import order_of
 from normalis.fitted import fitted_of
 from normalis.loading.similar import SHOWN
 from normalis.output.asked import Asked
@@ -268,6 +269,7 @@ class _Writer:
         more = {
             "identity": self._whole(samples),
             "pictures": pictures,
+            "order": order_of(tables.name(i) for i in range(len(tables))),
             **study_p_values(self.detector, rows, self.leaves),
             "pseudonyms": self.options.pseudonyms is not None,
         }

@@ -91,6 +91,11 @@ class Tables:
             **{name: self._leaves(name, known.get(name, "")) for name in self.origins},
         }
 
+    def name(self, i: int) -> tuple[str, str]:
+        """Return what names an image's row: its file, and its slice where it has one."""
+        line = self.line(i)
+        return line["path"], line["slice"]
+
     def said(self, path: Path) -> str:
         """Return a file as the tables name it."""
         inside = self._files.inside(path) if self._options.relative_paths else None
@@ -177,17 +182,13 @@ class Tables:
         write_csv(self.folder / "similar.csv", SIMILAR_COLUMNS, table)
 
     def _patients(self) -> list[tuple[Any, ...]]:
-        def where(i: int) -> tuple[str, str]:
-            line = self.line(i)
-            return line["path"], line["slice"]
-
         return patient_rows(
             self.detector.grouped or self.detector.calibration,
             [self._unit(i) for i in range(len(self))],
             self.rows.group,
             self.rows.anomaly_score,
             self.rows.scores,
-            where,
+            self.name,
             fpr=self._options.fpr,
             fdr=self._options.fdr,
         )

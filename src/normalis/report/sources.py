@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from normalis.calibration.conformal import Calibration
 from normalis.errors import RunError, SettingsError
-from normalis.files import read_csv
+from normalis.files import order_of, read_csv
 from normalis.output.replacing import is_being_replaced
 from normalis.storage import RunFolder
 
@@ -279,6 +279,13 @@ def _read_cases(file: Path, details: Mapping[str, Any]) -> Cases:
         raise RunError(
             f"{file}: must have as many rows as score.json beside it has labels, has {len(rows)} "
             f"rows for {len(labels)}; score again into a new folder"
+        )
+    order = details.get("order")
+    if order and order != order_of((row["path"], row["slice"] or "") for row in rows):
+        raise RunError(
+            f"{file}: its rows are in another order than they were written in, or of other images, "
+            "so that the labels of score.json beside it would be those of other rows; restore it, "
+            "or score again into a new folder"
         )
     return Cases(
         path=[row["path"] for row in rows],
