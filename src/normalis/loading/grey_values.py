@@ -50,7 +50,7 @@ FAR = 1e4
 _WIDE = 10.0  # ranges of the usual training image beyond which a rule deserves a word
 _ALONE_WIDE = 2.0  # the same, where a value stands alone
 _BELOW = 0.1  # of the range, by which most of an image must lie below it to be refused
-_ABOVE = 0.5  # the same, above it
+_ABOVE = 1.0  # of the range, above it, from where most of an image is said to be
 _UNIT_SLACK = 10.0  # a float image for a rule on [0, 1] may reach so far, and no image in 0..255
 _NO_WINDOW = (
     "no window in its header, while all training images have one; fit with a window of your own"
