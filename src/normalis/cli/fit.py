@@ -19,6 +19,7 @@ from normalis.errors import CalibrationWarning
 
 if TYPE_CHECKING:
     from normalis.datasets import Dataset
+    from normalis.detector import AnomalyDetector
     from normalis.training.loop import Progress
 
 __all__ = ["fit"]
@@ -226,11 +227,7 @@ def fit(
     """Learn from the normal training images of DATA; an interrupted fit goes on."""
     use_threads(threads)
     options = _with_backbone(options_of(option), backbone, method)
-    dataset = open_data(
-        data, patient_pattern, normal_class=normal_class, ignore_tables=ignore_tables
-    )
-    dataset, _ = select(dataset, where or ())
-    _describe(dataset)
+    dataset = _open(data, patient_pattern, normal_class, ignore_tables, where or ())
     from normalis.detector import AnomalyDetector
 
     detector = AnomalyDetector(
@@ -264,26 +261,51 @@ def fit(
     )
     _notice_latent(method, latent_dim)
     beside = open_unlabelled(unlabelled, patient_pattern, ignore_tables=ignore_tables)
+    _fit(detector, dataset, beside, unlabelled_overlap, out, overwrite=overwrite)
+
+
+def _open(
+    data: Path,
+    patient_pattern: str | None,
+    normal_class: list[str] | None,
+    ignore_tables: bool,
+    where: list[str] | tuple[str, ...],
+) -> Dataset:
+    """Open the normal images, and say what they are."""
+    dataset = open_data(
+        data, patient_pattern, normal_class=normal_class, ignore_tables=ignore_tables
+    )
+    dataset, _ = select(dataset, where)
+    describe(dataset)
+    if all(sample.split == "unlabelled" for sample in dataset.to_train_on()):
+        errors.print(f"  all {len(dataset.samples)} are taken as normal, since fit was given them")
+    return dataset
+
+
+def _fit(
+    detector: AnomalyDetector,
+    dataset: Dataset,
+    beside: Dataset | None,
+    overlap: str,
+    out: Path,
+    *,
+    overwrite: bool,
+) -> None:
+    """Fit, with a bar, and say what came of it."""
     if footprint := detector.footprint(len(dataset.to_train_on())):
         errors.print(f"  memory: {footprint}")
-    with progress(f"fit {method}") as bar, warnings.catch_warnings():
+    with progress(f"fit {detector.method}") as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # said below
         detector.fit(
             dataset,
             unlabelled=beside,
-            unlabelled_overlap=unlabelled_overlap,
+            unlabelled_overlap=overlap,
             run=out,
             overwrite=overwrite,
             progress=_epochs(bar),
         )
     report_skipped(detector.skipped_, out / "skipped.csv")
     _summarise_fit(detector, out)
-
-
-def _describe(dataset: Dataset) -> None:
-    describe(dataset)
-    if all(sample.split == "unlabelled" for sample in dataset.to_train_on()):
-        errors.print(f"  all {len(dataset.samples)} are taken as normal, since fit was given them")
 
 
 def _whole_or_rule(text: str) -> int | str:
@@ -320,7 +342,7 @@ def _epochs(bar: Bar) -> Callable[[Progress], None]:
     return update
 
 
-def _summarise_fit(detector: Any, out: Path) -> None:
+def _summarise_fit(detector: AnomalyDetector, out: Path) -> None:
     info = detector.info_
     console.print(
         f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "

@@ -107,14 +107,13 @@ def score(
     if not 0 < fpr < 1:
         raise typer.BadParameter(f"--fpr must be in (0, 1), got {fpr}")
     detector = FittedDetector.load(run, device=device, trust=trust, backbone=backbone)
-    if scorer is not None:
-        options = options_of(scorer_option)
-        detector = _read_otherwise(detector, scorer, reduction, options, normals, patient_pattern)
+    detector = _read_by(detector, scorer, reduction, scorer_option, normals, patient_pattern)
     dataset = open_data(
         images, patient_pattern, normal_class=normal_class, ignore_tables=ignore_tables
     )
     dataset, _ = select(dataset, detector.image_settings.where)
     describe(dataset)
+    cluster = Cluster(address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job)
     with progress("score") as bar:
         summary = score_to_folder(
             detector,
@@ -132,17 +131,21 @@ def score(
                 relative_paths=relative_paths,
                 pseudonyms=pseudonyms,
                 similar=similar,
-                cluster=Cluster(
-                    address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job
-                ),
+                cluster=cluster,
             ),
             progress=bar.update,
             aside=dataset.aside,
             drawn=lambda done, of: bar.update(done, of, "pictures"),
         )
     _summarise(summary, detector, fpr)
-    if dataset.aside:
-        console.print(f"{len(dataset.aside)} left aside: {out / 'aside.csv'}", soft_wrap=True)
+    _say_what_lies_where(out, summary, aside=len(dataset.aside), overlays=overlays, maps=maps)
+
+
+def _say_what_lies_where(
+    out: Path, summary: ScoreSummary, *, aside: int, overlays: bool, maps: bool
+) -> None:
+    if aside:
+        console.print(f"{aside} left aside: {out / 'aside.csv'}", soft_wrap=True)
     console.print(f"table: {out / 'scores.csv'}", soft_wrap=True)
     console.print(_patients_said(summary.patients, out / "patients.csv"), soft_wrap=True)
     if overlays:
@@ -153,18 +156,22 @@ def score(
     console.print("for triage and research, not for diagnosis")
 
 
-def _read_otherwise(
+def _read_by(
     detector: FittedDetector,
-    scorer: str,
+    scorer: str | None,
     reduction: str | None,
-    options: dict[str, Any] | None,
+    option: list[str] | None,
     normals: Path | None,
     patient_pattern: str | None,
 ) -> FittedDetector:
+    if scorer is None:
+        return detector
     if normals is None:
         raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")
     chosen = open_data(normals, patient_pattern)
-    return detector.with_scorer(scorer, chosen, reduction=reduction, scorer_options=options)
+    return detector.with_scorer(
+        scorer, chosen, reduction=reduction, scorer_options=options_of(option)
+    )
 
 
 def _patients_said(rows: Sequence[Sequence[Any]], file: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from normalis.output.overlays import resize_map
 from normalis.pacs.cases import ScoredImage, ScoredStudy
@@ -31,11 +32,7 @@ def _map(study: ScoredStudy, images: list[ScoredImage], number: int) -> Any:
     from pydicom.sr.codedict import codes
 
     sources = [image.source for image in images]
-    shape = (int(sources[0].Rows), int(sources[0].Columns))
-    values = np.stack(
-        [resize_map(i.anomaly_map, shape) for i in images if i.anomaly_map is not None]
-    )
-    first = images[0]
+    values = _values(images)
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="ANOMALY",
         lut_explanation="normalis anomaly map",
@@ -55,13 +52,7 @@ def _map(study: ScoredStudy, images: list[ScoredImage], number: int) -> Any:
         device_serial_number=study.model,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
-        voi_lut_transformations=[
-            hd.VOILUTTransformation(
-                window_center=(first.level + first.full) / 2,
-                window_width=max(first.full - first.level, 1e-3),
-                voi_lut_function="LINEAR_EXACT",  # the only linear one of a width below 1
-            )
-        ],
+        voi_lut_transformations=[_window(images[0])],
         content_label="NORMALIS",
         content_description="Anomaly map, research use only",
         series_description=DESCRIPTIONS["pm"],
@@ -70,3 +61,21 @@ def _map(study: ScoredStudy, images: list[ScoredImage], number: int) -> Any:
     declare_codes(made)
     key = (sources[0].SeriesInstanceUID,)
     return mark(made, "pm", model=study.model, source=sources[0], key=key)
+
+
+def _values(images: list[ScoredImage]) -> NDArray[np.float32]:
+    """Return the maps (N, H, W) at the size of the first image."""
+    first = images[0].source
+    shape = (int(first.Rows), int(first.Columns))
+    return np.stack([resize_map(i.anomaly_map, shape) for i in images if i.anomaly_map is not None])
+
+
+def _window(image: ScoredImage) -> Any:
+    """Return the window of the pictures: from the level to where their colours end."""
+    import highdicom as hd
+
+    return hd.VOILUTTransformation(
+        window_center=(image.level + image.full) / 2,
+        window_width=max(image.full - image.level, 1e-3),
+        voi_lut_function="LINEAR_EXACT",  # the only linear one of a width below 1
+    )

@@ -35,25 +35,12 @@ MAX_REGIONS = 20
 def build(study: ScoredStudy) -> list[Any]:
     """Return one report of a study; none where no image has any region."""
     import highdicom as hd
-    from pydicom.sr.codedict import codes
 
     chosen = groups_of(study)
     if not chosen:
         return []
-    context = hd.sr.ObservationContext(
-        observer_device_context=hd.sr.ObserverContext(
-            observer_type=codes.DCM.Device,
-            observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-                uid=hd.UID(stable_uid("device", study.model)),
-                name=OUR_NAME,
-                manufacturer_name=OUR_NAME,
-                model_name=OUR_NAME,
-                serial_number=study.model,
-            ),
-        )
-    )
     content = hd.sr.MeasurementReport(
-        observation_context=context,
+        observation_context=_observer(study.model),
         procedure_reported=code("363679005", "Imaging procedure", "SCT"),
         imaging_measurements=[_group(study, image, region, n) for image, region, n in chosen],
         title=code("126000", "Imaging Measurement Report", "DCM"),
@@ -76,6 +63,25 @@ def build(study: ScoredStudy) -> list[Any]:
     made.PreliminaryFlag = "PRELIMINARY"
     declare_codes(made)
     return [mark(made, "sr", model=study.model, source=study.first, key=())]
+
+
+def _observer(model: str) -> Any:
+    """Return who observed: this program, with a model of that hash."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    return hd.sr.ObservationContext(
+        observer_device_context=hd.sr.ObserverContext(
+            observer_type=codes.DCM.Device,
+            observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+                uid=hd.UID(stable_uid("device", model)),
+                name=OUR_NAME,
+                manufacturer_name=OUR_NAME,
+                model_name=OUR_NAME,
+                serial_number=model,
+            ),
+        )
+    )
 
 
 def groups_of(study: ScoredStudy) -> list[tuple[ScoredImage, Region, int]]:
