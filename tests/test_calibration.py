@@ -179,7 +179,7 @@ def test_nothing_held_out_says_what_to_do():
     for ask in (
         lambda: nothing.p_values([1.0]),
         lambda: nothing.threshold(0.05),
-        nothing.map_levels,
+        lambda: nothing.map_p_values([1.0]),
     ):
         with pytest.raises(SettingsError, match="no normal images were held out"):
             ask()
@@ -206,7 +206,7 @@ def test_bad_input():
     with pytest.raises(MetricError, match="one patient"):
         calibration.patient_p_values([1.0, 2.0], ["a"])
     with pytest.raises(SettingsError, match="maxima of the calibration"):
-        calibration.map_levels()
+        calibration.map_p_values([1.0])
 
 
 # ---------------------------------------------------------------- CV+
@@ -257,17 +257,6 @@ def test_benjamini_hochberg_controls_false_discoveries():
     assert benjamini_hochberg([]).size == 0
     with pytest.raises(MetricError, match=r"in \[0, 1\]"):
         benjamini_hochberg([2.0])
-
-
-def test_map_levels_ascend_and_leave_out_what_cannot_be_certified():
-    rng = np.random.default_rng(0)
-    calibration = calibrate(rng.normal(size=150), map_maxima=rng.gamma(2, size=150))
-    one, two, three = calibration.map_levels()
-    assert one < two
-    assert three is None
-    fresh = rng.gamma(2, size=5000)
-    low, high = realised_rate_interval(150, 5000, 0.05, confidence=0.999)
-    assert low <= np.mean(fresh > one) <= high
 
 
 # ---------------------------------------------------------------- storage

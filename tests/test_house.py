@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import normalis
 from normalis import models
 from normalis.cli import MOVED, app
 from small_runs import detector, phantoms
@@ -82,6 +83,14 @@ def test_what_moved_to_the_laboratory_answers_with_its_new_name(name):
 
 
 HOUSE = Path(__file__).parents[1] / "scripts/house.py"
+
+
+def test_at_most_ten_modules_lie_flat_beside_the_rooms():
+    source = Path(normalis.__file__).parent
+    flat = {f.stem for f in source.glob("*.py")} - {"__init__", "__main__"}
+    assert len(flat) <= 10, sorted(flat)
+
+
 FUNCTION = '''
 def f(x):
     """Say nothing."""

@@ -1,6 +1,7 @@
 """Imports point downwards only; slow packages are not imported where nobody asked for them."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ ROOT = Path(normalis.__file__).parent
 # From the bottom up, as drawn in docs/design.md. A module may import from the layers below its own.
 LAYERS = [
     {"errors"},
-    {"shelf", "arguments"},
+    {"shelf"},
     {"entropy", "metrics", "images", "baselines", "duplicates", "files"},
     {"backbones"},
     {"models", "scorers", "datasets", "storage"},
@@ -23,7 +24,7 @@ LAYERS = [
     {"panel"},
     {"scoring"},
     {"audit"},
-    {"fitting", "notebook", "params"},
+    {"fitting", "notebook"},
     {"fitted"},
     {"detector", "engines"},
     {"evaluation", "output"},
@@ -33,7 +34,7 @@ LAYERS = [
     {"research"},
     {"__main__"},
 ]
-#: Scorers read models, as their contract says; the others are to go.
+#: Scorers read models, as their contract says.
 ALLOWED_SIDEWAYS = {
     ("scorers", "models"),
 }
@@ -82,6 +83,13 @@ def test_imports_point_downwards(path):
             continue
         assert layer(other) is not None, f"{part} imports {other}, which has no layer"
         assert layer(other) < own, f"{part} imports {other}, which is not below it"
+
+
+def test_the_tool_never_imports_the_laboratory():
+    tool = [path for path in modules() if path.relative_to(ROOT).parts[0] != "research"]
+    assert [path for path in tool if "research" in set(imported(path))] == []
+    named = r'"normalis\.research[.:]'  # a table of variants would import it on use
+    assert [path for path in tool if re.search(named, path.read_text())] == []
 
 
 def test_models_and_datasets_do_not_know_each_other():

@@ -1,7 +1,9 @@
 """What the package offers by name: importable, typed as what it is, and documented by examples."""
 
+import ast
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,21 @@ def test_what_a_module_lists_is_there(name):
     module = importlib.import_module(name)
     for listed in getattr(module, "__all__", ()):
         assert hasattr(module, listed), f"{name} lists {listed}"
+
+
+def own_names(path):
+    """Functions and classes of a file without an underscore; commands are offered by their app."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        is_function = isinstance(node, ast.FunctionDef) and not node.decorator_list
+        if (is_function or isinstance(node, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node.name
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.name)
+def test_what_a_module_does_not_list_is_private(path):
+    listed = re.search(r"^__all__ = (\[.*?\])", path.read_text(encoding="utf-8"), re.S | re.M)
+    if listed is not None:
+        assert set(own_names(path)) <= set(ast.literal_eval(listed[1]))
 
 
 WRONG = """

@@ -70,10 +70,10 @@ def foreground_threshold(train: NDArray[Any]) -> float:
         train: (N, ...) images; a thousand, evenly spread, are enough for a histogram.
     """
     every = max(1, len(train) // 1000)
-    return otsu_threshold(_rows(train[::every]))
+    return _otsu_threshold(_rows(train[::every]))
 
 
-def otsu_threshold(values: NDArray[Any], *, bins: int = 256) -> float:
+def _otsu_threshold(values: NDArray[Any], *, bins: int = 256) -> float:
     """Return the threshold that parts values into two classes of least variance within each.
 
     Otsu: A threshold selection method from gray-level histograms. IEEE Transactions on Systems,

@@ -44,6 +44,8 @@ __all__ = [
     "RunFolder",
     "content_hash",
     "exclusive",
+    "file_hash",
+    "git_revision",
     "versions",
     "write_atomically",
     "write_csv",

@@ -250,28 +250,6 @@ class Calibration:
         weight = 1.0 / np.bincount(self.unit)[self.unit]
         return weighted_quantile(self.scores, weight, rate, n_units=self.n_units)
 
-    def map_levels(self, rates: Sequence[float] = (0.05, 0.01, 0.001)) -> tuple[float | None, ...]:
-        """Return the map values above which a spot occurs in fewer than each rate of normal images.
-
-        Args:
-            rates: share of normal images (of new patients) with any spot above the level.
-
-        Returns:
-            One level per rate, None where the units are too few to certify it. For ``cv+`` the
-            maxima of all models are pooled, which is approximate.
-
-        Raises:
-            SettingsError: if no maxima of maps were given.
-        """
-        maxima = self._need_maxima()
-        weight = 1.0 / np.bincount(self.unit)[self.unit]
-        return tuple(
-            weighted_quantile(maxima, weight, rate, n_units=self.n_units)
-            if rate >= self.smallest_rate - EPS
-            else None
-            for rate in rates
-        )
-
     def map_p_values(self, peaks: ArrayLike) -> Floats:
         """Return the share of normal images whose map is as high anywhere, for each peak (M,).
 

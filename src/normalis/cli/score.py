@@ -165,6 +165,8 @@ def _read_by(
     patient_pattern: str | None,
 ) -> FittedDetector:
     if scorer is None:
+        if reduction or option or normals:
+            raise typer.BadParameter("--reduction, --scorer-option and --normals need --scorer")
         return detector
     if normals is None:
         raise typer.BadParameter("--scorer needs --normals, the data that RUN was fitted on")

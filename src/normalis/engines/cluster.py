@@ -11,7 +11,7 @@ from typing import Any
 from normalis.errors import RunError, SettingsError
 from normalis.errors.extras import require
 
-__all__ = ["MAX_RETRIES", "Cluster"]
+__all__ = ["MAX_RETRIES", "Cluster", "cause_of"]
 
 #: Of work whose worker or node was lost; its own errors are not retried.
 MAX_RETRIES = 10

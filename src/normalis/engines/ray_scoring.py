@@ -48,7 +48,7 @@ PART = 512
 _AHEAD = 2
 
 
-class MapFiles(Protocol):
+class _MapFiles(Protocol):
     """Where maps are written; it travels to the workers."""
 
     def write_maps(self, rows: Sequence[Row], maps: NDArray[np.float32]) -> None:
@@ -61,7 +61,7 @@ class _Task:
 
     model: str
     device: str
-    maps: MapFiles | None
+    maps: _MapFiles | None
     threads: int
     similar: int = 0
 
@@ -74,7 +74,7 @@ def _detector(model: str, device: str) -> FittedDetector:
     return FittedDetector.load(model, device=device, trust=True)
 
 
-def score_part(samples: Sequence[Sample], task: _Task) -> _Part:
+def _score_part(samples: Sequence[Sample], task: _Task) -> _Part:
     """Score some files on a worker; return the scores without maps, and what was skipped."""
     import torch
 
@@ -99,7 +99,7 @@ def score_part(samples: Sequence[Sample], task: _Task) -> _Part:
 def stream_on_ray(
     detector: FittedDetector,
     samples: Sequence[Sample],
-    files: MapFiles,
+    files: _MapFiles,
     *,
     cluster: Cluster,
     model: Path,
@@ -146,7 +146,7 @@ def stream_on_ray(
 
 def _results(ray: Any, cluster: Cluster, samples: Sequence[Sample], task: _Task) -> Iterator[_Part]:
     """Keep every worker busy with a part or two; yield what comes back."""
-    score = cluster.task(ray, score_part)
+    score = cluster.task(ray, _score_part)
     under_way = _AHEAD * cluster.slots(ray)
     parts = (samples[start : start + PART] for start in range(0, len(samples), PART))
     pending: dict[Any, Sequence[Sample]] = {}

@@ -112,7 +112,7 @@ def held_frames(data: Dataset, pixels: PixelElement, claimed: int) -> int:
     """Return how many frames uncompressed pixels hold, at least one and at least those claimed."""
     if data.file_meta.TransferSyntaxUID.is_encapsulated or pixels.length is None:
         return claimed
-    size = _frame_bits(data, pixels)
+    size = _frame_bits(data)
     return max(claimed, 8 * min(pixels.length, pixels.held) // size, 1)
 
 
@@ -172,7 +172,7 @@ def _signed(data: Dataset) -> bool:
 # --- uncompressed ---------------------------------------------------------------------------------
 
 
-def _frame_bits(data: Dataset, pixels: PixelElement) -> int:
+def _frame_bits(data: Dataset) -> int:
     """Return the bits that one uncompressed frame takes."""
     values = int(data.Rows) * int(data.Columns) * _samples(data)
     bits = values * int(data.BitsAllocated)
@@ -183,7 +183,7 @@ def _native(
     data: Dataset, stream: BinaryIO, pixels: PixelElement, frames: int
 ) -> Iterator[StoredFrame]:
     held = pixels.held if pixels.length is None else min(pixels.length, pixels.held)
-    bits = _frame_bits(data, pixels)
+    bits = _frame_bits(data)
     needed = -(-bits * frames // 8)
     if held < needed:
         raise ValueError(
@@ -225,7 +225,7 @@ def _native_frame(data: Dataset, pixels: PixelElement, found: bytes, first_bit: 
         return StoredFrame(values.astype(values.dtype.newbyteorder("="), copy=False))
     words = np.frombuffer(found, f"{order}u{size}").reshape(shape)
     words = words.astype(words.dtype.newbyteorder("="), copy=False)
-    return StoredFrame(cut_bits(words, data, codestream=None), words)
+    return StoredFrame(_cut_bits(words, data, codestream=None), words)
 
 
 def _native_colour(data: Dataset, found: bytes) -> NDArray[Any]:
@@ -273,7 +273,7 @@ def _compressed(
             continue
         # a decoder gives signed values for signed codestreams; their bits are what counts
         words = values.view(f"u{values.dtype.itemsize}")
-        yield StoredFrame(cut_bits(words, data, codestream=_precision(precision, data)), words)
+        yield StoredFrame(_cut_bits(words, data, codestream=_precision(precision, data)), words)
     if count < frames:
         raise ValueError(f"The number of frames is less than expected ({count} vs {frames} frames)")
 
@@ -301,7 +301,7 @@ def _precision(stated: int | None, data: Dataset) -> int:
 # --- bits -----------------------------------------------------------------------------------------
 
 
-def cut_bits(words: NDArray[Any], data: Dataset, *, codestream: int | None) -> NDArray[Any]:
+def _cut_bits(words: NDArray[Any], data: Dataset, *, codestream: int | None) -> NDArray[Any]:
     """Return the samples that lie in words.
 
     Args:

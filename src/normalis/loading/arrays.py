@@ -70,7 +70,6 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
-Skipped = list[tuple[Path, str]]
 
 # What code reads from a file's header: a manifest's column of such a name does not replace it.
 _READERS_OWN = frozenset(

@@ -286,7 +286,7 @@ def _why_not(image: DecodedImage, rule: IntensityRule | None) -> str | None:
         reason = _other_units(image.pixels, units, rule)
         if reason is not None:
             return reason
-    return _too_far(image, units, rule) or why_below(image.pixels, units, rule)
+    return _too_far(image, rule) or why_below(image.pixels, units, rule)
 
 
 def why_below(pixels: NDArray[Any], units: str, rule: IntensityRule) -> str | None:
@@ -383,7 +383,7 @@ def _other_units(pixels: NDArray[Any], units: str, rule: IntensityRule) -> str |
     return None
 
 
-def _too_far(image: DecodedImage, units: str, rule: IntensityRule) -> str | None:
+def _too_far(image: DecodedImage, rule: IntensityRule) -> str | None:
     if not image.is_deep:
         return None
     span = rule.high - rule.low
@@ -421,5 +421,5 @@ def why_not_array(
     if rule.units is not None and (reason := _other_units(images, units, rule)):
         return reason
     headers: list[dict[str, Any]] = [{}, *({"value_alone": one} for one in alone)]
-    reasons = (_too_far(DecodedImage(images, None, (0, 0), h), units, rule) for h in headers)
+    reasons = (_too_far(DecodedImage(images, None, (0, 0), h), rule) for h in headers)
     return next(filter(None, reasons), None)

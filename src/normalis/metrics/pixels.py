@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from normalis.errors import MetricError
 from normalis.metrics.ranking import Ranking, rank
 
-__all__ = ["Maps", "PixelMetrics", "pixel_metrics", "pool_pixels"]
+__all__ = ["Maps", "PixelMetrics", "pixel_metrics", "pool_pixels", "rank_pixels"]
 
 Maps = NDArray[Any] | Sequence[NDArray[Any]]
 """(N, H, W), or N arrays (H, W) whose sizes may differ from image to image."""

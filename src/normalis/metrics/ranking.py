@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from normalis.errors import MetricError
 
-__all__ = ["Ranking", "check_scores", "rank"]
+__all__ = ["Ranking", "check_scores", "need_classes", "rank"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

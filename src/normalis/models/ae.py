@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from normalis.models.backbone import Decoder, Encoder
-from normalis.models.base import Autoencoder, ModelSettings, check_one_of
+from normalis.models.backbone import EncoderDecoder
+from normalis.models.base import ModelSettings, check_one_of
 from normalis.models.ssim import dissimilarity
 
 __all__ = ["AE", "AESettings", "error_map"]
@@ -50,26 +50,11 @@ def error_map(x: Tensor, x_hat: Tensor, loss: str = "l2") -> Tensor:
     return (error.abs() if loss == "l1" else error.square()).mean(1)
 
 
-class AE(Autoencoder):
+class AE(EncoderDecoder):
     """Autoencoder trained on, and read by, one pixel loss."""
 
     Settings: ClassVar[Any] = AESettings
     stackable = "any width"
-
-    def __init__(self, settings: AESettings) -> None:
-        super().__init__(settings)
-        self.encoder = Encoder.of(settings)
-        self.decoder = Decoder.of(settings)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Compress: (B, C, H, W) -> (B, latent_dim)."""
-        z: Tensor = self.encoder(x)
-        return z
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Rebuild: (B, latent_dim) -> (B, C, H, W)."""
-        x_hat: Tensor = self.decoder(z)
-        return x_hat
 
     def losses(self, x: Tensor, **draws: Tensor) -> dict[str, Tensor]:
         """Return the mean of the error map."""

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normalis.errors import SettingsError
-from normalis.models.backbone import Decoder, Encoder
-from normalis.models.base import Autoencoder, ModelSettings, Phase
+from normalis.models.backbone import EncoderDecoder
+from normalis.models.base import ModelSettings, Phase
 from normalis.models.vgg19 import VGG19
 from normalis.shelf import import_named, restoring
 
@@ -71,7 +71,7 @@ class PerceptualAESettings(ModelSettings):
             )
 
 
-class PerceptualAE(Autoencoder):
+class PerceptualAE(EncoderDecoder):
     """Autoencoder with a feature loss; the feature network is fixed."""
 
     Settings: ClassVar[Any] = PerceptualAESettings
@@ -80,8 +80,6 @@ class PerceptualAE(Autoencoder):
 
     def __init__(self, settings: PerceptualAESettings) -> None:
         super().__init__(settings)
-        self.encoder = Encoder.of(settings)
-        self.decoder = Decoder.of(settings)
         self.network = _build_network(settings).requires_grad_(False).eval()
         self.register_buffer("mean", torch.zeros(1, 1, 1))
         self.register_buffer("var", torch.ones(1, 1, 1))
@@ -96,16 +94,6 @@ class PerceptualAE(Autoencoder):
         super().train(mode)
         self.network.eval()
         return self
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Compress: (B, C, H, W) -> (B, latent_dim)."""
-        z: Tensor = self.encoder(x)
-        return z
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Rebuild: (B, latent_dim) -> (B, C, H, W)."""
-        x_hat: Tensor = self.decoder(z)
-        return x_hat
 
     def features(self, x: Tensor) -> Tensor:
         """Return the normalised features f(x): (B, C, S, S) -> (B, K, h, w), float32."""

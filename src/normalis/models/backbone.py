@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalis.models.base import ModelSettings
+from normalis.models.base import Autoencoder, ModelSettings
 
 __all__ = [
     "ENCODER_CHANNELS",
     "Decoder",
     "Encoder",
+    "EncoderDecoder",
     "doublings",
     "halvings",
     "hidden_to",
@@ -195,4 +196,28 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Rebuild images from latent vectors."""
         x_hat: Tensor = self.output(self.features(self.unflatten(self.flat(self.hidden(z)))))
+        return x_hat
+
+
+class EncoderDecoder(Autoencoder):
+    """A method whose code and reconstruction are those of the two networks above, no more.
+
+    Args:
+        settings: of the method.
+        normalise: as of `Encoder`.
+    """
+
+    def __init__(self, settings: ModelSettings, *, normalise: bool = True) -> None:
+        super().__init__(settings)
+        self.encoder = Encoder.of(settings, normalise=normalise)
+        self.decoder = Decoder.of(settings, normalise=normalise)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Compress: (B, C, H, W) -> (B, latent_dim)."""
+        z: Tensor = self.encoder(x)
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Rebuild: (B, latent_dim) -> (B, C, H, W)."""
+        x_hat: Tensor = self.decoder(z)
         return x_hat

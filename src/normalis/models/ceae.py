@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from normalis.errors import SettingsError
-from normalis.models.backbone import Decoder, Encoder
-from normalis.models.base import Autoencoder, ModelSettings
+from normalis.models.backbone import EncoderDecoder
+from normalis.models.base import ModelSettings
 
 __all__ = ["CeAE", "CeAESettings"]
 
@@ -51,25 +51,10 @@ class CeAESettings(ModelSettings):
         return max(1, round(math.sqrt(self.erased_share) * self.image_size))
 
 
-class CeAE(Autoencoder):
+class CeAE(EncoderDecoder):
     """Autoencoder trained to fill in an erased square."""
 
     Settings: ClassVar[Any] = CeAESettings
-
-    def __init__(self, settings: CeAESettings) -> None:
-        super().__init__(settings)
-        self.encoder = Encoder.of(settings)
-        self.decoder = Decoder.of(settings)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Compress: (B, C, H, W) -> (B, latent_dim)."""
-        z: Tensor = self.encoder(x)
-        return z
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Rebuild: (B, latent_dim) -> (B, C, H, W)."""
-        x_hat: Tensor = self.decoder(z)
-        return x_hat
 
     def draw(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return row and column of each image's square, (B, 2) integers."""

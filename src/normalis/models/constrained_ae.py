@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from normalis.models.backbone import Decoder, Encoder
-from normalis.models.base import Autoencoder, ModelSettings, check_at_least
+from normalis.models.backbone import EncoderDecoder
+from normalis.models.base import ModelSettings, check_at_least
 
 __all__ = ["ConstrainedAE", "ConstrainedAESettings"]
 
@@ -39,25 +39,10 @@ class ConstrainedAESettings(ModelSettings):
         check_at_least(0, latent_weight=self.latent_weight)
 
 
-class ConstrainedAE(Autoencoder):
+class ConstrainedAE(EncoderDecoder):
     """Autoencoder with consistent codes."""
 
     Settings: ClassVar[Any] = ConstrainedAESettings
-
-    def __init__(self, settings: ConstrainedAESettings) -> None:
-        super().__init__(settings)
-        self.encoder = Encoder.of(settings)
-        self.decoder = Decoder.of(settings)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Compress: (B, C, H, W) -> (B, latent_dim)."""
-        z: Tensor = self.encoder(x)
-        return z
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Rebuild: (B, latent_dim) -> (B, C, H, W)."""
-        x_hat: Tensor = self.decoder(z)
-        return x_hat
 
     def losses(self, x: Tensor, **draws: Tensor) -> dict[str, Tensor]:
         """Return the mean squared error and the weighted distance of the codes."""

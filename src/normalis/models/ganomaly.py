@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normalis.models.backbone import Decoder, Encoder
-from normalis.models.base import Autoencoder, ModelSettings, Phase, check_at_least
+from normalis.models.backbone import Encoder, EncoderDecoder
+from normalis.models.base import ModelSettings, Phase, check_at_least
 
 __all__ = ["GANomaly", "GANomalySettings"]
 
@@ -62,28 +62,16 @@ class GANomalySettings(ModelSettings):
         )
 
 
-class GANomaly(Autoencoder):
+class GANomaly(EncoderDecoder):
     """Encoder, decoder, encoder, and an adversary."""
 
     Settings: ClassVar[Any] = GANomalySettings
 
     def __init__(self, settings: GANomalySettings) -> None:
-        super().__init__(settings)
-        self.encoder = Encoder.of(settings, normalise=False)
-        self.decoder = Decoder.of(settings, normalise=False)
+        super().__init__(settings, normalise=False)
         self.second_encoder = Encoder.of(settings, normalise=False)
         self.adversary = Encoder.of(settings, outputs=1, normalise=False)
         self._redraw_seed = torch.zeros(1, dtype=torch.int64)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Compress: (B, C, H, W) -> (B, latent_dim)."""
-        z: Tensor = self.encoder(x)
-        return z
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Rebuild: (B, latent_dim) -> (B, C, H, W)."""
-        x_hat: Tensor = self.decoder(z)
-        return x_hat
 
     def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the adversary's features (B, hidden_dim) and logits (B,), float32."""

@@ -45,7 +45,7 @@ def listener(
     return NotebookBar() if in_notebook() else TextLine(sys.stderr)
 
 
-def told(progress: Progress) -> str:
+def _told(progress: Progress) -> str:
     """Return epoch, losses and the time that is left, as one line.
 
     Example:
@@ -70,7 +70,7 @@ class TextLine:
 
     def __call__(self, progress: Progress) -> None:
         """Write how far training is."""
-        text = told(progress)
+        text = _told(progress)
         self.longest = max(self.longest, len(text))
         end = "\n" if progress.epoch >= progress.epochs else ""
         self.stream.write(f"\r{text:<{self.longest}}{end}")
@@ -89,7 +89,7 @@ class NotebookBar:
 
         shown = HTML(
             f'<progress value="{progress.epoch}" max="{progress.epochs}" '
-            f'style="width:20em;vertical-align:middle"></progress> {escape(told(progress))}'
+            f'style="width:20em;vertical-align:middle"></progress> {escape(_told(progress))}'
         )
         if self.handle is None:
             self.handle = display(shown, display_id=True)

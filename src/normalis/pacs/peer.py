@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from normalis.errors import RunError, SettingsError
+from normalis.errors import SettingsError
 from normalis.errors.extras import require
 
 __all__ = ["Address", "Peer", "Sent", "parse_address", "peer_at", "tls_context"]
@@ -144,13 +144,3 @@ def peer_at(text: str, *, own_aet: str = "NORMALIS", tls: ssl.SSLContext | None 
     from normalis.pacs.dimse_peer import DimsePeer
 
     return DimsePeer(address, own_aet=own_aet, tls=tls)
-
-
-def answered(peer: Peer, address: str) -> None:
-    """Make sure that a peer answers.
-
-    Raises:
-        RunError: with the reason.
-    """
-    if problem := peer.echo():
-        raise RunError(f"{address}: does not answer ({problem}); check address, titles and network")

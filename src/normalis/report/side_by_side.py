@@ -87,10 +87,6 @@ def _runs(one: Path, two: Path) -> list[SideBySide]:
     return [_evaluations(name, one, two, known[0][name], known[1][name]) for name in common]
 
 
-def _by_data(path: Path) -> dict[str, dict[str, Any]]:
-    return {found["data"]: found for found in read_run(path).evaluations if "data" in found}
-
-
 def _evaluations(
     name: str, one: Path, two: Path, first: Mapping[str, Any], second: Mapping[str, Any]
 ) -> SideBySide:

@@ -24,7 +24,7 @@ from normalis.loading.arrays import ImageSettings, Loaded, Row, load, load_masks
 from normalis.research.experiments import Subset
 from normalis.storage import content_hash, write_atomically
 
-__all__ = ["Arrays", "Store"]
+__all__ = ["Arrays", "Store", "nearest", "read_arrays", "select", "small"]
 
 _TWIN_SIDE = 64  # pixels at which images are compared, as in the audit
 
@@ -278,7 +278,7 @@ class Store:
         return read_arrays(_prepared(path, images), images)
 
 
-def assemble(
+def _assemble(
     pixels: Mapping[str, NDArray[Any]],
     *,
     paths: Mapping[str, Sequence[str]],
@@ -364,7 +364,7 @@ def read_arrays(path: Path, images: Mapping[str, Any]) -> Arrays:
         )
     has_masks = any(row.mask is not None for row in test.rows)
     rows = {split: part.rows for split, part in loaded.items()}
-    return assemble(
+    return _assemble(
         {split: part.pixels for split, part in loaded.items()},
         paths={split: [_name(row, dataset.root) for row in part] for split, part in rows.items()},
         is_anomalous=np.array([bool(r.is_anomalous) for r in test.rows]),

@@ -40,7 +40,16 @@ from normalis.storage import ClaimedError, RunFolder, content_hash, git_revision
 from normalis.training.checkpoints import train_resumably
 from normalis.training.loop import pick_device
 
-__all__ = ["Job", "estimate", "fitted", "jobs_of", "run_job", "stacks_of", "train_together"]
+__all__ = [
+    "Job",
+    "estimate",
+    "fitted",
+    "is_trained",
+    "jobs_of",
+    "run_job",
+    "stacks_of",
+    "train_together",
+]
 
 _BATCH = 256
 # Seconds of a training step of 64 images of 64 x 64 with one thread
@@ -343,7 +352,7 @@ def _measuring(
         raise DataError(f"{experiment}: a panel needs a subset with a validation_share above 0")
     for part in model.parts().values():
         _evaluating(part)
-    detector = detector_of(experiment, model, arrays, place)
+    detector = _detector_of(experiment, model, arrays, place)
     parts = list(detector.score(batches_of(unseen, _BATCH), maps=False))
     readings = [part.readings for part in parts if part.readings is not None]
     return model.referred(np.concatenate(readings, axis=1))
@@ -402,7 +411,7 @@ def _circumstances(model: AnomalyModel, place: torch.device, n_train: int) -> di
     }
 
 
-def detector_of(
+def _detector_of(
     experiment: Experiment, model: AnomalyModel, arrays: Arrays, place: torch.device
 ) -> FittedDetector:
     """Return an experiment's fitted detector; nothing is calibrated in experiments.
@@ -442,7 +451,7 @@ def _record(
 ) -> dict[str, Any]:
     """Score an experiment's images and return its record, without what the training says."""
     started = time.perf_counter()
-    detector = detector_of(experiment, model, arrays, place)
+    detector = _detector_of(experiment, model, arrays, place)
     test = arrays.split == "test"
     scores = np.full(len(test), np.nan, np.float32)
     if experiment.score_training:

@@ -34,12 +34,11 @@ _PLAIN_SCORERS = (("model", "mean"), ("native", "mean"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Value:
+class _Value:
     """A metric over seeds.
 
     Attributes:
         mean: over seeds.
-        sd: standard deviation over seeds, None for one.
         low: lower end of the 95 % interval over images, averaged over seeds; None if unknown.
         high: its upper end.
         least: smallest over seeds.
@@ -47,7 +46,6 @@ class Value:
     """
 
     mean: float
-    sd: float | None
     low: float | None
     high: float | None
     least: float
@@ -78,7 +76,7 @@ class Row:
     scorer: str
     seeds: int
     fit_s: float | None
-    values: Mapping[str, Value]
+    values: Mapping[str, _Value]
 
     @property
     def title(self) -> str:
@@ -120,16 +118,15 @@ def _row(group: Sequence[Mapping[str, Any]]) -> Row:
     )
 
 
-def _value(group: Sequence[Mapping[str, Any]], metric: str) -> Value | None:
+def _value(group: Sequence[Mapping[str, Any]], metric: str) -> _Value | None:
     values = [r[metric] for r in group if isinstance(r.get(metric), int | float)]
     if not values:
         return None
     details = [(r.get("metrics") or {}).get(metric) or {} for r in group]
     ends = [(d["low"], d["high"]) for d in details if d.get("low") is not None and d.get("high")]
     low, high = np.mean(ends, axis=0).tolist() if ends else (None, None)
-    return Value(
+    return _Value(
         mean=float(np.mean(values)),
-        sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         low=low,
         high=high,
         least=min(values),

@@ -26,7 +26,7 @@ __all__ = ["run_plan_on_ray"]
 _POLL_S = 0.5
 
 
-class Mailbox:
+class _Mailbox:
     """Collects what jobs say until the driver takes it; runs as a Ray actor beside the driver."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Mailbox:
         return said
 
 
-def do_job(
+def _do_job(
     index: int, job: Job, results: str, device: str, keep_models: bool, mailbox: Any, threads: int
 ) -> None:
     """Do a job on a worker; wait for another process that has it."""
@@ -119,8 +119,8 @@ def _drive(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-    task = cluster.task(ray, do_job)
+    mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+    task = cluster.task(ray, _do_job)
     pending = {
         task.remote(i, todo[i], *settings, mailbox, cluster.threads): i
         for i in sorted(monitor.left)

@@ -37,6 +37,7 @@ __all__ = [
     "PARTS",
     "Cell",
     "Comparison",
+    "Curve",
     "compare",
     "datasets_under",
     "figure3",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CSV_COLUMNS",
     "csv_rows",
+    "difference",
     "draw",
     "figure_rows",
     "fill_in",
@@ -67,7 +68,7 @@ def _digits(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else round(value, 3)
 
 
-def ours(cell: Cell) -> str:
+def _ours(cell: Cell) -> str:
     """Return our number: mean ± deviation of several seeds, else value and interval."""
     if cell.deviation is not None:
         return f"{cell.mean:.1f} ± {cell.deviation:.1f}"
@@ -76,7 +77,7 @@ def ours(cell: Cell) -> str:
     return f"{cell.mean:.1f} [{cell.low:.1f}, {cell.high:.1f}]"
 
 
-def paper(cell: Cell) -> str:
+def _paper(cell: Cell) -> str:
     """Return the paper's number, empty where it has none."""
     return "" if cell.paper is None else f"{cell.paper[0]:.1f} ± {cell.paper[1]:.1f}"
 
@@ -108,8 +109,8 @@ def wide(comparison: Comparison, dataset: str) -> tuple[list[str], list[list[str
         line = [row, str(len(first.values))]
         for metric in metrics:
             cell = mine[metric]
-            line.append(ours(cell))
-            line += [paper(cell), difference(cell)] if metric in known else []
+            line.append(_ours(cell))
+            line += [_paper(cell), difference(cell)] if metric in known else []
         rows.append([*line, f"{first.fit_s:.0f}" if first.fit_s >= 1 else f"{first.fit_s:.2f}"])
     return head, rows
 

@@ -79,7 +79,7 @@ class Gradient(Scorer):
             own_map = None if self.settings.form == "kl" else model.anomaly_map(x)
             total = self._per_image(model, x, own_map).sum()
             gradient = torch.autograd.grad(total, x)[0].abs().mean(1)
-        gradient = smoothed(gradient, self.settings.smoothing * gradient.shape[-1])
+        gradient = _smoothed(gradient, self.settings.smoothing * gradient.shape[-1])
         if self.settings.form in ("combi", "cevae") and own_map is not None:
             gradient = gradient * own_map
         return gradient.detach()
@@ -94,7 +94,7 @@ class Gradient(Scorer):
         return loss + model.settings.beta * model.kl(x) if bound else loss
 
 
-def smoothed(maps: Tensor, sigma: float) -> Tensor:
+def _smoothed(maps: Tensor, sigma: float) -> Tensor:
     """Return maps (B, H, W) after a Gaussian, cut off at one standard deviation, borders mirrored.
 
     Args:

@@ -29,14 +29,7 @@ from normalis.training.settings import TrainingSettings
 from normalis.training.stack import Stack, groups
 from normalis.training.threads import choose_threads, threads
 
-__all__ = [
-    "Progress",
-    "Training",
-    "fit",
-    "fit_parts",
-    "pick_device",
-    "train",
-]
+__all__ = ["Progress", "Training", "batches", "fit", "fit_parts", "pick_device", "train"]
 
 _log = logging.getLogger("normalis.training")
 

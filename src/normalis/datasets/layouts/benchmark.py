@@ -82,7 +82,7 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         root=path,
         layout=LAYOUT,
         samples=tuple(samples),
-        notes=(*_notes(samples, missing, listing), *twice, *of_masks),
+        notes=(*_notes(missing, listing), *twice, *of_masks),
     )
 
 
@@ -198,7 +198,7 @@ def _with_masks(samples: list[Sample], images: Path) -> tuple[list[Sample], list
     return found, [*said, *pairs.notes(anomalous, any_masks=True)]
 
 
-def _notes(samples: list[Sample], missing: list[str], listing: Path) -> tuple[str, ...]:
+def _notes(missing: list[str], listing: Path) -> tuple[str, ...]:
     if not missing:
         return ()
     return (f"{len(missing)} files that {listing.name} lists are missing: {quote_some(missing)}.",)

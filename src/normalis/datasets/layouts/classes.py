@@ -70,10 +70,10 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         return _labelled(path, listing, images, masks, chosen)
     notes = (*listing.notes(), *_mask_notes(masks))
     samples = [Sample(path=p, split=_unlabelled_split(p, path)) for p in images]
-    return _dataset(path, samples, notes, unclear=unclear(listing, path))
+    return _dataset(path, samples, notes, unclear=_unclear(listing, path))
 
 
-def unclear(listing: Listing, root: Path) -> str:
+def _unclear(listing: Listing, root: Path) -> str:
     """Say which classes there are and how to name the normal one."""
     names = classes_in(listing, root)
     counts = Counter(name for p in listing.images for name in _parts(p, root) if name in names)

@@ -59,11 +59,11 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     if doubt:
         return _dataset(path, images, (*notes, *_of_masks(masks)), doubt)
     if marks := _annotations(listing, path):
-        said = f"{len(marks)} files annotate its images ({quote_some(masks_named(marks))})"
+        said = f"{len(marks)} files annotate its images ({quote_some(_masks_named(marks))})"
         return _dataset(path, images, notes, _which(said))
     if not masks:
         return _dataset(path, images, notes)
-    said = f"{len(masks)} of its files are masks by their names ({quote_some(masks_named(masks))})"
+    said = f"{len(masks)} of its files are masks by their names ({quote_some(_masks_named(masks))})"
     return _dataset(path, images, (*notes, *_of_masks(masks)), _which(said))
 
 
@@ -71,7 +71,7 @@ def _of_masks(masks: tuple[Path, ...]) -> tuple[str, ...]:
     return (f"Left aside {len(masks)} masks.",) if masks else ()
 
 
-def masks_named(masks: tuple[Path, ...]) -> list[str]:
+def _masks_named(masks: tuple[Path, ...]) -> list[str]:
     """Return the names of masks, with their folder."""
     return [f"{mask.parent.name}/{mask.name}" for mask in masks]
 
