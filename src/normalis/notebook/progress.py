@@ -50,7 +50,7 @@ def _told(progress: Progress) -> str:
 
     Example:
         >>> from normalis.training.loop import Progress
-        >>> told(Progress(epoch=2, epochs=8, losses={"loss": 0.25}, elapsed_s=10.0))
+        >>> _told(Progress(epoch=2, epochs=8, losses={"loss": 0.25}, elapsed_s=10.0))
         'epoch 2 of 8, loss 0.25, 30 s left'
     """
     losses = "".join(f", {name} {value:.4g}" for name, value in progress.losses.items())
