@@ -60,8 +60,8 @@ study: $(VENV)/.tested ## rewrite docs/reference/selection_study.md and its pict
 
 docs: $(VENV)/.tested ## write the generated pages and tables anew, and build the documentation as HTML
 	@$(PIP) -e '.[docs]'
-	@for name in docs/make_cli.py "docs/make_methods.py --text" docs/make_results.py docs/make_cited.py \
-		"scripts/house.py --write"; do \
+	@for name in docs/make_cli.py "docs/make_methods.py --text" docs/make_results.py \
+		docs/make_panel.py docs/make_cited.py "scripts/house.py --write"; do \
 		echo "== $$name"; OMP_NUM_THREADS=1 $(BIN)/python $$name || exit 1; done
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"

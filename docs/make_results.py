@@ -1,29 +1,56 @@
-"""Draw the generated parts of docs/results.md and the figure anew from results/.
+"""Write the tables of docs/data that come from results/, and draw docs/results.md from all of them.
 
 python docs/make_results.py
+
+Long tables are CSVs (`long_tables`); the page holds what fits on a screen and is drawn from them
+(`page`), so that a test can compare both within a second. ``docs/data/methods*.csv`` are written by
+``benchmarks/methods.py``, apart from ``methods_records.csv``.
 """
 
+import csv
 import json
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from normalis.files import write_csv
 from normalis.research.paired import versus
-from normalis.research.reproduce import figure3
-from normalis.research.tables import fill_in, write_figure
+from normalis.research.records import Records
+from normalis.research.reproduce import TWIN, compare, figure3
+from normalis.research.tables import (
+    CSV_COLUMNS,
+    FIGURE_COLUMNS,
+    csv_rows,
+    figure_rows,
+    fill_in,
+    write_figure,
+)
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
+RESULTS, DATA = HERE.parent / "results", HERE / "data"
 OWN = "^(?!.*(drop_train_twins|validation_share))"  # rows of the page; other studies have theirs
+PAPER_SETS = ("kermany_cxr", "lgg_flair", "brain_tumor")
+SETS = ("kermany_cxr", "brain_tumor without its leak", "lgg_flair", "fundus", "breast_us_patches")
+SHORT = {"brain_tumor without its leak": "brain_tumor, no leak", "breast_us_patches": "breast_us"}
+BEST = 6  # rows of a long comparison that the page shows
+RUNS = ("run", "images", "figure", "value", "low", "high")
+VERSUS = ("data", "against", "units", "row", "seeds", "auroc", "difference", "low", "high",
+          "adjusted_p", "verdict")  # fmt: skip
+RECORDS = ("data", "seed", "method", "options", "reading", "auroc", "auroc_low", "auroc_high",
+           "average_precision", "pixel_average_precision", "best_dice", "n_train", "epochs",
+           "fit_s")  # fmt: skip
+
+Row = Mapping[str, str]
 
 
-def single_runs(folder: Path) -> str:
-    """Return a table of what `normalis evaluate --out` wrote into a folder."""
-    head = ("run", "images", "figure", "value", "95 % interval")
-    lines = [f"| {' | '.join(head)} |", "| --- | --- | --- | ---: | --- |"]
+# --- long tables, from the records ---
+
+
+def single_runs(folder: Path) -> Iterator[list[Any]]:
+    """Yield a row per figure of what `normalis evaluate --out` wrote into a folder."""
     for file in sorted(folder.glob("*.json")):
-        body = json.loads(file.read_text(encoding="utf-8"))
-        for subset in body["subsets"]:
+        for subset in json.loads(file.read_text(encoding="utf-8"))["subsets"]:
             if subset["name"].startswith("only "):
                 continue
             named = f"{subset['name']} ({subset['n_normal']} + {subset['n_anomalous']})"
@@ -33,53 +60,226 @@ def single_runs(folder: Path) -> str:
             best = max(subset["baselines"], key=lambda b: b["auroc"]["value"], default=None)
             if best:
                 figures[f"best trivial score, {best['name']}: auroc"] = best["auroc"]
-            lines += [_line(file.stem, named, name, one) for name, one in figures.items()]
-    return "\n".join(lines)
+            for name, one in figures.items():
+                yield [file.stem, named, name, *_ends(one)]
 
 
-def _line(run: str, images: str, name: str, one: dict[str, Any]) -> str:
-    interval = "" if one["low"] is None else f"{100 * one['low']:.1f} to {100 * one['high']:.1f}"
-    return f"| {run} | {images} | {name} | {100 * one['value']:.1f} | {interval} |"
+def _ends(one: Mapping[str, Any]) -> list[str]:
+    return ["" if one[k] is None else f"{100 * one[k]:.1f}" for k in ("value", "low", "high")]
 
 
-def fill_single_runs(text: str) -> str:
-    """Return the page with the table of single runs between its markers."""
-    table = f"<!-- runs -->\n\n{single_runs(RESULTS / 'evaluations')}\n\n<!-- end of runs -->"
-    return re.sub(r"<!-- runs -->.*<!-- end of runs -->", lambda _: table, text, flags=re.DOTALL)
+def comparisons() -> Iterator[list[Any]]:
+    """Yield the paired comparisons of each data set, best first."""
+    for data in PAPER_SETS:
+        reference, found = versus(RESULTS, dataset=data, rows=OWN)
+        for one in found:
+            shares = (one.value, one.difference, one.low, one.high)
+            yield [
+                data, reference, one.n_units, one.row, one.n_seeds,
+                *(f"{100 * v:.1f}" for v in shares), f"{one.adjusted_p:.1g}", one.verdict,
+            ]  # fmt: skip
 
 
-def comparisons(datasets: tuple[str, ...]) -> str:
-    """Return the paired comparisons of each data set as tables."""
-    lines: list[str] = []
-    for dataset in datasets:
-        reference, found = versus(RESULTS, dataset=dataset, rows=OWN)
-        units = found[0].n_units if found else 0
-        lines += [f"**{dataset}**, against {reference}, {units} patients or images", ""]
-        lines += ["| method | seeds | AUROC | difference | 95 % | p, corrected | |"]
-        lines += ["| --- | ---: | ---: | ---: | --- | ---: | --- |"]
-        lines += [
-            f"| {one.row} | {one.n_seeds} | {100 * one.value:.1f} | {100 * one.difference:+.1f} "
-            f"| {100 * one.low:+.1f} to {100 * one.high:+.1f} | {one.adjusted_p:.1g} "
-            f"| {one.verdict} |"
-            for one in found
-        ]
-        lines.append("")
-    return "\n".join(lines).rstrip()
+def recorded() -> Iterator[list[Any]]:
+    """Yield methods by the paper's recipe at d = 16, as they are read by default and natively.
+
+    Of brain_tumor those trained on the 278 images that no test image resembles.
+    """
+    for record in Records(RESULTS).table():
+        asked = record["settings"]
+        data, drawn = record["dataset"], asked["subset"]
+        leak = TWIN if data == "brain_tumor" else None
+        others = {k: v for k, v in drawn.items() if k != "drop_train_twins" and v}
+        reading = f"{asked['scorer']} {asked['reduction']}"
+        if drawn["drop_train_twins"] != leak or others or asked["latent_dim"] not in (16, None):
+            continue
+        if reading not in ("native mean", "median top:0.02") or not _by_the_paper(asked):
+            continue
+        figures = [_percent(record[k]) for k in RECORDS[8:11]]
+        whole = record["metrics"]["auroc"]
+        yield [
+            f"{data}, trained without its leak" if leak else data, record["seed"],
+            record["method"], ", ".join(f"{k}={v}" for k, v in sorted(asked["options"].items())),
+            asked["scorer"], *(_percent(whole[k]) for k in ("value", "low", "high")), *figures,
+            record["n_train"], asked["training"]["epochs"] if record["n_parameters"] else "",
+            f"{record['fit_s']:.1f}",
+        ]  # fmt: skip
 
 
-def fill_comparisons(text: str) -> str:
-    """Return the page with the comparisons between their markers."""
-    tables = comparisons(("kermany_cxr", "lgg_flair", "brain_tumor"))
-    table = f"<!-- versus -->\n\n{tables}\n\n<!-- end of versus -->"
-    pattern = "<!-- versus -->.*<!-- end of versus -->"
-    return re.sub(pattern, lambda _: table, text, flags=re.DOTALL)
+def _by_the_paper(asked: Mapping[str, Any]) -> bool:
+    training = asked["training"]
+    fast = training["recipe"] != "paper" and asked["method"] != "dae"
+    return not fast and not training["standardize"] and training["precision"] == "auto"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def long_tables() -> dict[str, tuple[Sequence[str], list[list[Any]]]]:
+    """Return the head and the rows of each table of docs/data that comes from results/."""
+    return {
+        "results_runs": (RUNS, list(single_runs(RESULTS / "evaluations"))),
+        "results_methods": (CSV_COLUMNS, csv_rows(compare("methods", RESULTS))),
+        "results_versus": (VERSUS, list(comparisons())),
+        "results_figure3": (FIGURE_COLUMNS, figure_rows(figure3(RESULTS))),
+        "methods_records": (RECORDS, sorted(recorded(), key=lambda row: [str(v) for v in row])),
+    }
+
+
+# --- the page, from the long tables ---
+
+
+def read(name: str) -> list[Row]:
+    """Return the rows of a table of docs/data."""
+    with (DATA / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def runs_table() -> str:
+    """Return a line per run: all test images, and the best score without a model beside."""
+    rows = [row for row in read("results_runs") if row["images"].startswith("all ")]
+    lines = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        mine = {r["figure"]: r for r in rows if r["run"] == run}
+        trivial = next(name for name in mine if name.startswith("best trivial score"))
+        shown = ("auroc", "average_precision", "pixel_average_precision", "best_dice (oracle)")
+        cells = [_cell([mine[name]], "value") if name in mine else "" for name in shown]
+        named = trivial.removeprefix("best trivial score, ").removesuffix(": auroc")
+        lines.append([run, *cells, f"{named}: {mine[trivial]['value']}"])
+    head = ("run", "AUROC", "AP", "pixel AP", "best Dice (oracle)", "best trivial score: AUROC")
+    return markdown(head, lines)
+
+
+def methods_by_set() -> str:
+    """Return the AUROC of each method and reading on the paper's three sets."""
+    rows = [row for row in read("results_methods") if row["metric"] == "auroc"]
+    lines = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        mine = {r["dataset"]: r for r in rows if r["row"] == name}
+        cells = [_single(mine[data]) if data in mine else "" for data in PAPER_SETS]
+        lines.append([name, *cells])
+    return markdown(("method", *PAPER_SETS), lines)
+
+
+def _single(row: Row) -> str:
+    value = f"{float(row['mean']):.1f}"
+    if row["deviation"]:
+        return f"{value} ± {float(row['deviation']):.1f}"
+    return f"{value} [{float(row['low']):.1f}, {float(row['high']):.1f}]" if row["low"] else value
+
+
+def versus_table() -> str:
+    """Return the best rows of each comparison, and how many are better, undecided and worse."""
+    parts = []
+    for data in PAPER_SETS:
+        rows = [row for row in read("results_versus") if row["data"] == data]
+        count = {v: sum(r["verdict"] == v for r in rows) for v in ("better", "undecided", "worse")}
+        said = ", ".join(f"{n} {verdict}" for verdict, n in count.items())
+        parts += [f"**{data}**, against {rows[0]['against']}, {rows[0]['units']} patients or "
+                  f"images; of {len(rows)} rows {said}. The best {BEST}:", ""]  # fmt: skip
+        lines = [
+            [r["row"], r["seeds"], r["auroc"], f"{float(r['difference']):+.1f} "
+             f"({float(r['low']):+.1f} to {float(r['high']):+.1f})", r["adjusted_p"]]
+            for r in rows[:BEST]
+        ]  # fmt: skip
+        parts += [markdown(("method", "seeds", "AUROC", "difference", "p, corrected"), lines), ""]
+    return "\n".join(parts).rstrip()
+
+
+def all_methods() -> str:
+    """Return every method on every set: means over seeds, with the means of the intervals."""
+    measured = [*read("methods"), *_trivial_rows()]
+    own: list[tuple[str, list[Row]]] = [
+        (name, [r for r in measured if r["method"] == name])
+        for name in dict.fromkeys(row["method"] for row in measured)
+    ]
+    recorded_rows = [row for row in read("methods_records") if row["epochs"]]  # networks
+    keys = dict.fromkeys((r["method"], r["options"], r["reading"]) for r in recorded_rows)
+    for method, options, reading in sorted(keys):
+        key = (method, options, reading)
+        found = [r for r in recorded_rows if (r["method"], r["options"], r["reading"]) == key]
+        name = ", ".join(filter(None, (method, options, "" if reading == "native" else reading)))
+        own.append((f"*{name}*", found))
+    return markdown(
+        ("method", *(SHORT.get(name, name) for name in SETS), "pixel AP, lgg / breast",
+         "best Dice, lgg", "fit, s", "images/s", "kept, MB"),
+        [[name, *_method_cells(rows)] for name, rows in own],
+    )  # fmt: skip
+
+
+def _trivial_rows() -> list[Row]:
+    rows = [row for row in read("methods_baselines") if row["seed"] == "0"]
+    return [
+        {"data": r["data"], "seed": "0", "method": f"({r['baseline']})", "auroc": r["auroc"],
+         "auroc_low": r["low"], "auroc_high": r["high"]}
+        for r in rows if "=" not in r["baseline"]
+    ]  # fmt: skip
+
+
+def _method_cells(rows: Sequence[Row]) -> Iterator[str]:
+    def of(name: str) -> list[Row]:
+        first = name.split()[0] if name.startswith("brain") else name
+        return [r for r in rows if r["data"].split(",")[0] == name
+                or r["data"] == f"{first}, trained without its leak"]  # fmt: skip
+
+    for name in SETS:
+        yield _cell(of(name), "auroc")
+    pixel = [_mean(of(name), "pixel_average_precision") for name in ("lgg_flair", SETS[-1])]
+    yield " / ".join(one or "–" for one in pixel) if any(pixel) else ""
+    yield _mean(of("lgg_flair"), "best_dice")
+    for column in ("fit_s", "images_s", "kept_mb"):
+        values = [float(r[column]) for r in rows if r.get(column)]
+        middle = sorted(values)[len(values) // 2] if values else 0.0
+        yield f"{middle:.0f}" if middle >= 10 else f"{middle:.1f}" if values else ""
+
+
+def _values(rows: Sequence[Row], column: str) -> list[float]:
+    return [float(row[column]) for row in rows if row.get(column)]
+
+
+def _mean(rows: Sequence[Row], column: str) -> str:
+    values = _values(rows, column)
+    return f"{sum(values) / len(values):.1f}" if values else ""
+
+
+def _cell(rows: Sequence[Row], column: str) -> str:
+    """Return the mean with the mean of the intervals' ends."""
+    value = _mean(rows, column)
+    prefix = "" if column == "value" else f"{column}_"
+    low, high = (_mean(rows, f"{prefix}{end}") for end in ("low", "high"))
+    return f"{value} [{low}, {high}]" if low and high else value
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "all methods": all_methods,
+    "runs": runs_table,
+    "methods by set": methods_by_set,
+    "versus": versus_table,
+}
+
+
+def page(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
+    """Return a page with each part drawn anew between its markers."""
+    for name, draw in parts.items():
+        new = f"<!-- {name} -->\n\n{draw()}\n\n<!-- end of {name} -->"
+        pattern = f"<!-- {name} -->.*<!-- end of {name} -->"
+        text = re.sub(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
+    return text
 
 
 def main() -> None:
-    """Rewrite the page and the figure."""
-    page = HERE / "results.md"
-    text = fill_in(page.read_text(encoding="utf-8"), RESULTS)
-    page.write_text(fill_comparisons(fill_single_runs(text)), encoding="utf-8")
+    """Rewrite the tables, the page and the figure."""
+    for name, (head, rows) in long_tables().items():
+        write_csv(DATA / f"{name}.csv", head, rows)
+    file = HERE / "results.md"
+    file.write_text(page(fill_in(file.read_text(encoding="utf-8"), RESULTS)), encoding="utf-8")
     curves = [c for c in figure3(RESULTS) if max(c.latent_dims) >= 512]
     if curves:
         write_figure(curves, HERE / "images")
