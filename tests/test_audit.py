@@ -98,7 +98,7 @@ def test_planted_copies_are_told_apart(clean, tmp_path):
     assert counts["near_or_mirrored_across_splits"]["0.95"] == 4
     assert found.leaked() == {str(paths[i]) for i in (0, 1, 4)}
     assert found.leaked(mirrored=True, shifted=True) == {str(p) for p in paths}
-    assert found.training_twins() == {str(clean[i].path) for i in (0, 1, 4)}
+    assert found.training_duplicates() == {str(clean[i].path) for i in (0, 1, 4)}
     assert found.has_leaks
     assert "1 of 35 test images are byte for byte" in texts(found, "leak")[0]
     assert found.findings[0].severity == "leak"
@@ -218,14 +218,14 @@ def test_a_folder_of_normal_images_alone(clean):
     train = tuple(s for s in clean if s.split == "train")
     found = audit(dataset(train))
     assert len(found.facts) == 30
-    assert found.trivial == found.shifts == ()
+    assert found.baselines == found.shifts == ()
     assert not found.has_leaks
 
 
 def test_a_test_without_labels(clean):
     samples = tuple(Sample(path=s.path, split=s.split) for s in clean)
     found = audit(dataset(samples))
-    assert found.trivial == ()
+    assert found.baselines == ()
     assert any("no labels" in text for text in texts(found, "note"))
 
 
@@ -370,7 +370,7 @@ def test_brain_tumor(real_data):
     # 402 by the whole image; seven more differ inside their outline.
     assert counts["distinct_train"] == 409
     assert counts["distinct_train_by_bytes"] == 934
-    assert 1000 - len(found.training_twins()) == 287  # 278 by the whole image
+    assert 1000 - len(found.training_duplicates()) == 287  # 278 by the whole image
     anomalous = {f.key for f in found.facts if f.is_anomalous}
     assert not anomalous & found.leaked(mirrored=True, shifted=True)
     scores = read["trivial"]

@@ -52,7 +52,7 @@ def test_correlation_ignores_brightness_and_contrast(images):
 def test_blocks_and_direct_pairs_agree(seed, block):
     rng = np.random.default_rng(seed)
     n = 24
-    x = rng.integers(0, 4, (n, 2, 2)).astype(np.uint8)  # tiny: twins, mirrors, constants abound
+    x = rng.integers(0, 4, (n, 2, 2)).astype(np.uint8)  # tiny: copies, mirrors, constants abound
     is_test = rng.random(n) < 0.4
     who = rng.integers(-1, 3, n)
     got = duplicates.scan(x, is_test, patients=who, block=block)
@@ -71,10 +71,10 @@ def test_blocks_and_direct_pairs_agree(seed, block):
         return np.where(allowed, ncc, -1).max(axis=1)
 
     np.testing.assert_allclose(got.across, best(far & ~differ), atol=1e-5)
-    np.testing.assert_allclose(got.lookalike, best(far & differ), atol=1e-5)
+    np.testing.assert_allclose(got.other_patient, best(far & differ), atol=1e-5)
     np.testing.assert_allclose(got.within, best(~far & ~differ & other), atol=1e-5)
-    found = got.twin >= 0
-    np.testing.assert_allclose(ncc[found, got.twin[found]], got.across[found], atol=1e-5)
+    found = got.duplicate >= 0
+    np.testing.assert_allclose(ncc[found, got.duplicate[found]], got.across[found], atol=1e-5)
 
     near = (ncc >= 0.95 - 1e-6) & ~differ
     kept = []
@@ -103,7 +103,7 @@ def test_different_known_patients_are_lookalikes(images):
     got = duplicates.scan(x, is_test, patients=who)
     assert got.across[-1] > 0.999
     assert (got.across[is_test][:2] < 0.95).all()
-    assert (got.lookalike[is_test][:2] > 0.999).all()
+    assert (got.other_patient[is_test][:2] > 0.999).all()
 
 
 def test_mirrored_copies_are_found_by_the_mirrored_scan_alone(images):
@@ -111,21 +111,21 @@ def test_mirrored_copies_are_found_by_the_mirrored_scan_alone(images):
     assert (duplicates.scan(x, is_test).across[is_test] < 0.95).all()
     got = duplicates.scan(x, is_test, mirrored=True)
     assert (got.across[is_test] > 0.9999).all()
-    np.testing.assert_array_equal(got.twin[is_test], range(5))
+    np.testing.assert_array_equal(got.duplicate[is_test], range(5))
 
 
 def test_reencoded_copies(images):
     x, is_test = sides(images, np.stack([jpeg(i) for i in images[:8]]))
     got = duplicates.scan(x, is_test)
-    np.testing.assert_array_equal(got.twin[is_test], range(8))
+    np.testing.assert_array_equal(got.duplicate[is_test], range(8))
     assert (got.across[is_test] > 0.99).all()
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(2, 2), (0, -3), (-4, 1)])
 def test_shifted_copies(images, dy, dx):
     moved = np.roll(images[:10], (dy, dx), axis=(1, 2))
-    got, twin = duplicates.find_shifted(moved, images, block=16)
-    np.testing.assert_array_equal(twin, range(10))
+    got, duplicate = duplicates.find_shifted(moved, images, block=16)
+    np.testing.assert_array_equal(duplicate, range(10))
     assert (got > 0.9999).all()
 
 
@@ -136,8 +136,8 @@ def test_shift_by_a_broken_number_of_pixels(rng):
         np.stack([Image.fromarray(x).resize((64, 64), Image.Resampling.BILINEAR) for x in images])
         for images in (large, moved)
     )
-    got, twin = duplicates.find_shifted(moved, small)
-    np.testing.assert_array_equal(twin, range(10))
+    got, duplicate = duplicates.find_shifted(moved, small)
+    np.testing.assert_array_equal(duplicate, range(10))
     assert (got > 0.97).all()
 
 
@@ -148,11 +148,11 @@ def test_no_shifted_copy_among_unrelated_images(rng, images):
 
 def test_shifted_copies_of_other_patients_are_left_out(images):
     moved = np.roll(images[:4], 2, axis=1)
-    got, twin = duplicates.find_shifted(
+    got, duplicate = duplicates.find_shifted(
         moved, images, patients=(np.full(4, 99), np.arange(len(images)))
     )
     assert (got < 0.95).all()
-    assert (twin != np.arange(4)).all()
+    assert (duplicate != np.arange(4)).all()
 
 
 def test_digests_tell_pixels_apart(images):
@@ -200,7 +200,7 @@ def test_lookalikes_of_different_patients_are_no_leak(real_data, name, lookalike
         x, is_test = sides(arrays["train"], arrays["test"])
         who = duplicates.codes([*arrays["train_patient"], *arrays["test_patient"]])
     got = duplicates.scan(x, is_test, patients=who)
-    assert (got.lookalike[is_test] >= 0.95).sum() == lookalikes
+    assert (got.other_patient[is_test] >= 0.95).sum() == lookalikes
     assert (got.across[is_test] < 0.95).all()
 
 
@@ -236,9 +236,9 @@ def test_a_shared_outline_is_a_look_alike_and_a_copy_is_found(rng, background):
     fine = duplicates.fine_detail(x)
     got = duplicates.scan(x, is_test, fine=fine)
     assert (got.across[is_test][:20] < 0.95).all()
-    assert (got.lookalike[is_test][:20] > 0.95).all()
+    assert (got.other_patient[is_test][:20] > 0.95).all()
     assert (got.across[is_test][20:] > 0.95).all()
-    assert got.twin[is_test][20:].tolist() == [3, 4, 5]
+    assert got.duplicate[is_test][20:].tolist() == [3, 4, 5]
     assert got.distinct[~is_test].all()
     np.testing.assert_array_equal(got.group, whole.group)  # groups stay as wide as they were
 
@@ -250,15 +250,15 @@ def test_mirrored_and_moved_copies_are_found_by_what_lies_inside(rng):
     fine = duplicates.fine_detail(x)
     got = duplicates.scan(x, is_test, mirrored=True, fine=fine)
     assert (got.across[is_test][:10] < 0.95).all()
-    assert got.twin[is_test][10:].tolist() == [7, 8]
+    assert got.duplicate[is_test][10:].tolist() == [7, 8]
     moved = np.roll(train[:5], (2, -1), axis=(1, 2))
     x, is_test = sides(train, np.concatenate([cut_out(rng, 10), moved]))
     fine = duplicates.fine_detail(x)
-    ncc, twin = duplicates.find_shifted(
+    ncc, duplicate = duplicates.find_shifted(
         x[is_test], x[~is_test], fine=(fine[is_test], fine[~is_test])
     )
     assert (ncc[:10] < 0.95).all()
-    assert twin[10:].tolist() == list(range(5))
+    assert duplicate[10:].tolist() == list(range(5))
     assert (ncc[10:] > 0.95).all()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from normalis import metrics
 from normalis.calibration.conformal import calibrate
 from normalis.errors import MetricError
-from normalis.evaluation import compare, evaluate, independent_units, trivial_scores
+from normalis.evaluation import baseline_scores, compare, evaluate, independent_units
 
 
 @pytest.fixture
@@ -262,11 +262,11 @@ def test_share_of_patients_covers(rng):
 # ---------------------------------------------------------------- trivial scores
 
 
-def test_trivial_scores_show_both_directions(rng):
+def test_baseline_scores_show_both_directions(rng):
     train = rng.integers(0, 255, (30, 16, 16), dtype=np.uint8)
     test = rng.integers(0, 255, (12, 16, 16), dtype=np.uint8)
     files = [{"bytes": 100 + i, "size": "512x512" if i < 6 else "64x64"} for i in range(12)]
-    scores = trivial_scores(train, test, file_properties=files)
+    scores = baseline_scores(train, test, file_properties=files)
     for name in ("mean_intensity", "contrast", "bytes", "size=64x64"):
         np.testing.assert_array_equal(scores[f"{name}_reversed"], -scores[name])
     assert all(s.shape == (12,) and np.isfinite(s).all() for s in scores.values())
@@ -277,7 +277,7 @@ def test_real_leak_is_what_it_is_known_to_be(real_data):
     with np.load(real_data / "brain_tumor" / "arrays_64.npz") as arrays:
         train, test, label = arrays["train"], arrays["test"], arrays["test_label"]
         twin = arrays["test_nearest_train_ncc"] > 0.95
-    nearest = trivial_scores(train, test)["nearest_training"]
+    nearest = baseline_scores(train, test)["nearest_training"]
     found = evaluate(nearest, label, leaked={"0.95": twin}, n_draws=200)
     everything, clean, _ = found.subsets
     assert everything.ranking["auroc"].value == pytest.approx(0.864, abs=0.002)

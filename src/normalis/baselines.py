@@ -165,7 +165,7 @@ def nearest_training(
 
 
 def pixel_scores(x: NDArray[Any], train: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Return every trivial score that reads pixels.
+    """Return every baseline score that reads pixels.
 
     Args:
         x: (N, ...) test images, ``uint8`` or float with nominal range [0, 1].
@@ -180,7 +180,7 @@ def pixel_scores(x: NDArray[Any], train: NDArray[Any]) -> dict[str, NDArray[np.f
     """
     if not len(train) or x.shape[1:] != train.shape[1:]:
         raise DataError(
-            "trivial scores need training images of the test images' shape, got "
+            "baseline scores need training images of the test images' shape, got "
             f"{len(train)} training images of shape {train.shape[1:]} and test images of shape "
             f"{x.shape[1:]}; load both with the same settings"
         )

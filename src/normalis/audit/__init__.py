@@ -4,7 +4,7 @@
 
 * *leak*: a test image that training has seen: the same file, the same pixels, a near copy, a
   mirrored or shifted one; a patient on both sides;
-* *confound*: a trivial score that separates the classes without looking at anatomy;
+* *confound*: a baseline score that separates the classes without looking at anatomy;
 * *shift*: normal test images that differ from the training's as such;
 * *note*: what else a reader of results should know.
 

@@ -2,7 +2,7 @@
 
 Three questions, each answered with a number:
 
-* *Which trivial score separates the classes?* AUROC with a bootstrap interval, by patient or
+* *Which baseline score separates the classes?* AUROC with a bootstrap interval, by patient or
   duplicate group. A property of files or headers has no natural direction and is reported in the
   one that separates better.
 * *How do the classes' headers differ?* The share of each class that has a value, or its median.
@@ -31,9 +31,9 @@ from normalis.metrics.auroc import auroc
 from normalis.metrics.intervals import bootstrap
 
 __all__ = [
+    "BaselineScore",
     "ClassDifference",
     "Shift",
-    "TrivialScore",
     "class_differences",
     "find_shifts",
     "separate",
@@ -46,8 +46,8 @@ _DRAWS = 500  # of the bootstrap: the ends of an interval move by less than 0.00
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrivialScore:
-    """How well one trivial score separates the classes.
+class BaselineScore:
+    """How well one baseline score separates the classes.
 
     Attributes:
         name: of the score; ``_reversed`` or ``!=`` where small values are the anomalous ones.
@@ -101,7 +101,7 @@ def separate(
     *,
     groups: NDArray[Any] | None = None,
     either: bool = False,
-) -> list[TrivialScore]:
+) -> list[BaselineScore]:
     """Return the AUROC of each score with its interval, best first.
 
     Args:
@@ -119,7 +119,7 @@ def separate(
         )
         detail = _count(score, is_anomalous) if "=" in name else ""
         found.append(
-            TrivialScore(
+            BaselineScore(
                 name=shown, auroc=value.value, low=value.low, high=value.high, detail=detail
             )
         )

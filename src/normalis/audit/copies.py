@@ -32,16 +32,16 @@ THRESHOLDS = (0.999, 0.95)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Copies:
-    """Which images have a twin on the other side (training and validation against test).
+    """Which images have a duplicate on the other side (training and validation against test).
 
     Attributes:
         by_bytes: (N,) whether a file on the other side has the same bytes.
         by_pixels: (N,) whether an image on the other side has the same pixels after resizing.
         plain: correlations of the images as they lie.
         mirrored: correlations with left-right mirror images.
-        shifted: (N,) highest correlation of a test image that has no other twin with a training
-            image moved by up to four pixels; -1 where nothing came near.
-        shifted_twin: (N,) index of that training image, or -1.
+        shifted: (N,) highest correlation of a test image that has no other near duplicate with a
+            training image moved by up to four pixels; -1 where nothing came near.
+        shifted_duplicate: (N,) index of that training image, or -1.
         group: (N,) groups of near duplicates, see `normalis.duplicates.likeness_groups`.
     """
 
@@ -50,13 +50,13 @@ class Copies:
     plain: Scan
     mirrored: Scan
     shifted: NDArray[np.float32]
-    shifted_twin: NDArray[np.int64]
+    shifted_duplicate: NDArray[np.int64]
     group: NDArray[np.int64]
 
-    def has_twin(
+    def has_duplicate(
         self, threshold: float, *, mirrored: bool = False, shifted: bool = False
     ) -> NDArray[np.bool_]:
-        """Return (N,) whether an image has a twin at ``threshold`` on the other side.
+        """Return (N,) whether an image has a duplicate at ``threshold`` on the other side.
 
         Args:
             threshold: least correlation; identical files and pixels count always.
@@ -101,11 +101,11 @@ def compare_images(
         plain=plain,
         mirrored=mirrored,
         shifted=np.full(len(pixels), -1, np.float32),
-        shifted_twin=np.full(len(pixels), -1),
+        shifted_duplicate=np.full(len(pixels), -1),
         group=likeness_groups(pixels, plain.group),
     )
     tell("shifted copies", 0.0)
-    open_cases = is_test & ~found.has_twin(THRESHOLDS[-1], mirrored=True)
+    open_cases = is_test & ~found.has_duplicate(THRESHOLDS[-1], mirrored=True)
     test, train = np.flatnonzero(open_cases), np.flatnonzero(~is_test)
     if len(train) and len(test):
         ncc, near = find_shifted(
@@ -115,7 +115,7 @@ def compare_images(
             fine=(fine[test], fine[train]),
         )
         found.shifted[test] = ncc
-        found.shifted_twin[test] = np.where(near >= 0, train[near], -1)
+        found.shifted_duplicate[test] = np.where(near >= 0, train[near], -1)
     tell("shifted copies", 1.0)
     return found
 

@@ -88,10 +88,10 @@ def _copies(audit: Audit) -> Iterator[Finding]:
     if exact.any():
         text = f"{exact.sum()} of {total} test images are byte for byte training images"
         yield Finding(severity="leak", text=f"{text} ({_by_class(audit, exact)}).")
-    strict, near = (copies.has_twin(t) & test for t in (0.999, 0.95))
+    strict, near = (copies.has_duplicate(t) & test for t in (0.999, 0.95))
     if near.any():
         yield _near(audit, strict, near, total)
-    plain = copies.has_twin(0.95)
+    plain = copies.has_duplicate(0.95)
     seen = ~plain & (copies.mirrored.across >= 0.95) & test
     if seen.any():
         severity = _severity(audit, seen & (copies.mirrored.across >= 0.999), seen)
@@ -102,7 +102,7 @@ def _copies(audit: Audit) -> Iterator[Finding]:
         severity = _severity(audit, copies.shifted >= 0.999, seen)
         text = f"{seen.sum()} further test images look like a training image moved by a few pixels"
         yield Finding(severity=severity, text=f"{text} ({_by_class(audit, seen)}).")
-    alike = copies.plain.lookalike[test] >= 0.95
+    alike = copies.plain.other_patient[test] >= 0.95
     if alike.any():
         text = (
             f"{alike.sum()} test images correlate at 0.95 or more with a training image of another "
@@ -127,12 +127,12 @@ def _near(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_], tota
             "not known for all images; if they are named, this can be told"
         )
         return Finding(severity="note", text=f"{text}.")
-    twins = len(audit.training_twins())
+    duplicates = len(audit.training_duplicates())
     text = (
         f"{strict.sum()} of {total} test images are near duplicates of a training image, with a "
         f"correlation of 0.999 or more, {near.sum()} of 0.95 or more "
         f"({_by_class(audit, near)}), as they lie: report results without them, or train "
-        f"without the {twins} training images"
+        f"without the {duplicates} training images"
     )
     return Finding(severity="leak", text=f"{text}.")
 
@@ -146,8 +146,8 @@ def _severity(audit: Audit, strict: NDArray[np.bool_], near: NDArray[np.bool_]) 
 
 def all_alike(audit: Audit) -> bool:
     """Say whether likeness at 0.95 is the rule: nearly all test images have it, few more."""
-    near = audit.copies.has_twin(0.95)[audit.is_test]
-    strict = audit.copies.has_twin(0.999)[audit.is_test]
+    near = audit.copies.has_duplicate(0.95)[audit.is_test]
+    strict = audit.copies.has_duplicate(0.999)[audit.is_test]
     return bool(len(near) and near.mean() >= ALIKE and strict.mean() < (1 - ALIKE))
 
 
@@ -239,7 +239,7 @@ def _confounds(audit: Audit) -> Iterator[Finding]:
     if min(test.count(True), test.count(False)) < _LEAST_OF_A_CLASS:
         return
     seen: set[str] = set()
-    for score in audit.trivial:
+    for score in audit.baselines:
         family = re.split(r"!?=|_reversed", score.name)[0]
         family = "size" if family in ("width", "height") else family
         if family in seen or score.low < CONFOUND_LOW or family in _RESIDUALS:
@@ -305,7 +305,7 @@ def _margins(audit: Audit) -> Iterator[Finding]:
 
 
 def _baselines(audit: Audit) -> Iterator[Finding]:
-    best = next((s for s in audit.trivial if s.name in _RESIDUALS), None)
+    best = next((s for s in audit.baselines if s.name in _RESIDUALS), None)
     if best is not None:
         text = (
             f"A method must beat {best.name}, which reaches AUROC {best.auroc:.3f} "
@@ -318,7 +318,7 @@ def _rest(audit: Audit) -> Iterator[Finding]:
     if audit.unreadable:
         text = f"{len(audit.unreadable)} files could not be read and are left out."
         yield Finding(severity="note", text=text)
-    if audit.is_test.any() and not audit.trivial:
+    if audit.is_test.any() and not audit.baselines:
         text = "The test has no labels of both classes, so no baseline could be checked."
         yield Finding(severity="note", text=text)
     yield from (Finding(severity="note", text=note) for note in audit.notes)

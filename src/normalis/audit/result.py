@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normalis.audit.confounds import ClassDifference, Shift, TrivialScore
+from normalis.audit.confounds import BaselineScore, ClassDifference, Shift
 from normalis.audit.copies import THRESHOLDS, Copies
 from normalis.audit.findings import Finding, find
 from normalis.audit.inventory import Fact, count_properties
@@ -55,11 +55,11 @@ class Audit:
         layout: how it was recognised.
         facts: N entries, one per image that was read, in the data set's order.
         unreadable: (path, reason) of the files that were not.
-        copies: twins across the sides.
+        copies: near duplicates across the sides.
         units: which images are independent (`normalis.loading.units`).
         shared: names of patients, studies and files in both training and validation, and pairs
             (validation file, the training file that it copies).
-        trivial: AUROC of scores that know nothing of anatomy; empty without labels.
+        baselines: AUROC of scores that know nothing of anatomy; empty without labels.
         differences: of the classes' headers.
         shifts: between normal images of training and test.
         notes: sentences of the data set and about what could not be checked.
@@ -78,7 +78,7 @@ class Audit:
     copies: Copies
     units: Units
     shared: tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
-    trivial: tuple[TrivialScore, ...]
+    baselines: tuple[BaselineScore, ...]
     differences: tuple[ClassDifference, ...]
     shifts: tuple[Shift, ...]
     notes: tuple[str, ...]
@@ -123,13 +123,15 @@ class Audit:
     def leaked(
         self, threshold: float = 0.95, *, mirrored: bool = False, shifted: bool = False
     ) -> frozenset[str]:
-        """Return the test images with a training twin, by key; arguments as `Copies.has_twin`."""
-        found = self.copies.has_twin(threshold, mirrored=mirrored, shifted=shifted)
+        """Return the test images with a training duplicate, by key; as `Copies.has_duplicate`."""
+        found = self.copies.has_duplicate(threshold, mirrored=mirrored, shifted=shifted)
         return self._names(found & self.is_test)
 
-    def training_twins(self, threshold: float = 0.95, *, mirrored: bool = False) -> frozenset[str]:
-        """Return the training and validation images with a twin in the test, by key."""
-        found = self.copies.has_twin(threshold, mirrored=mirrored)
+    def training_duplicates(
+        self, threshold: float = 0.95, *, mirrored: bool = False
+    ) -> frozenset[str]:
+        """Return the training and validation images with a duplicate in the test, by key."""
+        found = self.copies.has_duplicate(threshold, mirrored=mirrored)
         return self._names(found & ~self.is_test)
 
     def repeated(self) -> frozenset[str]:
@@ -150,16 +152,16 @@ class Audit:
     def counts(self) -> dict[str, Any]:
         """Return the duplicates of test images in training, and of training images in training."""
         c, test = self.copies, self.is_test
-        again = c.has_twin(THRESHOLDS[0]) & ~c.by_bytes & test
+        again = c.has_duplicate(THRESHOLDS[0]) & ~c.by_bytes & test
         return {
             "exact_across_splits": int((c.by_bytes & test).sum()),
             "pixel_across_splits": int((c.by_pixels & test).sum()),
-            "near_across_splits": self._at(lambda t: c.has_twin(t)),
+            "near_across_splits": self._at(lambda t: c.has_duplicate(t)),
             "reencoded_across_splits": int(again.sum()),
             "mirrored_across_splits": self._at(lambda t: c.mirrored.across >= t),
-            "near_or_mirrored_across_splits": self._at(lambda t: c.has_twin(t, mirrored=True)),
+            "near_or_mirrored_across_splits": self._at(lambda t: c.has_duplicate(t, mirrored=True)),
             "shifted_across_splits": self._at(lambda t: c.shifted >= t),
-            "lookalikes_across_splits": self._at(lambda t: c.plain.lookalike >= t),
+            "lookalikes_across_splits": self._at(lambda t: c.plain.other_patient >= t),
             "distinct_train": int((c.plain.distinct & ~test).sum()),
             "distinct_train_by_bytes": self._distinct_files(),
             "distinct_test": int((c.plain.distinct & test).sum()),
@@ -182,14 +184,14 @@ class Audit:
             "images": len(self.facts),
             "unreadable": len(self.unreadable),
             "unreadable_files": [{"path": p, "reason": r} for p, r in self.unreadable],
-            "duplicates": {**self.counts(), "twins": self._twins()},
+            "duplicates": {**self.counts(), "twins": self._pairs()},
             "patients": self.patients(),
             "units": {"level": self.units.level, "train": self.training_units()},
             "patient_pattern_offered": self.pattern and list(self.pattern),
             "trivial": {
                 s.name: {"auroc": s.auroc, "low": s.low, "high": s.high}
                 | ({"detail": s.detail} if s.detail else {})
-                for s in self.trivial
+                for s in self.baselines
             },
             "differences": [dataclasses.asdict(d) for d in self.differences],
             "margins": self.with_margins(),
@@ -242,10 +244,10 @@ class Audit:
         keep = [i for i in range(len(columns)) if any(row[i] != "0" for row in rows)]
         return [columns[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
-    def _better(self) -> list[TrivialScore]:
-        """Return the trivial scores; of one that is listed in both directions the better one."""
-        names = {score.name for score in self.trivial}
-        return [s for s in self.trivial if s.auroc >= 0.5 or _turned(s.name) not in names]
+    def _better(self) -> list[BaselineScore]:
+        """Return the baseline scores; of one that is listed in both directions the better one."""
+        names = {score.name for score in self.baselines}
+        return [s for s in self.baselines if s.auroc >= 0.5 or _turned(s.name) not in names]
 
     def _names(self, chosen: NDArray[np.bool_]) -> frozenset[str]:
         return frozenset(self.keys[i] for i in np.flatnonzero(chosen))
@@ -282,25 +284,25 @@ class Audit:
             rows.append([label, *shown])
         return rows
 
-    def _twins(self) -> list[dict[str, Any]]:
-        """Return the test images with a twin, each with its twin and how they are related."""
-        found = np.flatnonzero(self.copies.has_twin(0.95, mirrored=True, shifted=True))
-        return [self._twin(int(i)) for i in found if self.is_test[i]][:_LISTED]
+    def _pairs(self) -> list[dict[str, Any]]:
+        """Return the test images with a duplicate, each with that and how they are related."""
+        found = np.flatnonzero(self.copies.has_duplicate(0.95, mirrored=True, shifted=True))
+        return [self._pair(int(i)) for i in found if self.is_test[i]][:_LISTED]
 
-    def _twin(self, i: int) -> dict[str, Any]:
+    def _pair(self, i: int) -> dict[str, Any]:
         c = self.copies
         plain, mirrored = c.plain, c.mirrored
         ways = [
-            ("as it lies", plain.across[i], plain.twin[i]),
-            ("mirrored", mirrored.across[i], mirrored.twin[i]),
-            ("shifted", c.shifted[i], c.shifted_twin[i]),
+            ("as it lies", plain.across[i], plain.duplicate[i]),
+            ("mirrored", mirrored.across[i], mirrored.duplicate[i]),
+            ("shifted", c.shifted[i], c.shifted_duplicate[i]),
         ]
         # An image that is alike as it lies is also alike when shifted by a pixel.
-        relation, ncc, twin = next((w for w in ways if w[1] >= 0.95), ways[0])
+        relation, ncc, duplicate = next((w for w in ways if w[1] >= 0.95), ways[0])
         relation = "bytes" if c.by_bytes[i] else "pixels" if c.by_pixels[i] else relation
         return {
             "image": self.keys[i],
-            "twin": self.keys[twin] if twin >= 0 else None,
+            "twin": self.keys[duplicate] if duplicate >= 0 else None,
             "relation": relation,
             "correlation": round(float(ncc), 5),
         }

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from normalis import baselines
 from normalis.audit.confounds import (
+    BaselineScore,
     ClassDifference,
     Shift,
-    TrivialScore,
     class_differences,
     find_shifts,
     separate,
@@ -85,7 +85,7 @@ def audit(
         copies=copies,
         units=units,
         shared=_shared(pixels, rows),
-        trivial=tuple(found[0]),
+        baselines=tuple(found[0]),
         differences=tuple(found[1]),
         shifts=tuple(_shifts(pixels, facts, units.member)),
         notes=(*dataset.notes, *map(_sentence, (*about_values, *units.notes))),
@@ -175,8 +175,8 @@ def _shared(
 
 def _confounds(
     pixels: NDArray[Any], facts: Sequence[Fact], member: NDArray[np.int64], tell: Progress
-) -> tuple[list[TrivialScore], list[ClassDifference]]:
-    """Score the labelled test images by what is trivial; nothing without both classes."""
+) -> tuple[list[BaselineScore], list[ClassDifference]]:
+    """Score the labelled test images by the baselines; nothing without both classes."""
     chosen = [i for i, f in enumerate(facts) if f.is_test and f.is_anomalous is not None]
     is_anomalous = np.array([facts[i].is_anomalous for i in chosen], dtype=np.bool_)
     units = member[chosen]

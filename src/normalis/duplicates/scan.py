@@ -10,11 +10,11 @@ values come from float32 matrix products, block by block, and only their maxima,
 greedy choice are kept.
 
 *Sides.* A data set has two sides, what a method is fitted on (training and validation) and what it
-is tested on. A twin on the other side is a leak, one on the same side is a repetition. Two images
-of *different known* patients are never twins, however alike: chest X-rays look alike.
+is tested on. A near duplicate on the other side is a leak, one on the same side is a repetition.
+Two images of *different known* patients are never near duplicates: chest X-rays look alike.
 
 *Outlines.* Where fine detail is given (`normalis.duplicates.inside`), two images that correlate as
-a whole and not inside their outline are look-alikes, not twins.
+a whole and not inside their outline are look-alikes, not near duplicates.
 
 Reference: Lewis, "Fast normalized cross-correlation" (1995).
 """
@@ -64,19 +64,20 @@ class Scan:
     Attributes:
         across: (N,) highest ncc with an image of the other side that may be of the same patient,
             look-alikes left out; -1 where the other side has none.
-        twin: (N,) index of that image; -1 where there is none.
-        lookalike: (N,) highest ncc with an image of the other side that is of a different known
+        duplicate: (N,) index of that image; -1 where there is none.
+        other_patient: (N,) highest ncc with an image of the other side that is of a different known
             patient, or that differs inside the outline.
         within: (N,) highest ncc with another image of the same side.
-        group: (N,) number of the connected group of twins, by either side, at ``threshold``.
-        distinct: (N,) whether no earlier distinct image of the same side is a twin at
+        group: (N,) number of the connected group of near duplicates at ``threshold``, by either
+            side.
+        distinct: (N,) whether no earlier distinct image of the same side is a near duplicate at
             ``threshold`` (greedy, in listing order).
-        threshold: ncc from which two images count as twins in ``group`` and ``distinct``.
+        threshold: ncc from which two images count as near duplicates in ``group`` and ``distinct``.
     """
 
     across: Floats
-    twin: Indices
-    lookalike: Floats
+    duplicate: Indices
+    other_patient: Floats
     within: Floats
     group: Indices
     distinct: Flags
@@ -180,7 +181,7 @@ def scan(
         mirrored: compare each image with the left-right mirror image of the others.
         fine: (N, H * W) of `fine_detail`: images that differ in it are look-alikes, though they
             stay in one group; None compares the images as a whole only.
-        threshold: ncc from which two images count as twins in ``group`` and ``distinct``.
+        threshold: ncc from which two images count as near duplicates in ``group`` and ``distinct``.
         block: rows per matrix product; memory grows with its square, not with N.
         progress: called with the share that is done, in [0, 1].
 
@@ -236,8 +237,9 @@ class _State:
     """The running maxima of `scan`; memory O(N)."""
 
     def __init__(self, n: int, threshold: float) -> None:
-        self.across, self.lookalike, self.within = (np.full(n, -1, np.float32) for _ in range(3))
-        self.twin = np.full(n, -1)
+        none = np.full(n, -1, np.float32)
+        self.across, self.other_patient, self.within = none, none.copy(), none.copy()
+        self.duplicate = np.full(n, -1)
         self.group = np.arange(n)
         self.repeats = np.zeros(n, bool)
         self.threshold = threshold
@@ -260,8 +262,8 @@ class _State:
             differ = differ | outline
         if far:
             alike = np.where(differ, ncc, np.float32(-1))
-            _raise(self.lookalike, later, alike.max(axis=1))
-            _raise(self.lookalike, earlier, alike.max(axis=0))
+            _raise(self.other_patient, later, alike.max(axis=1))
+            _raise(self.other_patient, earlier, alike.max(axis=0))
         ncc[differ] = -1
         if far:
             self._raise_across(later, earlier, ncc)
@@ -276,7 +278,7 @@ class _State:
         best = ncc[np.arange(len(ours)), at]
         better = best > self.across[ours]
         self.across[ours[better]] = best[better]
-        self.twin[ours[better]] = theirs[at[better]]
+        self.duplicate[ours[better]] = theirs[at[better]]
 
     def _choose(self, later: Indices, earlier: Indices, near: Flags) -> None:
         """Mark images that repeat an earlier one which itself repeats none."""
@@ -304,8 +306,8 @@ class _State:
     def result(self) -> Scan:
         return Scan(
             across=self.across,
-            twin=self.twin,
-            lookalike=self.lookalike,
+            duplicate=self.duplicate,
+            other_patient=self.other_patient,
             within=self.within,
             group=codes(self.group.tolist()),
             distinct=~self.repeats,

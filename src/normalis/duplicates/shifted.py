@@ -65,10 +65,10 @@ def find_shifted(
         known = np.any(fine[0][row], axis=1) & np.any(fine[1][col], axis=1)
         ncc[known & (inside < SAME_INSIDE) & (ncc < _PERFECT)] = -1
     best = np.full(len(test), -1, np.float32)
-    twin = np.full(len(test), -1)
+    duplicate = np.full(len(test), -1)
     order = np.argsort(ncc)  # of several writes to one place the last, and largest, stays
-    best[row[order]], twin[row[order]] = ncc[order], col[order]
-    return best, twin
+    best[row[order]], duplicate[row[order]] = ncc[order], col[order]
+    return best, duplicate
 
 
 def _spectra(x: Pixels, block: int) -> Floats:

@@ -1,7 +1,7 @@
-"""Scores, labels and what the audit knows -> the honest table.
+"""Scores, labels and what the audit knows -> the evaluation.
 
 Beside each figure stand the number of images and of independent units (patients, duplicate groups),
-an interval that draws whole units, the same figure without leaked images, and what trivial scores
+an interval that draws whole units, the same figure without leaked images, and what baseline scores
 reach on the same images. Three kinds of figures are kept apart:
 
 * ``ranking``: needs no threshold (AUROC, AP, and both of pixels);
@@ -16,7 +16,7 @@ Pure functions of arrays: nothing here reads an image or fits a model.
 from __future__ import annotations
 
 from normalis.evaluation.result import Baseline, Evaluation, Subset, TableRow
-from normalis.evaluation.run import evaluate, trivial_scores
+from normalis.evaluation.run import baseline_scores, evaluate
 from normalis.evaluation.units import compare, independent_units
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "Evaluation",
     "Subset",
     "TableRow",
+    "baseline_scores",
     "compare",
     "evaluate",
     "independent_units",
-    "trivial_scores",
 ]

@@ -1,7 +1,7 @@
-"""A fitted detector and a labelled data set -> the honest table.
+"""A fitted detector and a labelled data set -> the evaluation.
 
 Scores the test images once, lets the audit say which of them leak and which belong together, puts
-the trivial scores beside, and hands all to `normalis.evaluation`. Labels are used here and nowhere
+the baseline scores beside, and hands all to `normalis.evaluation`. Labels are used here and nowhere
 before.
 """
 
@@ -22,7 +22,7 @@ from normalis.audit.inventory import image_key
 from normalis.calibration.colours import ColourScale
 from normalis.errors import DataError
 from normalis.errors.arguments import rate_of
-from normalis.evaluation import Evaluation, evaluate, trivial_scores
+from normalis.evaluation import Evaluation, baseline_scores, evaluate
 from normalis.fitted import fitted_of
 from normalis.images.decoding import decoded_once
 from normalis.loading.arrays import ImageSettings, Loaded, Row, load, load_masks, to_unit
@@ -235,13 +235,13 @@ def _baselines(
     properties = [known.get(key, {}) for key in keys]
     if train is None:
         return _without_training(pixels, properties)
-    return trivial_scores(train, pixels, file_properties=properties)
+    return baseline_scores(train, pixels, file_properties=properties)
 
 
 def _without_training(
     pixels: NDArray[Any], properties: Sequence[Mapping[str, Any]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the trivial scores that need no training images, for data that hold tests alone."""
+    """Return the baseline scores that need no training images, for data that hold tests alone."""
     both = {
         "mean_intensity": baselines.mean_intensity(pixels),
         "contrast": baselines.contrast(pixels),

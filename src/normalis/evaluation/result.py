@@ -16,7 +16,7 @@ __all__ = ["Baseline", "Evaluation", "Subset", "TableRow"]
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A trivial score on the same images, and whether the method beats it.
+    """A baseline score on the same images, and whether the method beats it.
 
     Attributes:
         name: of the score.
@@ -48,7 +48,7 @@ class Subset:
         deployable: name -> figure at a threshold from normal images.
         oracle: name -> figure for which something was chosen with these labels.
         by_kind: kind of anomaly -> AUROC against all normal images.
-        baselines: trivial scores, best first.
+        baselines: baseline scores, best first.
     """
 
     name: str
@@ -98,7 +98,7 @@ class TableRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The honest table of one method on one test set.
+    """The evaluation of one method on one test set.
 
     Attributes:
         subsets: all images first, then without (and only) the leaked ones.
@@ -130,7 +130,7 @@ class Evaluation:
 
     @property
     def beats_baselines(self) -> bool | None:
-        """Whether every trivial baseline is beaten on every subset but the leaked images alone."""
+        """Whether every baseline is beaten on every subset but the leaked images alone."""
         judged = [s.beats_baselines for s in self.subsets if not s.name.startswith("only ")]
         known = [j for j in judged if j is not None]
         return all(known) if known else None

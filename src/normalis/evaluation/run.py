@@ -35,7 +35,7 @@ from normalis.metrics.intervals import Draws, draw_statistics, ends_of, interval
 from normalis.metrics.pixels import Maps
 from normalis.metrics.ranking import check_scores
 
-__all__ = ["evaluate", "trivial_scores"]
+__all__ = ["baseline_scores", "evaluate"]
 
 _SIGNIFICANT = 0.05
 
@@ -64,9 +64,9 @@ def evaluate(
         anomaly_score: (N,) higher = more anomalous.
         is_anomalous: (N,) bool or 0/1.
         groups: (N,) which images belong together, from `independent_units`; None if none do.
-        leaked: name -> (N,) bool, images that have a twin in the training set (``"0.95"``: a
-            correlation above 0.95); each list gives the figures without it and on it alone.
-        baselines: name -> (N,) trivial scores, from `trivial_scores`.
+        leaked: name -> (N,) bool, images with a near duplicate in the training set (``"0.95"``:
+            a correlation above 0.95); each list gives the figures without it and on it alone.
+        baselines: name -> (N,) baseline scores, from `baseline_scores`.
         kind: (N,) name of the anomaly, None where unknown or normal.
         flagged: (N,) bool, whether each image is flagged at ``rate`` by a calibration on normal
             images (``p_value <= rate``).
@@ -126,13 +126,13 @@ def evaluate(
     )
 
 
-def trivial_scores(
+def baseline_scores(
     train: NDArray[Any],
     test: NDArray[Any],
     *,
     file_properties: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """Return every trivial score of the test images, in both directions where none is natural.
+    """Return every baseline score of the test images, in both directions where none is natural.
 
     A direction is never picked by looking at labels: ``NAME_reversed`` is a score of its own.
 
@@ -280,7 +280,7 @@ def _by_kind(data: _Data, keep: NDArray[np.bool_]) -> dict[str, Interval]:
 
 
 def _baselines(data: _Data, keep: NDArray[np.bool_]) -> tuple[Baseline, ...]:
-    """Return the trivial scores, best first, each compared with the method."""
+    """Return the baseline scores, best first, each compared with the method."""
     labels = data.labels[keep]
     if not data.baselines or min(labels.sum(), (~labels).sum()) < 2:
         return ()

@@ -357,7 +357,7 @@ def _files_alike(file: Numbers, group: Numbers) -> Numbers:
     if len(several):
         there = held.copy()
         there.data[:] = 1
-        shared = (held[several] @ there.T).tocoo()  # images of one with a twin in the other
+        shared = (held[several] @ there.T).tocoo()  # images with a near duplicate in the other
         ours, theirs = several[shared.row], shared.col
         enough = (2 * shared.data >= size[ours]) | (size[theirs] == 1)
         links.append((ours[enough], theirs[enough]))
