@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from normalis import AnomalyDetector
+from normalis.audit import audit
 from normalis.datasets import open_dataset
 from normalis.errors import DataError, NotFittedError
 from normalis.fitted import FittedDetector, fitted_of
 from normalis.output.folder import score_to_folder
+from normalis.report import write_report
 from small_runs import anomalies, detector, phantoms, write_pngs
 
 #: Runs that version 0.1.0 wrote before the fitted detector was an object of its own.
@@ -104,8 +106,13 @@ def test_each_step_says_in_the_log_how_far_it_is(caplog, tmp_path):
     write_pngs(tmp_path / "in", phantoms(5))
     data = open_dataset(tmp_path / "in")
     score_to_folder(made, data.samples, tmp_path / "out", root=data.root)
+    audit(data)
+    page = write_report(tmp_path / "out", tmp_path / "page.html")
     said = {(record.name, record.getMessage()) for record in caplog.records}
     assert {
+        ("normalis.datasets", f"{tmp_path / 'in'}: 5 files, layout folder of images"),
+        ("normalis.audit", "comparing 5 images of in, 0 unreadable"),
+        ("normalis.report", f"wrote {page}"),
         ("normalis.loading", "24 normal images to train on, 6 held out"),
         ("normalis.training", "epoch 2 of 2"),
         ("normalis.calibration", "calibrating on 6 normal images"),

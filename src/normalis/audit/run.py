@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from normalis.loading.arrays import Loaded, Row
 
 __all__ = ["audit"]
+
+_log = logging.getLogger("normalis.audit")
 
 _LEAST_TO_COMPARE = 10  # images of a side
 
@@ -70,6 +73,7 @@ def audit(
         dataset = patients_from_pattern(dataset, patient_pattern)
     tell = progress or (lambda stage, share: None)
     pixels, rows, unreadable, about_values = _read(dataset, image_size, tell)
+    _log.info("comparing %d images of %s, %d unreadable", len(rows), dataset.name, len(unreadable))
     facts = take_inventory(rows, progress=lambda share: tell("headers", share))
     facts = _with_known_patients(facts, rows)
     copies = compare_images(pixels, facts, progress=tell)

@@ -8,6 +8,7 @@ table.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = [
     "open_dataset",
     "patients_from_pattern",
 ]
+
+_log = logging.getLogger("normalis.datasets")
 
 # In this order they are asked. The first wins over all others; the last two take what is left.
 LAYOUTS = Shelf(
@@ -97,6 +100,7 @@ def open_dataset(
         layout = _recognise(path, options)
         _check_used(path, layout, options)
         found: Dataset = LAYOUTS.load(layout).read(path, options)
+        _log.info("%s: %d files, layout %s", path, len(found.samples), layout)
         return _without_objects(found) if path.is_dir() and layout in _LISTED else found
     except OSError as error:  # no permission, a broken disk, a folder that vanishes meanwhile
         raise DataError(f"{path}: cannot be listed ({error})") from error

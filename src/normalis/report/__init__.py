@@ -20,6 +20,7 @@ For triage and research, not for diagnosis.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from normalis.report.sources import Source, detect, read_run, read_scores, under
 from normalis.storage import write_atomically
 
 __all__ = ["write_page", "write_report"]
+
+_log = logging.getLogger("normalis.report")
 
 _MARK = '<meta name="generator" content="normalis'
 
@@ -77,6 +80,7 @@ def write_page(html: str, page: Path) -> Path:
     """
     _check_out(page)
     write_atomically(page, lambda p: p.write_text(as_utf8(html), encoding="utf-8"))
+    _log.info("wrote %s", page)
     return page
 
 
