@@ -209,3 +209,48 @@ def test_slices_without_masks_are_said_to_count_as_their_file(tmp_path):
     (subset,) = (s for s in result.subsets if s.name == "all")
     assert subset.n_anomalous == 12
     assert result.notes[0].startswith("All 12 slices of anomalous files count as anomalous")
+
+
+def write_classes(root: Path, *, normal: int = 10, seed: int = 9) -> Path:
+    write_pngs(root / "good", phantoms(normal, seed=seed))
+    write_pngs(root / "pneumonia", anomalies(6, seed=10))
+    return root
+
+
+@pytest.mark.parametrize("name", ["test", "films"])
+def test_class_folders_without_a_split_are_evaluated_whole(fitted, tmp_path, name):
+    data = open_dataset(write_classes(tmp_path / name), normal_class="good")
+    result, found, _ = evaluate_detector(fitted, data, fpr=0.2)
+    assert rows_of(result, "ranking")["auroc"].n_images == 16
+    assert found.is_test.all()
+
+
+def test_a_table_without_a_column_of_splits_is_evaluated_whole(fitted, tmp_path):
+    root = write_classes(tmp_path / "films")
+    listed = [f"{p.relative_to(root)},{p.parent.name}" for p in sorted(root.rglob("*.png"))]
+    (root / "films.csv").write_text("\n".join(["path,label", *listed]))
+    data = open_dataset(root / "films.csv", normal_class="good")
+    result, _, _ = evaluate_detector(fitted, data, fpr=0.2)
+    assert rows_of(result, "ranking")["auroc"].n_images == 16
+
+
+def test_a_table_with_a_split_is_not_divided_again(tmp_path):
+    write_classes(tmp_path)
+    rows = ["good/000.png,0,train", "good/001.png,0,test", "pneumonia/000.png,1,test"]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,split", *rows]))
+    data = open_dataset(tmp_path / "m.csv")
+    assert data.to_evaluate() is data
+
+
+def test_images_that_were_trained_on_do_not_stand_for_new_ones(tmp_path):
+    root = write_classes(tmp_path / "films", normal=20)
+    data = open_dataset(root, normal_class="good")
+    run = detector().fit(data)
+    with pytest.raises(DataError, match=r"trained on 1[0-9] of the 20 images that count as normal"):
+        evaluate_detector(run, data, fpr=0.2)
+    write_pngs(root / "good/new", phantoms(30, seed=11))
+    again = open_dataset(root, normal_class="good")
+    result, _, _ = evaluate_detector(run, again, fpr=0.2)
+    assert any("figures without trained" in note for note in result.notes)
+    n_trained = len(run.fitted_.trained_on)
+    assert rows_of(result, "ranking", "without trained")["auroc"].n_images == 56 - n_trained

@@ -100,7 +100,7 @@ def test_planted_copies_are_told_apart(clean, tmp_path):
     assert found.leaked(mirrored=True, shifted=True) == {str(p) for p in paths}
     assert found.training_duplicates() == {str(clean[i].path) for i in (0, 1, 4)}
     assert found.has_leaks
-    assert "1 of 35 test images are byte for byte" in texts(found, "leak")[0]
+    assert "1 of 35 test images is byte for byte in training" in texts(found, "leak")[0]
     assert found.findings[0].severity == "leak"
 
 
@@ -273,14 +273,34 @@ def test_a_validation_split_that_was_trained_on_is_a_leak(clean):
 
 
 def test_an_audit_says_what_the_units_certify(clean):
-    (text,) = [t for t in texts(audit(dataset(clean)), "note") if "certify" in t]
+    (text,) = [t for t in texts(audit(dataset(clean)), "note") if "normal training" in t]
     assert text.startswith("The normal training images are 30 images; patients are unknown")
-    panel, single = text.split(". A single method (--method NAME), ")
-    assert "`fit` calibrates its default, the panel, by split (10 of 30" in panel
-    assert panel.endswith("10 images, which certify false-positive rates from 1/11 = 9.1 %")
-    assert single.startswith("if it can be fitted once per fold, is calibrated by cv+ (30 are")
-    assert "30 images, which certify false-positive rates from 1/31 = 3.2 %" in single
-    assert single.endswith("its guarantee is twice the rate.")
+    panel, single = text.split(". A single method (--method NAME) ")
+    assert (
+        "`fit` holds out 10 images, which certify false-positive rates from 1/11 = 9.1 %" in panel
+    )
+    assert panel.endswith("a steady threshold at 0.05 takes 119")
+    assert single == (
+        "is calibrated on all 30, by cv+: rates from 1/31 = 3.2 %, proven at twice the rate."
+    )
+    assert len(text) < 400
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_an_audit_promises_nothing_that_fit_refuses(clean, count):
+    paths = [s.path for s in clean if s.split == "train"][:count]
+    samples = tuple(replace(s, patient_id=None) for s in clean if s.path in paths)
+    (text,) = [t for t in texts(audit(dataset(samples)), "note") if "normal training" in t]
+    unfitted = AnomalyDetector(
+        method="mean-image", image_size=16, calibration="split", device="cpu"
+    )
+    if count < 3:
+        assert "`fit` needs at least 3 images to calibrate with" in text
+        with pytest.raises(DataError, match="calibration needs at least 3 images"):
+            unfitted.fit(paths)
+    else:
+        assert "holds out 1 image, which certifies false-positive rates from 1/2 = 50 %" in text
+        assert unfitted.fit(paths).calibration_.n_units == 1
 
 
 def test_what_an_audit_says_of_calibrating_is_what_fit_does(clean, tmp_path):

@@ -304,7 +304,7 @@ def test_skipped_files_are_reported(run, tmp_path):
     (tmp_path / "in/zz [1].png").write_bytes((tmp_path / "in/000.png").read_bytes()[:90])
     status, _, err = run("fit", tmp_path / "in", "--out", tmp_path / "run", *SMALL)
     assert status == 0
-    assert "1 images could not be read" in err
+    assert "1 image could not be read, skipped" in err
     assert "zz [1].png" in err
     assert len(read_table(tmp_path / "run/skipped.csv")) == 1
 

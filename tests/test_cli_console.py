@@ -9,8 +9,13 @@ import time
 import pytest
 from rich.console import Console
 
+from normalis.cli import data as data_module
 from normalis.cli.console import progress
+from normalis.cli.evaluate import _figures
 from normalis.cli.values import use_threads
+from normalis.datasets import Dataset
+from normalis.evaluation.result import TableRow
+from normalis.images import remarks
 
 module = sys.modules["normalis.cli.console"]  # the package has a console of that name
 
@@ -84,3 +89,52 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise():
         for env in (bare, bare | {"OMP_WAIT_POLICY": "ACTIVE"})
     ]
     assert said == [["0", "PASSIVE"], ["0", "ACTIVE"]]
+
+
+def test_remarks_of_other_packages_are_printed_once_a_kind(heard, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(module, "errors", module.PlainConsole(file=stream, width=200))
+    remarks.taken()
+    for i in range(5):
+        for kind in "abcde"[: 1 + i % 2 * 4]:
+            remarks.note("pydicom", f"odd {kind} {i}")
+    module.print_remarks()
+    assert stream.getvalue().splitlines() == [
+        "remark of pydicom: odd a 0",
+        "remark of pydicom: odd b 1",
+        "remark of pydicom: odd c 1",
+        "2 more kinds of remarks; --verbose shows them",
+    ]
+
+
+def test_figures_of_an_evaluation_fit_into_80_columns():
+    names = ["auroc", "pixel_average_precision", "sensitivity_at_5_percent_fpr"]
+    notes = [
+        "",
+        "does not beat contrast, mean_image_residual, pca16_residual and 3 more",
+        "n lesions",
+    ]
+    numbers = {"value": 0.5, "low": 0.123, "high": 0.456, "n_images": 1200, "n_units": 1200}
+    rows = [
+        TableRow(section="ranking", subset=subset, name=name, note=note, **numbers)
+        for subset in ("all", "without 0.999")
+        for name, note in zip(names, notes, strict=True)
+    ]
+    stream = io.StringIO()
+    module.PlainConsole(file=stream, width=80, force_terminal=True, color_system=None).print(
+        _figures("Ranking: films", rows)
+    )
+    shown = stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count("sensitivity at 5 % fpr") == shown.count("[2]") - 1 == 2
+    assert f"[1] {notes[1]}" in shown
+
+
+def test_a_command_that_asks_no_labels_says_nothing_of_unclear_ones(monkeypatch, tmp_path):
+    stream = io.StringIO()
+    monkeypatch.setattr(data_module, "errors", module.PlainConsole(file=stream, width=200))
+    data = Dataset(name="x", root=tmp_path, layout="x", samples=(), unclear="which are normal?")
+    data_module.describe(data, labels=False)
+    assert "unclear" not in stream.getvalue()
+    data_module.describe(data)
+    assert "unclear: which are normal?" in stream.getvalue()

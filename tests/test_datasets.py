@@ -246,7 +246,7 @@ def test_bmad_nested_and_its_validation(tmp_path):
     assert last.mask == tmp_path / "test/Ungood/label/5.png"
     assert last.kind is None
     assert data.notes == (
-        "Left aside 1 images of valid/Ungood: validation holds normal images only.",
+        "Left aside 1 image of valid/Ungood: validation holds normal images only.",
     )
 
 

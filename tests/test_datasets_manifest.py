@@ -89,8 +89,8 @@ def test_a_folder_is_described_by_its_manifest(folder):
 def test_missing_files_and_masks_are_noted(folder):
     data = open_dataset(write(folder, "path,label,mask\na/1.png,1,m/no.png\na/no.png,0,\n"))
     assert data.notes == (
-        "1 files of the manifest are missing: a/no.png.",
-        "1 masks of the manifest are missing: m/no.png.",
+        "1 file of the manifest is missing: a/no.png.",
+        "1 mask of the manifest is missing: m/no.png.",
     )
     with pytest.raises(DataError, match="none of the 1 files"):
         open_dataset(write(folder, "path\nno.png\n"))
@@ -102,7 +102,10 @@ def test_missing_files_and_masks_are_noted(folder):
         ("a,label\na/1.png,0\n", "line 1: must name a column path, found a, label"),
         ("", "line 1: must name a column path, found nothing"),
         ("path,label,label\na/1.png,0,0\n", "line 1: the column label is named twice"),
-        ("path,label\na/1.png,0\na/3.png,flu\n", r"line 3: label must be .* got 'flu'.*0 \(1 rows"),
+        (
+            "path,label\na/1.png,0\na/3.png,flu\n",
+            r"line 3: label must be .* got 'flu'.*0 \(1 row\)",
+        ),
         ("path,split\na/1.png,other\n", "line 2: split must be one of .* got 'other'"),
         ("path\na/1.png\na/3.png\na/1.png\n", "line 4: a/1.png is already listed in line 2"),
         ("path,label,split\na/1.png,1,train\n", "line 2: train must hold normal images only"),

@@ -138,7 +138,7 @@ def test_masks_left_and_images_without_are_said(tmp_path):
     touch(tmp_path, "train/good/1.png", "test/good/2.png", "test/tumour/3.png")
     touch(tmp_path, "ground_truth/tumour/odd_name.png")
     notes = open_dataset(tmp_path).notes
-    assert "1 masks match no image by their names; the first is odd_name.png." in notes
+    assert "1 mask matches no image by name; the first is odd_name.png." in notes
     assert "1 anomalous images have no mask: 3.png." in notes
 
 
@@ -156,7 +156,7 @@ def test_masks_beside_images_and_data_json(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(lists))
     data = open_dataset(tmp_path)
     assert masks_of(data) == {"images/3.png": "masks/3.png"}
-    assert data.notes == ("1 masks match no image by their names; the first is 4.png.",)
+    assert data.notes == ("1 mask matches no image by name; the first is 4.png.",)
 
 
 def test_masks_of_class_folders(tmp_path):

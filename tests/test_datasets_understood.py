@@ -269,7 +269,7 @@ def test_rows_without_a_label_are_not_trained_on(table):
     data = open_dataset(table(lambda t: t.replace("normal,train", ",train", 1)))
     assert data.counts() == EXPECTED | {("train", "normal"): 3, ("unlabelled", "unlabelled"): 1}
     assert len(data.to_train_on()) == 3
-    assert any("1 rows have no label" in note for note in data.notes)
+    assert any("left out by fit and evaluate: 1 row." in note for note in data.notes)
     empty = open_dataset(table(lambda t: t.replace("normal", "").replace("anomalous", "")))
     with pytest.raises(DataError, match="column label has a label"):
         empty.to_train_on()
@@ -349,6 +349,31 @@ def test_folders_of_patients_are_a_plain_folder(tmp_path, folders):
     data = open_dataset(tmp_path)
     assert data.layout == "folder of images"
     assert len(data.to_train_on()) == 3 * len(folders)
+
+
+@pytest.mark.parametrize("folders", [("0", "1", "2"), ("P0", "P1", "P2")])
+def test_numbered_folders_are_patients_where_dicom_headers_say_so(tmp_path, folders):
+    for i, folder in enumerate(folders):
+        for k in range(2):
+            dicom(tmp_path / folder / f"IM{k}", STORAGE + "2", patient=f"P{i}")
+    data = open_dataset(tmp_path)
+    assert data.layout == "folder of images"
+    assert len(data.to_train_on()) == 6
+    if folders[0] == "0":
+        assert "The folders 0, 1, 2 are patients by their DICOM headers" in data.notes[0]
+        told = open_dataset(tmp_path, normal_class="0")  # what the user says counts
+        assert told.counts() == {("train", "normal"): 2, ("test", "anomalous"): 4}
+
+
+@pytest.mark.parametrize(
+    "patients",
+    [("AB", "CD", "EF"), ("A", "B"), ("A", "B", ""), ("A", "A", "A"), ("A", "AB", "C")],
+)
+def test_numbered_folders_of_no_three_patients_are_asked_about(tmp_path, patients):
+    for i, named in enumerate(patients):
+        for k, patient in enumerate(named if len(named) > 1 else [named] * 2):
+            dicom(tmp_path / str(i) / f"IM{k}", STORAGE + "2", patient=patient)
+    assert "--normal-class 0" in open_dataset(tmp_path).unclear
 
 
 def test_a_few_folders_of_words_are_said_to_count_alike(tmp_path):
@@ -476,9 +501,9 @@ def test_lists_by_words_twice_and_with_a_name_no_file_can_have(tmp_path):
         ("test", "anomalous"): 1,
     }
     notes = " ".join(data.notes)
-    assert "lists 1 files more than once" in notes
-    assert "1 files in two splits, which is a leak" in notes
-    assert "1 files that data.json lists are missing" in notes
+    assert "lists 1 file more than once" in notes
+    assert "1 file in two splits, which is a leak" in notes
+    assert "1 file that data.json lists is missing" in notes
     (tmp_path / "data.json").write_text('{"train": {"0": ["0.png"], "0": ["1.png"]}}')
     with pytest.raises(LayoutError, match="comes twice"):
         open_dataset(tmp_path)
@@ -543,7 +568,7 @@ def test_bad_entries_end_no_listing(tmp_path):
     data = open_dataset(tmp_path)
     assert len(data.samples) == 2
     (note,) = data.notes
-    assert "3 entries that are no readable file or folder: gone.png (a broken link)" in note
+    assert "Left aside as no readable file or folder: 3 entries, gone.png (a broken link)" in note
 
 
 def test_one_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
@@ -566,7 +591,7 @@ def test_one_folder_that_may_not_be_read_is_said(tmp_path, monkeypatch):
 # --- DICOM objects --------------------------------------------------------------------------------
 
 
-def dicom(path, sop_class, *, ours=False):
+def dicom(path, sop_class, *, ours=False, patient="P1"):
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -576,7 +601,7 @@ def dicom(path, sop_class, *, ours=False):
     data = Dataset()
     data.file_meta = meta
     data.SOPClassUID, data.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
-    data.PatientID = "P1"
+    data.PatientID = patient
     if ours:
         item = Dataset()
         item.Manufacturer = "normalis"
@@ -604,7 +629,7 @@ def test_dicom_results_are_left_aside_with_their_kind(tmp_path, number, kind):
     dicom(tmp_path / "R1", STORAGE + number)
     data = open_dataset(tmp_path)
     assert [s.path.name for s in data.samples] == ["IM0", "IM1", "IM2"]
-    assert f"Left aside 1 DICOM files that are no acquired images ({kind}): R1" in data.notes[0]
+    assert f"Left aside as no acquired images ({kind}) 1 DICOM file: R1" in data.notes[0]
     (tmp_path / "list.csv").write_text("path\nIM0\nR1\n")
     assert len(open_dataset(tmp_path).samples) == 2  # told
 
@@ -619,7 +644,7 @@ def test_dicom_results_without_meta_information_are_left_aside(tmp_path, number)
     data.save_as(tmp_path / "old", implicit_vr=True, little_endian=True)
     found = open_dataset(tmp_path)
     assert len(found.samples) == 2
-    assert "Left aside 1 DICOM files that are no acquired images" in found.notes[0]
+    assert "Left aside as no acquired images" in found.notes[0]
 
 
 def test_a_folder_of_captures_is_what_the_user_means_but_never_our_own(tmp_path):
@@ -629,7 +654,7 @@ def test_a_folder_of_captures_is_what_the_user_means_but_never_our_own(tmp_path)
     data = open_dataset(tmp_path)
     assert [s.path.name for s in data.samples] == ["C0", "C1"]
     assert "All 2 images are DICOM secondary captures" in data.notes[0]
-    assert "a result that normalis wrote): ours" in data.notes[1]
+    assert "a result that normalis wrote) 1 DICOM file: ours" in data.notes[1]
 
 
 def test_arrays_with_labels_in_the_plural_and_arrays_of_no_split(tmp_path):
@@ -733,7 +758,7 @@ def test_outlines_beside_images_are_not_passed_over(tmp_path, name, text):
     images(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=r"1 files annotate its images \(.*nothing says which are"):
+    with pytest.raises(DataError, match=r"1 file annotates its images \(.*nothing says which are"):
         open_dataset(tmp_path).to_train_on()
     (tmp_path / name).write_text('{"EchoTime": 0.03}')
     if "/" not in name:

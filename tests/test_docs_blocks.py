@@ -16,7 +16,6 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from dicom_studies import image, study, write
 from normalis.cli import app
 from small_runs import anomalies, phantoms, write_pngs
 
@@ -41,20 +40,6 @@ def example(page):
 
 
 # -- the folders that pages speak of --------------------------------------------------------------
-
-
-def write_films(folder, images, first):
-    """One DX file of 12 bit for each image, two of each patient."""
-    folder.mkdir()
-    for i, pixels in enumerate(images):
-        shared = study(f"P{first + i // 2:03d}")
-        film = image("DX", 16 * pixels.astype(np.uint16), shared, series=f"1.2.3.{first}.{i}")
-        write(folder / f"{i:03d}", [film])
-
-
-def chest():
-    write_films(Path("normal_films"), phantoms(44, size=64), 0)
-    write_films(Path("new_films"), anomalies(6, size=64), 500)
 
 
 def flair():
@@ -98,7 +83,12 @@ def leaky():
     Image.open("leaky/train/good/p00_tr.png").save("leaky/test/good/p99_te.png")
 
 
-EXAMPLES = {"chest": chest, "flair": flair, "few": few, "scored": scored, "leaky": leaky,
+def notebook():
+    write_pngs(Path("normals"), phantoms(60))
+    write_pngs(Path("new"), anomalies(4))
+
+
+EXAMPLES = {"notebook": notebook, "flair": flair, "few": few, "scored": scored, "leaky": leaky,
             "archive": archive}  # fmt: skip
 
 
@@ -129,6 +119,8 @@ RUN = [page for page in PAGES if blocks(page, "console", "python")]
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     if page.stem == "export_onnx":
         pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    if page.stem == "notebook":
+        pytest.importorskip("pandas", reason="needs the extra notebook")
     if page.stem == "dicom_chest":
         pytest.importorskip("highdicom", reason="needs the extra pacs")
     monkeypatch.chdir(tmp_path)

@@ -170,7 +170,7 @@ def test_whole_masks_and_masks_of_normal_images_are_said(tmp_path):
     load_masks(rows_of(tmp_path, masks, labels=[True, False]), image_size=16, notes=notes)
     assert notes == [
         "1 of 2 masks cover the whole image.",
-        "1 images are labelled normal and have marked pixels.",
+        "Labelled normal, with marked pixels: 1 image.",
     ]
 
 

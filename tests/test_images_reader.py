@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from normalis.errors import SettingsError, UnreadableImageError
-from normalis.images import Frame, probe, read_frames, reader
+from normalis.images import Frame, probe, read_frames, reader, remarks
 
 
 def reason_of(path):
@@ -110,4 +110,25 @@ def test_filters_of_warnings_are_restored_after_reading_in_threads(tmp_path, rng
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
-    assert reader._quiet_users == 0
+    assert remarks._users == 0
+
+
+def test_remarks_of_a_decoder_are_kept_by_kind_with_their_files(tmp_path, recwarn):
+    remarks.taken()
+
+    def odd(value):
+        source = "/site-packages/pydicom/valuerep.py"
+        said = f"Invalid value {value!r} of 1.{value}"
+        warnings.warn_explicit(said, UserWarning, source, 1, module="pydicom.valuerep")
+
+    for i in range(3):
+        with remarks.collected(tmp_path / str(i)):
+            odd(str(i))
+            odd(str(i + 1))
+            warnings.warn("ours", stacklevel=1)
+    assert [str(w.message) for w in recwarn] == ["ours"] * len(recwarn)
+    (found,) = remarks.taken()
+    assert str(found) == (
+        f"pydicom: Invalid value '0' of 1.0 (in 3 files, for instance {tmp_path / '0'})"
+    )
+    assert not remarks.taken()

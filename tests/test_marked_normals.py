@@ -141,8 +141,8 @@ def test_check_and_evaluate_say_it(tmp_path):
     assert found.severity == "leak"
     assert "1 image counts as normal and has a mask that marks something (001.png)" in found.text
     result, _, _ = evaluate_detector(detector().fit(path), data)
-    assert "1 images are labelled normal and have marked pixels." in result.notes
+    assert "Labelled normal, with marked pixels: 1 image." in result.notes
     for mask in (path / "ground_truth/square").iterdir():
         mask.unlink()
     result, _, _ = evaluate_detector(detector().fit(path), open_dataset(path))
-    assert "1 images are labelled normal and have marked pixels." in result.notes
+    assert "Labelled normal, with marked pixels: 1 image." in result.notes

@@ -269,3 +269,15 @@ def test_the_service_sends_pseudonyms_and_shows_readers_true_ids(detector, names
     assert row["accession_number"] == names.person("A0001")
     assert row["study_uid"] == names.uid(film.StudyInstanceUID)
     store.close()
+
+
+def test_a_push_that_is_refused_names_titles_and_rights(out, tmp_path):
+    run("export-dicom", out, "--to", tmp_path)
+    with embedded() as pacs:
+        command = ["push", str(tmp_path), "--pacs", str(pacs.address), "--aet", "STRANGER"]
+        ran = CliRunner().invoke(app, command)
+    said = " ".join(ran.output.split())
+    assert ran.exit_code == 1
+    assert "unreached" in said
+    assert "hint: Most PACS answer only titles that are entered there" in said
+    assert "rights to store, query and fetch" in said

@@ -17,7 +17,9 @@ from normalis.datasets.phantom import (
     render,
     write_demo,
 )
+from normalis.datasets.phantom_films import write_films
 from normalis.errors import DataError, SettingsError
+from normalis.images import probe, read_frames
 
 
 def test_images_are_in_range_and_have_the_stated_shapes():
@@ -169,3 +171,19 @@ def test_demo_never_overwrites(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="exists already"):
         write_demo(tmp_path, train=1, normal=1, anomalous=1)
+
+
+def test_generated_films_are_read_as_films_of_patients(tmp_path):
+    files = write_films(tmp_path / "films", patients=4, with_lesions=1, image_size=32)
+    data = open_dataset(files)
+    frames = [next(read_frames(s.path)) for s in data.samples]
+    assert len(frames) == 8
+    assert len({f.header["patient_id"] for f in frames}) == 4
+    assert {f.header["view"] for f in frames} == {"PA", "AP"}
+    assert {probe(s.path).bits for s in data.samples} == {12}
+    healthy = write_films(tmp_path / "healthy", patients=4, image_size=32)
+    same = [next(read_frames(s.path)).pixels for s in open_dataset(healthy).samples]
+    equal = [np.array_equal(a.pixels, b) for a, b in zip(frames, same, strict=True)]
+    assert equal == [True] * 6 + [False] * 2
+    with pytest.raises(DataError, match="exists already"):
+        write_films(tmp_path / "films", patients=1)

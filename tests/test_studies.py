@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from normalis.datasets import Dataset, Sample
 from normalis.errors import DataError, SettingsError
+from normalis.images import remarks
 from normalis.images.objects import why_left_aside
 from normalis.studies.geometry import plane_of, stack_of
 from normalis.studies.index import index_files, read_header, series_of
@@ -314,3 +315,15 @@ def test_a_damaged_header_is_left_to_the_reader(tmp_path):
     file.write_bytes(content[: len(content) - 7])
     found = select(of_files(file))
     assert len(found.dataset.samples) == 1
+
+
+def test_headers_against_the_standard_are_remarked_on_once(tmp_path, recwarn):
+    remarks.taken()
+    files = [write(tmp_path / str(i), AccessionNumber="A1") for i in range(3)]
+    for file in files:  # a value too long, as some exports have it
+        file.write_bytes(file.read_bytes().replace(b"SH\x02\x00A1", b"SH\x14\x00" + b"A" * 20))
+    assert len(index_files(files)) == 3
+    assert not list(recwarn)
+    (found,) = remarks.taken()
+    assert "exceeds the maximum length of 16 allowed for VR SH" in str(found)
+    assert set(found.files) == set(files)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from normalis.audit.confounds import SHIFT_D, SHIFT_DISTANCE
 from normalis.audit.margins import KINDS
-from normalis.calibration.choice import USUAL_RATE, choose
-from normalis.datasets.levels import plural
+from normalis.calibration.choice import USUAL_RATE, choose, steady_units
+from normalis.datasets.levels import LEAST_UNITS, plural
+from normalis.errors.words import counted, verb
 from normalis.loading.units import some
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _copies(audit: Audit) -> Iterator[Finding]:
     total = int(test.sum())
     exact = copies.by_bytes & test
     if exact.any():
-        text = f"{exact.sum()} of {total} test images are byte for byte training images"
+        count = f"{exact.sum()} of {counted(total, 'test image')}"
+        text = f"{count} {verb(exact.sum(), 'is', 'are')} byte for byte in training"
         yield Finding(severity="leak", text=f"{text} ({_by_class(audit, exact)}).")
     strict, near = (copies.has_duplicate(t) & test for t in (0.999, 0.95))
     if near.any():
@@ -95,17 +97,23 @@ def _copies(audit: Audit) -> Iterator[Finding]:
     seen = ~plain & (copies.mirrored.across >= 0.95) & test
     if seen.any():
         severity = _severity(audit, seen & (copies.mirrored.across >= 0.999), seen)
-        text = f"{seen.sum()} further test images mirror a training image ({_by_class(audit, seen)}"
+        mirrored = counted(seen.sum(), "further test image")
+        text = f"{mirrored} {verb(seen.sum(), 'mirrors', 'mirror')} a training image"
+        text += f" ({_by_class(audit, seen)}"
         yield Finding(severity=severity, text=f"{text}; correlation 0.95 or more).")
     seen = copies.shifted >= 0.95
     if seen.any():
         severity = _severity(audit, copies.shifted >= 0.999, seen)
-        text = f"{seen.sum()} further test images look like a training image moved by a few pixels"
+        moved = counted(seen.sum(), "further test image")
+        text = f"{moved} {verb(seen.sum(), 'looks', 'look')} like a training image moved by a few "
+        text += "pixels"
         yield Finding(severity=severity, text=f"{text} ({_by_class(audit, seen)}).")
     alike = copies.plain.other_patient[test] >= 0.95
     if alike.any():
         text = (
-            f"{alike.sum()} test images correlate at 0.95 or more with a training image of another "
+            f"{counted(alike.sum(), 'test image')} "
+            f"{verb(alike.sum(), 'correlates', 'correlate')} at 0.95 or more with a training image "
+            "of another "
             "known patient, or one that differs from them inside the outline"
         )
         yield Finding(severity="note", text=f"{text}: near duplicates by chance, not leaks.")
@@ -158,10 +166,11 @@ def _patients(audit: Audit) -> Iterator[Finding]:
             f.patient_id for f in audit.facts if not f.is_test
         }
         images = sum(f.patient_id in both for f in audit.facts if f.is_test and f.patient_id)
+        n = counts["shared"]
         yield Finding(
             severity="leak",
-            text=f"{counts['shared']} patients are in both training and test ({images} test "
-            "images): split by patient.",
+            text=f"{counted(n, 'patient')} {verb(n, 'is', 'are')} in both "
+            f"training and test ({counted(images, 'test image')}): split by patient.",
         )
     elif counts["train"] and counts["test"]:
         text = f"No patient is in both training ({counts['train']}) and test ({counts['test']})."
@@ -187,12 +196,15 @@ def _validation(audit: Audit) -> Iterator[Finding]:
     if names:
         yield Finding(
             severity="leak",
-            text=f"{some(names)} are in both training and validation: `fit` calibrates on the "
+            text=f"{some(names)} {verb(len(names), 'is', 'are')} in both training and validation: "
+            "`fit` calibrates on the "
             "validation split and refuses one that was trained on.",
         )
     if copies:
         pairs = [f"{Path(copy).name} = {Path(of).name}" for copy, of in copies]
-        text = f"{len(copies)} validation files are copies of training files ({some(pairs)})."
+        text = (
+            f"Copied from training to validation: {counted(len(copies), 'file')} ({some(pairs)})."
+        )
         yield Finding(severity="leak", text=text)
 
 
@@ -209,27 +221,34 @@ def _units(audit: Audit) -> Iterator[Finding]:
         text += "; patients are unknown, so each file counts as a patient of its own"
     if held:
         text += f". `fit` calibrates on the validation split: {_certify(held, audit)}."
-        yield Finding(severity="note", text=text)
-        return
-    panel = choose(count, USUAL_RATE, cross_fit=False)
-    one = choose(count, USUAL_RATE, cross_fit=True)
-    text += (
-        f". `fit` calibrates its default, the panel, by {panel.kind} ({panel.reason}): "
-        f"{_certify(panel.n_calibration, audit)}"
-    )
-    if one.kind != panel.kind:
+    elif count < LEAST_UNITS:
         text += (
-            ". A single method (--method NAME), if it can be fitted once per fold, is calibrated "
-            f"by {one.kind} ({one.reason}): "
-            f"{_certify(one.n_calibration, audit)}; its guarantee is twice the rate"
+            f". `fit` needs at least {plural(LEAST_UNITS, audit.units.level)} to calibrate with: "
+            "give more, or fit with --calibration none (no p-values)."
         )
-    yield Finding(severity="note", text=f"{text}.")
+    else:
+        text += f". {_held_out(count, audit)}"
+    yield Finding(severity="note", text=text)
+
+
+def _held_out(count: int, audit: Audit) -> str:
+    """Say how many units `fit` holds out of so many, and what a single method would do."""
+    panel = choose(count, USUAL_RATE, cross_fit=False)
+    text = f"`fit` holds out {_certify(panel.held, audit)}"
+    if panel.held < steady_units(USUAL_RATE):
+        text += f"; a steady threshold at {USUAL_RATE:g} takes {steady_units(USUAL_RATE)}"
+    if choose(count, USUAL_RATE, cross_fit=True).kind == "cv+":
+        text += (
+            f". A single method (--method NAME) is calibrated on all {count}, by cv+: rates from "
+            f"1/{count + 1} = {100 / (count + 1):.2g} %, proven at twice the rate"
+        )
+    return f"{text}."
 
 
 def _certify(units: int, audit: Audit) -> str:
     return (
-        f"{plural(units, audit.units.level)}, which certify false-positive rates from "
-        f"1/{units + 1} = {100 / (units + 1):.2g} %"
+        f"{plural(units, audit.units.level)}, which {verb(units, 'certifies', 'certify')} "
+        f"false-positive rates from 1/{units + 1} = {100 / (units + 1):.2g} %"
     )
 
 
@@ -297,7 +316,10 @@ def _margins(audit: Audit) -> Iterator[Finding]:
             continue
         some = ", ".join(Path(name).name for name in names[:_NAMED])
         more = f" and {count - _NAMED} more" if count > _NAMED else ""
-        text = f"{count} of {looked_at} images have {KINDS[kind]} that most have not: {some}{more}"
+        text = (
+            f"{count} of {counted(looked_at, 'image')} {verb(count, 'has', 'have')} {KINDS[kind]} "
+        )
+        text += f"that most have not: {some}{more}"
         wide = max(0.05, np.ceil(20 * audit.margins.share) / 20)
         advice = "it can outscore disease: leave such images out, or crop them"
         advice += f", or fit with --margin {wide:.2f}" if wide <= _MOST_MARGIN else ""
@@ -316,7 +338,7 @@ def _baselines(audit: Audit) -> Iterator[Finding]:
 
 def _rest(audit: Audit) -> Iterator[Finding]:
     if audit.unreadable:
-        text = f"{len(audit.unreadable)} files could not be read and are left out."
+        text = f"Could not be read, and left out: {counted(len(audit.unreadable), 'file')}."
         yield Finding(severity="note", text=text)
     if audit.is_test.any() and not audit.baselines:
         text = "The test has no labels of both classes, so no baseline could be checked."

@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ABOVE", "USUAL_RATE", "Choice", "choose"]
+__all__ = ["ABOVE", "USUAL_RATE", "Choice", "choose", "steady_units"]
 
 #: Held-out units above a threshold from which it is steady.
 ABOVE = 6
@@ -93,6 +93,11 @@ def choose(n_units: int, rate: float, *, folds: int = 5, cross_fit: bool = True)
         f"{rate:g} takes"
     )
     return Choice(kind="split", n_units=n_units, held=held, reason=reason)
+
+
+def steady_units(rate: float) -> int:
+    """Return how many units to hold out for a threshold that rests on several of them."""
+    return _needed(ABOVE, rate)
 
 
 def _needed(above: int, rate: float) -> int:

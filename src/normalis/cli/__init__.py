@@ -25,7 +25,14 @@ from normalis.cli import (
     report,
     score,
 )
-from normalis.cli.console import console, errors, escape, set_volume, show_warnings
+from normalis.cli.console import (
+    console,
+    errors,
+    escape,
+    print_remarks,
+    set_volume,
+    show_warnings,
+)
 from normalis.cli.export import app as export
 from normalis.cli.pacs import app as pacs
 from normalis.cli.stopping import Stopped, print_anything, stoppable
@@ -91,7 +98,10 @@ def main() -> None:
     show_warnings()
     try:
         with stoppable():
-            app(_volume_first(sys.argv[1:]))
+            try:
+                app(_volume_first(sys.argv[1:]))
+            finally:
+                print_remarks()
     except NormalisError as error:
         errors.quiet = False
         errors.styled(f"[bold red]error:[/] {escape(str(error))}")

@@ -55,7 +55,7 @@ def check(
 
 
 def _kinds_table(kinds: list[Kind]) -> Table:
-    columns = ["modality", "view", "plane", "series", "studies", "series", "images", "slices"]
+    columns = ["modality", "view", "plane", "description", "studies", "series", "images", "slices"]
     rows = [
         [k.modality, k.view, k.plane, k.description, k.studies, k.series, k.images, k.lie]
         for k in kinds

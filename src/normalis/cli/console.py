@@ -23,8 +23,8 @@ from normalis.errors import NormalisWarning
 from normalis.files import visible
 
 __all__ = [
-    "EVERY_S", "PlainConsole", "Progress", "cell", "console", "errors", "escape", "progress",
-    "set_volume", "shortened", "show_warnings", "stages", "table",
+    "EVERY_S", "PlainConsole", "Progress", "cell", "console", "errors", "escape", "print_remarks",
+    "progress", "set_volume", "shortened", "show_warnings", "stages", "table",
 ]  # fmt: skip
 
 #: Seconds between two lines of progress where there is no terminal.
@@ -90,6 +90,8 @@ class PlainConsole(Console):
                     shown = f"  {head}: {text}" if head else f"  {text}"
                     super().print(shown, soft_wrap=True, highlight=False)
             super().print()
+        if made.caption:
+            super().print(made.caption, soft_wrap=True)
 
     def styled(self, text: str) -> None:
         """Print a line with markup, in which whatever is not ours went through `escape`."""
@@ -260,7 +262,12 @@ def shortened(name: str, longest: int = 48) -> str:
 
 
 def show_warnings() -> None:
-    """Print what the library warns of as one line, and other packages' warnings as they are."""
+    """Print what the library warns of as one line, and other packages' warnings as they are.
+
+    What pydicom, Pillow and nibabel remark is kept for `print_remarks`.
+    """
+    from normalis.images.remarks import note, package_of
+
     usual = warnings.showwarning
 
     def shown(
@@ -268,7 +275,20 @@ def show_warnings() -> None:
     ) -> None:
         if issubclass(category, NormalisWarning):
             errors.styled(f"[bold yellow]note:[/] {escape(str(message))}")
+        elif package := package_of(filename):
+            note(package, str(message))
         else:
             usual(message, category, filename, lineno, *more)
 
     warnings.showwarning = shown  # type: ignore[assignment]
+
+
+def print_remarks(most: int = 3) -> None:
+    """Print what decoders remarked on files: each kind once, with an example."""
+    from normalis.images.remarks import taken
+
+    found = taken()
+    for remark in found[:most]:
+        errors.styled(f"[yellow]remark of[/] {escape(str(remark))}")
+    if len(found) > most:
+        errors.print(f"{len(found) - most} more kinds of remarks; --verbose shows them")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normalis.cli.console import errors, escape, progress
+from normalis.errors.words import counted
 
 if TYPE_CHECKING:
     from normalis.datasets import Dataset
@@ -81,15 +82,20 @@ def select(dataset: Dataset, rules: Sequence[str]) -> tuple[Dataset, list[Kind]]
     return (replace(chosen, notes=(*chosen.notes, said)) if said else chosen), kinds
 
 
-def describe(data: Dataset) -> None:
-    """Say how a data set was recognised."""
+def describe(data: Dataset, *, labels: bool = True) -> None:
+    """Say how a data set was recognised.
+
+    Args:
+        data: the data set.
+        labels: whether the command asks which images are normal.
+    """
     errors.styled(f"[bold]{escape(str(data.root))}[/]: layout {escape(data.layout)}")
     for (split, label), count in sorted(data.counts().items()):
         shown = label if label != split else ""
         errors.print(f"  {split:<10} {shown:<10} {count:>7}")
     for note in data.notes:
         errors.styled(f"  [yellow]note:[/] {escape(note)}")
-    if data.unclear:
+    if data.unclear and labels:
         errors.styled(f"  [bold red]unclear:[/] {escape(data.unclear)}")
 
 
@@ -127,7 +133,7 @@ def report_skipped(skipped: Sequence[tuple[Path, str]], where: Path | None = Non
     if not skipped:
         return
     listed = f"; all are listed in {where}" if where else ""
-    said = f"{len(skipped)} images could not be read and were skipped"
-    errors.styled(f"[yellow]{said}[/]{escape(listed)}")
+    said = f"{counted(len(skipped), 'image')} could not be read"
+    errors.styled(f"[yellow]{said}, skipped[/]{escape(listed)}")
     for path, reason in skipped[:5]:
         errors.print(f"  {path}: {reason}", soft_wrap=True)

@@ -25,6 +25,7 @@ EXTRAS = {
     "ray": "clusters",
     "pacs": "results as DICOM, pull and push",
     "serve": "a service beside a PACS",
+    "notebook": "scores_frame in a notebook",
     "research": "tables in Parquet, normalis research",
 }
 _CORE = (

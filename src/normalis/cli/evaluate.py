@@ -57,7 +57,7 @@ def evaluate(
     )
     model = RunFolder(run).identity
     check_out(out, {"data": dataset.name, "model": model}, "evaluation")
-    dataset, _ = select(dataset, detector.image_settings.where)
+    dataset, _ = select(dataset.to_evaluate(), detector.image_settings.where)
     describe(dataset)
     with progress("evaluate") as bar:
         result, found, skipped = evaluate_detector(detector, dataset, fpr=fpr, progress=stages(bar))
@@ -108,16 +108,34 @@ def _print_evaluation(name: str, result: Any) -> None:
 
 
 def _figures(title: str, rows: list[TableRow]) -> Table:
-    """Tabulate figures; a note that all share stands below, others beside their figures."""
-    columns = ["images", "figure", "value", "95 % interval", "n"]
-    cells = [[r.subset, r.name, r.value, _interval(r.low, r.high), r.n_images] for r in rows]
-    notes = [r.note for r in rows]
-    common = len(set(notes)) == 1
-    if not common:
-        columns, cells = [*columns, ""], [[*c, n] for c, n in zip(cells, notes, strict=True)]
+    """Tabulate figures; what a reader must know of some stands below the table, numbered.
+
+    A table of words and notes fits into 80 columns: names of figures are words there.
+    """
+    one_subset = len({r.subset for r in rows}) == 1
+    columns = ["figure", *([] if one_subset else ["images"]), "value", "95 % interval", "n"]
+    cells = [
+        [_in_words(r.name), *([] if one_subset else [r.subset]), r.value, *_rest(r)] for r in rows
+    ]
+    notes = list(dict.fromkeys(r.note for r in rows if r.note))
+    common = len({r.note for r in rows}) == 1
+    if notes and not common:
+        columns.append("")
+        numbers = {note: f"[{i}]" for i, note in enumerate(notes, 1)}
+        cells = [[*c, numbers.get(r.note, "")] for c, r in zip(cells, rows, strict=True)]
+        notes = [f"{numbers[note]} {note}" for note in notes]
     shown = table(title, columns, cells)
-    shown.caption, shown.caption_justify = (notes[0] if common else None), "left"
+    shown.caption, shown.caption_justify = "\n".join(notes) or None, "left"
     return shown
+
+
+def _rest(row: TableRow) -> list[Any]:
+    return [_interval(row.low, row.high), row.n_images]
+
+
+def _in_words(name: str) -> str:
+    """Return a figure's name as words; one with values in it, such as a header's, as it is."""
+    return name if "=" in name else name.replace("_percent_", " % ").replace("_", " ")
 
 
 def _interval(low: float, high: float) -> str:

@@ -14,8 +14,9 @@ from normalis.cli.calibrate import say_calibration
 from normalis.cli.console import Progress as Bar
 from normalis.cli.console import console, errors, escape, progress
 from normalis.cli.data import describe, open_data, open_unlabelled, report_skipped, select
-from normalis.cli.values import count, options_of, use_threads
+from normalis.cli.values import options_of, use_threads
 from normalis.errors import CalibrationWarning
+from normalis.errors.words import counted
 
 if TYPE_CHECKING:
     from normalis.datasets import Dataset
@@ -345,13 +346,13 @@ def _epochs(bar: Bar) -> Callable[[Progress], None]:
 def _summarise_fit(detector: AnomalyDetector, out: Path) -> None:
     info = detector.info_
     console.print(
-        f"fitted {info['data']['train_images']} normal images in {info['fit_s']:.0f} s; "
+        f"fitted {counted(info['data']['train_images'], 'normal image')} in {info['fit_s']:.0f} s; "
         f"{info['data']['calibration_images']} scored unseen for calibration"
     )
     if others := info["data"].get("unlabelled"):
         console.print(
-            f"learned from {others['images']} unlabelled images as well; {others['left_out']} left "
-            "out, since they are known",
+            f"learned from {counted(others['images'], 'unlabelled image')} as well; "
+            f"{others['left_out']} left out, since known",
             soft_wrap=True,
         )
     if "members" in info:
@@ -361,8 +362,8 @@ def _summarise_fit(detector: AnomalyDetector, out: Path) -> None:
     if detector.history_:
         used = detector.training_
         console.print(
-            f"trained by the recipe {used.recipe}: {used.epochs} epochs, "
-            f"learning rate {used.learning_rate:g}, {count(info['threads'], 'thread')}"
+            f"trained by the recipe {used.recipe}: {counted(used.epochs, 'epoch')}, "
+            f"learning rate {used.learning_rate:g}, {counted(info['threads'], 'thread')}"
         )
     if measured := info.get("measured"):
         said = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
@@ -370,8 +371,9 @@ def _summarise_fit(detector: AnomalyDetector, out: Path) -> None:
     if kept := detector.fitted_.similar:
         side = kept.pixels.shape[-1]
         console.print(
-            f"kept in the run: pictures of {len(kept.rows)} normal images, {side} x {side}, "
-            "without names or ids, to show beside similar ones; --no-keep-similar keeps none",
+            f"kept in the run: pictures of {counted(len(kept.rows), 'normal image')}, "
+            f"{side} x {side}, without names or ids, to show beside similar ones; "
+            "--no-keep-similar keeps none",
             soft_wrap=True,
         )
     say_calibration(detector.fitted_)

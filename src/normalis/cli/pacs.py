@@ -12,6 +12,7 @@ from normalis.cli.console import console, errors, progress, table
 from normalis.cli.stopping import Stopped
 from normalis.errors import SettingsError
 from normalis.errors.extras import require
+from normalis.errors.words import counted
 
 if TYPE_CHECKING:
     import ssl
@@ -126,7 +127,7 @@ def _export(
     for study, what, why in done.failed:
         errors.print(f"no {what} of study {study}: {escape(why)}", soft_wrap=True)
     console.print(
-        f"{len(done.paths)} DICOM objects of {done.studies} studies: {escape(str(to))}",
+        f"{counted(len(done.paths), 'DICOM object')} of {counted(done.studies, 'study')}: {to}",
         soft_wrap=True,
     )
 
@@ -160,7 +161,8 @@ def pull(
     with progress("fetch studies") as bar:
         found = fetch(peer, out / "dicom", query=asked, progress=bar.update)
     console.print(
-        f"{found.studies} studies: {found.images} images fetched, {found.known} were there already"
+        f"{counted(found.studies, 'study')}: {counted(found.images, 'image')} fetched, "
+        f"{found.known} there already"
     )
     for uid, why in found.failed:
         errors.print(f"[yellow]study {uid} did not come:[/] {escape(why)}", soft_wrap=True)
@@ -187,7 +189,7 @@ def _score_folder(
             progress=bar.update, aside=dataset.aside,
             drawn=lambda done, of: bar.update(done, of, "pictures"),
         )  # fmt: skip
-    console.print(f"{summary.images} images scored, {summary.skipped} skipped")
+    console.print(f"{counted(summary.images, 'image')} scored, {summary.skipped} skipped")
     console.print(f"table: {escape(str(out / 'scores.csv'))}", soft_wrap=True)
 
 
@@ -207,6 +209,7 @@ def push(
 
     Of a folder that score wrote, the objects are made first, in OUT/dicom.
     """
+    from normalis.pacs.peer import RIGHTS
     from normalis.pacs.pseudonymous import leaving
     from normalis.pacs.transfer import push as send
 
@@ -230,6 +233,7 @@ def push(
         more = f" and {len(which) - 1} more" if len(which) > 1 else ""
         errors.print(f"{escape(str(which[0]))}{more}: {state}, {escape(problem)}", soft_wrap=True)
     if states["refused"] or states["unreached"]:
+        errors.print(f"hint: {RIGHTS}", soft_wrap=True)
         raise typer.Exit(1)
 
 

@@ -21,6 +21,7 @@ from normalis.cli.arguments import (
 from normalis.cli.console import console, errors, escape, progress, shortened, table
 from normalis.cli.data import describe, open_data, select
 from normalis.cli.values import options_of, use_threads
+from normalis.errors.words import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,7 +113,7 @@ def score(
         images, patient_pattern, normal_class=normal_class, ignore_tables=ignore_tables
     )
     dataset, _ = select(dataset, detector.image_settings.where)
-    describe(dataset)
+    describe(dataset, labels=False)
     cluster = Cluster(address=address, cpus_per_job=cpus_per_job, gpus_per_job=gpus_per_job)
     with progress("score") as bar:
         summary = score_to_folder(
@@ -188,7 +189,7 @@ def _patients_said(rows: Sequence[Sequence[Any]], file: Path) -> str:
 
 def _summarise(summary: ScoreSummary, detector: FittedDetector, fpr: float) -> None:
     console.print(_most_anomalous(summary.top))
-    console.print(f"{summary.images} images scored, {summary.skipped} skipped")
+    console.print(f"{counted(summary.images, 'image')} scored, {summary.skipped} skipped")
     for reason in summary.drift:
         errors.styled(f"[yellow]drift:[/] {escape(reason)}")
     if summary.flagged is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["count", "options_of", "typed_values", "use_threads", "wait_without_spinning"]
+__all__ = ["options_of", "typed_values", "use_threads", "wait_without_spinning"]
 
 
 def typed_values(pairs: dict[str, str]) -> dict[str, Any]:
@@ -61,8 +61,3 @@ def use_threads(count: int | None) -> None:
     import torch
 
     torch.set_num_threads(count)  # where it was imported before the environment was set
-
-
-def count(number: int, thing: str) -> str:
-    """Return a number and its noun."""
-    return f"{number} {thing}" + "s" * (number != 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +89,8 @@ class Dataset:
             known. Such a data set can be looked at and scored, and not be trained on.
         selected_by: rules that chose these samples (`normalis.studies`); None before any did.
         aside: (path, reason) of what they left aside.
+        is_divided: whether the layout itself divided the images, normal ones to train on and
+            anomalous ones to test with, since nothing said which are for what.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Dataset:
     unclear: str = ""
     selected_by: tuple[str, ...] | None = None
     aside: tuple[tuple[Path, str], ...] = ()
+    is_divided: bool = False
 
     def split(self, name: Split) -> tuple[Sample, ...]:
         """Return the samples of one split."""
@@ -139,6 +142,19 @@ class Dataset:
                 "their folder or a list of files"
             )
         return samples
+
+    def to_evaluate(self) -> Dataset:
+        """Return the data set whose test split are the images to evaluate a detector on.
+
+        Where nobody said which images are for training, all labelled ones are for the test: `fit`
+        was given others.
+        """
+        if not self.is_divided:
+            return self
+        samples = tuple(
+            s if s.is_anomalous is None else replace(s, split="test") for s in self.samples
+        )
+        return replace(self, samples=samples)
 
     @property
     def has_masks(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from normalis.datasets.tables import Table, cell_text
 from normalis.datasets.words import meaning, split_of
 from normalis.errors import DataError
+from normalis.errors.words import counted
 
 __all__ = ["LABELS", "PATIENTS", "Columns", "key", "names_a_path", "roles_of"]
 
@@ -268,7 +269,9 @@ def _refuse_binary(table: Table, columns: Columns) -> None:
         values = Counter(cell_text(row.get(name)) for _, row in table.rows)
         said = {value: meaning(value) for value in values if meaning(value) != "unknown"}
         if set(said.values()) == {"normal", "anomalous"}:
-            listed = ", ".join(f"{value} ({values[value]} rows)" for value in sorted(said))
+            listed = ", ".join(
+                f"{value} ({counted(values[value], 'row')})" for value in sorted(said)
+            )
             raise DataError(
                 f"{table.file}: has no column of labels, but the column {name} holds {listed}, "
                 "which may be labels. If they are, rename it to label (or to is_normal where 1 is "

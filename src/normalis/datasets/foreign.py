@@ -28,6 +28,7 @@ from normalis.datasets.listing import (
 )
 from normalis.datasets.tables import read_table
 from normalis.errors import DataError, LayoutError
+from normalis.errors.words import counted
 
 __all__ = ["refuse_structures", "refuse_tables", "without_objects"]
 
@@ -189,6 +190,6 @@ def without_objects(data: Dataset) -> Dataset:
 def _note(kind: str, paths: list[Path]) -> str:
     how = "; list them in a manifest to use them" if "capture" in kind else ""
     return (
-        f"Left aside {len(paths)} DICOM files that are no acquired images ({kind}): "
+        f"Left aside as no acquired images ({kind}) {counted(len(paths), 'DICOM file')}: "
         f"{quote_some(path.name for path in paths)}{how}."
     )

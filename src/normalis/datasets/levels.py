@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["NAMES", "Level", "plural"]
+__all__ = ["LEAST_UNITS", "NAMES", "Level", "plural"]
 
 Level = Literal["image", "patient", "study", "group", "file"]
+
+#: Units below which none is held out: one to calibrate with, and two to learn from.
+LEAST_UNITS = 3
 
 #: What one unit and several are called.
 NAMES: dict[str, tuple[str, str]] = {

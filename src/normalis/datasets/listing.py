@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from normalis.errors import DataError
+from normalis.errors.words import counted
 
 __all__ = [
     "IMAGES",
@@ -107,13 +108,13 @@ class Listing:
         if self.outputs:
             named = quote_some(folder.name for folder in self.outputs)
             notes.append(
-                f"Left aside {len(self.outputs)} folders that normalis itself wrote (runs, scores, "
-                f"maps, pictures): {named}."
+                f"Left aside {counted(len(self.outputs), 'folder')} that normalis itself wrote "
+                f"(runs, scores, maps, pictures): {named}."
             )
         if self.broken:
             path, reason = self.broken[0]
             notes.append(
-                f"Left aside {len(self.broken)} entries that are no readable file or folder: "
+                f"Left aside as no readable file or folder: {counted(len(self.broken), 'entry')}, "
                 f"{path.name} ({reason})" + (", ..." if len(self.broken) > 1 else "") + "."
             )
         return tuple(notes)

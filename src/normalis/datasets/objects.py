@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from normalis.images.objects import equipment_of, why_left_aside
+from normalis.images.remarks import collected
 
 __all__ = ["CAPTURE", "object_kind"]
 
@@ -48,7 +49,8 @@ def _equipment(path: Path) -> list[str]:
 
     try:
         wanted = ["ContributingEquipmentSequence"]
-        return equipment_of(dcmread(path, stop_before_pixels=True, specific_tags=wanted))
+        with collected(path):
+            return equipment_of(dcmread(path, stop_before_pixels=True, specific_tags=wanted))
     except Exception:  # of damaged files pydicom raises almost anything; the reader will say it
         return []
 

@@ -20,6 +20,7 @@ from pathlib import Path, PurePath
 from normalis.datasets.listing import Listing, quote_some, stem_of
 from normalis.datasets.words import is_mask_name
 from normalis.errors import DataError
+from normalis.errors.words import counted, verb
 
 __all__ = ["ENDINGS", "Pairs", "below_masks", "divide", "key_of", "of_no_images", "pair_masks"]
 
@@ -64,8 +65,8 @@ class Pairs:
         notes = []
         if self.left:
             notes.append(
-                f"{len(self.left)} masks match no image by their names; the first is "
-                f"{self.left[0].name}."
+                f"{counted(len(self.left), 'mask')} {verb(len(self.left), 'matches', 'match')} no "
+                f"image by name; the first is {self.left[0].name}."
             )
         bare = [path.name for path in anomalous if path not in self.masks]
         if bare and any_masks:

@@ -22,11 +22,13 @@ from normalis.audit.inventory import image_key
 from normalis.calibration.colours import ColourScale
 from normalis.errors import DataError
 from normalis.errors.arguments import rate_of
+from normalis.errors.words import counted, verb
 from normalis.evaluation import Evaluation, baseline_scores, evaluate
 from normalis.fitted import fitted_of
 from normalis.images.decoding import decoded_once
 from normalis.loading.arrays import ImageSettings, Loaded, Row, load, load_masks, to_unit
 from normalis.loading.given import as_dataset
+from normalis.loading.held_out import image_marks
 from normalis.loading.marked import marked_normals
 from normalis.loading.units import some
 from normalis.loading.unlabelled import LEARNED_FROM
@@ -61,7 +63,8 @@ def evaluate_detector(
 
     Args:
         detector: fitted.
-        data: with labelled test images; a data set, or a folder or file that is one.
+        data: with labelled test images; a data set, or a folder or file that is one. Where nothing
+            says which images are for training, all labelled ones are test images.
         fpr: nominal false-positive rate of the deployable figures.
         progress: called with the stage and the share of it that is done.
 
@@ -69,10 +72,12 @@ def evaluate_detector(
         The evaluation, the audit of the data, and (path, reason) of images that were skipped.
 
     Raises:
-        DataError: if the data set has no labelled test images.
+        DataError: if the data set has no labelled test images, or the detector was trained on most
+            of the normal ones.
     """
     tell = progress or (lambda stage, share: None)
-    fitted, data, fpr = fitted_of(detector), as_dataset(data), rate_of("fpr", fpr)
+    fitted, fpr = fitted_of(detector), rate_of("fpr", fpr)
+    data = as_dataset(data).to_evaluate()
     samples = _labelled(data)
     _log.info("evaluating on %d labelled test files of %s", len(samples), data.name)
     skipped: list[tuple[Path, str]] = []
@@ -90,7 +95,7 @@ def evaluate_detector(
     notes: list[str] = []
     masks = _masks(rows, fitted.image_settings.image_size, notes) if data.has_masks else None
     if masks is None and (marked := marked_normals(samples)):
-        notes.append(f"{len(marked)} images are labelled normal and have marked pixels.")
+        notes.append(f"Labelled normal, with marked pixels: {counted(len(marked), 'image')}.")
     labels = _labels(rows, masks, notes)
     if fitted.grouped is not None:
         notes += fitted.grouped.too_few(fpr, fitted.groups_of(parts))
@@ -98,7 +103,11 @@ def evaluate_detector(
         scores,
         labels,
         groups=[found.groups.get(key, f"image {i}") for i, key in enumerate(keys)],
-        leaked=_leaked(found, keys) | {"unlabelled": _learned_from(rows, notes)},
+        leaked=_leaked(found, keys)
+        | {
+            "unlabelled": _learned_from(rows, notes),
+            "trained": _trained_on(fitted, read, keys, labels, notes),
+        },
         baselines=_baselines(train, read, found, keys),
         kind=[row.kind if bad else None for row, bad in zip(rows, labels, strict=True)],
         maps=maps,
@@ -165,10 +174,47 @@ def _learned_from(rows: Sequence[Row], notes: list[str]) -> NDArray[np.bool_]:
     if known.any():
         names = some([row.path.name for row in rows if LEARNED_FROM in row.header])
         notes.append(
-            f"{int(known.sum())} of {len(rows)} test images were among the unlabelled ones that "
-            f"the method learned from ({names}): take the figures without unlabelled."
+            f"{int(known.sum())} of {counted(len(rows), 'test image')} were among the unlabelled "
+            f"ones that the method learned from ({names}): take the figures without unlabelled."
         )
     return known
+
+
+def _trained_on(
+    fitted: FittedDetector,
+    read: Sequence[Loaded],
+    keys: Sequence[str],
+    labels: NDArray[np.bool_],
+    notes: list[str],
+) -> NDArray[np.bool_]:
+    """Return which test images the detector was trained on, pixel for pixel; note how many.
+
+    Raises:
+        DataError: if these are most of the normal ones: they say nothing of new images.
+    """
+    known = {
+        image_key(row.sample, row.slice_index)
+        for batch in read
+        for row, is_known in zip(
+            batch.rows, np.isin(image_marks(batch.pixels), fitted.trained_on), strict=True
+        )
+        if is_known
+    }
+    found = _listed(keys, frozenset(known))
+    normal = int((found & ~labels).sum()), int((~labels).sum())
+    if 2 * normal[0] > normal[1]:
+        raise DataError(
+            f"the run was trained on {normal[0]} of the {counted(normal[1], 'image')} that "
+            f"{verb(normal[1], 'counts', 'count')} as normal here, which says nothing of new "
+            "images: keep some normal images from `fit`, in test/ beside train/ or in a table with "
+            "the column split, and fit again"
+        )
+    if found.any():
+        notes.append(
+            f"The run was trained on {int(found.sum())} of {counted(len(keys), 'test image')}: "
+            "take the figures without trained."
+        )
+    return found
 
 
 def _labelled(data: Dataset) -> tuple[Sample, ...]:

@@ -31,6 +31,7 @@ from normalis.errors import (
     UntrustedError,
 )
 from normalis.errors.arguments import check_kind, path_of, rate_of
+from normalis.errors.words import counted, verb
 from normalis.fitted import recalibration, stored
 from normalis.images import IntensityRule
 from normalis.loading.arrays import ImageSettings, Loaded, Row, from_array, stream
@@ -611,6 +612,7 @@ def _known_note(known: Sequence[Row], n_files: int) -> str:
     names = list(dict.fromkeys(row.path.name for row in known))
     some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return (
-        f"{len(names)} of the {n_files} files scored hold images that the model was trained on "
+        f"{counted(len(names), 'file')} of the {n_files} scored "
+        f"{verb(len(names), 'holds', 'hold')} images that the model was trained on "
         f"({some}): their scores are lower than those of new images, and their p-values larger"
     )

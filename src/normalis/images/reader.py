@@ -7,18 +7,16 @@ of damaged bytes raise almost any exception and one bad file must not end a run 
 from __future__ import annotations
 
 import gzip
-import logging
-import threading
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from normalis.errors import DataError, SettingsError, UnreadableImageError
 from normalis.errors.arguments import path_of
 from normalis.images.frame import Frame, Probe
+from normalis.images.remarks import collected
 from normalis.shelf import Shelf
 
 __all__ = ["FORMATS", "PLANES", "check_slicing", "describe", "probe", "read_frames", "recognise"]
@@ -109,7 +107,7 @@ def read_frames(
         options = {"plane": plane, "slice_range": slice_range, "voi": voi, "grey": grey}
         frames = module.read(stream, path, **options)
         while True:
-            with _quiet():
+            with collected(path):
                 frame = next(frames, None)
             if frame is None:
                 return
@@ -126,7 +124,7 @@ def probe(path: str | Path) -> Probe:
     path = Path(path)
     with _reasons(path), path.open("rb") as stream:
         module = FORMATS.load(recognise(stream, path))
-        with _quiet():  # imports first: a library's own loggers come with it
+        with collected(path):  # imports first: a library's own loggers come with it
             found: Probe = module.probe(stream, path)
         return found
 
@@ -247,44 +245,3 @@ def describe(error: BaseException) -> str:
             return f"truncated or damaged: {said or 'the file ends too early'}"
     kind = type(error).__name__
     return f"cannot be decoded, damaged or of an unusual kind ({kind}): {said or 'no more is said'}"
-
-
-_NOISY = r"(PIL|pydicom|nibabel|numpy|gdcm|jpeg_ls|pylibjpeg|openjpeg|rle|normalis\.images)(\.|$)"
-_quiet_lock = threading.Lock()
-_quiet_users = 0
-_quiet_saved: Any = None
-
-
-class _Silence(logging.Filter):
-    """Drops what a decoder logs while a file is read: its reason says it, with the file's name."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return _quiet_users == 0
-
-
-_LOGGERS = ("nibabel", "nibabel.global", "PIL", "PIL.TiffImagePlugin", "pydicom", "pylibjpeg")
-for _name in _LOGGERS:
-    logging.getLogger(_name).addFilter(_Silence())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the decoders' warnings and logs, in whichever thread, and nobody else's.
-
-    ``warnings.catch_warnings`` alone is not safe here: threads that overlap would restore each
-    other's filters. The first to enter changes them, the last to leave restores them.
-    """
-    global _quiet_users, _quiet_saved
-    with _quiet_lock:
-        if _quiet_users == 0:
-            _quiet_saved = warnings.catch_warnings()
-            _quiet_saved.__enter__()
-            warnings.filterwarnings("ignore", module=_NOISY)
-        _quiet_users += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if _quiet_users == 0:
-                _quiet_saved.__exit__(None, None, None)

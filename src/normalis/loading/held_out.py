@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.datasets import Dataset, Sample
-from normalis.datasets.levels import plural
+from normalis.datasets.levels import LEAST_UNITS, plural
 from normalis.duplicates import pixel_digests
 from normalis.errors import DataError
 from normalis.errors.arguments import shown
@@ -213,12 +213,12 @@ def split(loaded: Loaded, share: float, seed: int) -> tuple[Loaded, Loaded]:
         seed: of the choice.
 
     Raises:
-        DataError: if there are fewer than three units.
+        DataError: if there are fewer than `LEAST_UNITS`.
     """
     loaded = with_units(loaded)
     units = units_of(loaded)
-    if units.n < 3:
-        raise DataError(_too_few("calibration", 3, units))
+    if units.n < LEAST_UNITS:
+        raise DataError(_too_few("calibration", LEAST_UNITS, units))
     count = min(max(1, round(share * units.n)), units.n - 2)
     held = np.isin(units.member, np.random.default_rng(seed).permutation(units.n)[:count])
     return take(loaded, ~held), replace(take(loaded, held), skipped=[])

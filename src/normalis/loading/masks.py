@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from normalis.errors import DataError
+from normalis.errors.words import counted
 from normalis.images.ahead import map_ahead
 from normalis.images.masks import fit_mask, is_inverted, read_masks, read_masks_of_array
 
@@ -69,7 +70,7 @@ def load_masks(
         notes += seen.notes(image_size)
         normal = np.array([row.is_anomalous is False for row in rows], dtype=bool)
         if marked := int((normal & masks.any(axis=(1, 2))).sum()):
-            notes.append(f"{marked} images are labelled normal and have marked pixels.")
+            notes.append(f"Labelled normal, with marked pixels: {counted(marked, 'image')}.")
     return masks
 
 

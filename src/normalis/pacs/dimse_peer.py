@@ -15,6 +15,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, AllStoragePresentationContexts, build_role, evt
 
 from normalis.errors import RunError
+from normalis.errors.words import counted
 from normalis.pacs.peer import Address, Sent
 
 __all__ = ["DimsePeer"]
@@ -180,8 +181,8 @@ class DimsePeer:
                 return "no answer"
             failed = int(last.get("NumberOfFailedSuboperations") or 0)
             if last.Status != 0x0000:
-                return f"status 0x{last.Status:04X}, {failed} images failed"
-            return f"{failed} images failed" if failed else ""
+                return f"status 0x{last.Status:04X}, {counted(failed, 'image')} failed"
+            return f"{counted(failed, 'image')} failed" if failed else ""
 
     def store(self, datasets: Sequence[Any]) -> list[Sent]:
         """Send objects and ask for each whether it is there."""

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from normalis.errors import SettingsError
 from normalis.errors.extras import require
 
-__all__ = ["Address", "Peer", "Sent", "parse_address", "peer_at", "tls_context"]
+__all__ = ["RIGHTS", "Address", "Peer", "Sent", "parse_address", "peer_at", "tls_context"]
 
 #: Environment variables with the user and the password of a DICOMweb server.
 USER_VARIABLE, PASSWORD_VARIABLE = "NORMALIS_PACS_USER", "NORMALIS_PACS_PASSWORD"
@@ -144,3 +144,11 @@ def peer_at(text: str, *, own_aet: str = "NORMALIS", tls: ssl.SSLContext | None 
     from normalis.pacs.dimse_peer import DimsePeer
 
     return DimsePeer(address, own_aet=own_aet, tls=tls)
+
+
+#: What is to be looked at where a PACS refuses, or does not answer, though the network is there.
+RIGHTS = (
+    "Most PACS answer only titles that are entered there: ask for an entry of ours (--aet, or "
+    "NORMALIS) with this machine's address and the rights to store, query and fetch; the title "
+    "in AET@HOST:PORT must be that of the PACS, in the same case"
+)

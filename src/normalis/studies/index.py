@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from normalis.images.objects import equipment_of, why_left_aside
+from normalis.images.remarks import collected
 from normalis.studies.geometry import Stack, plane_of, stack_of
 
 __all__ = ["ATTRIBUTES", "Entry", "Series", "index_files", "read_header", "series_of"]
@@ -116,20 +117,20 @@ def read_header(path: Path) -> Entry | None:
     from pydicom.errors import InvalidDicomError
 
     wanted = [*ATTRIBUTES, *_GEOMETRY, *_MORE]
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(132)
-            if head[128:132] != b"DICM" and head[:1] not in (b"\x08", b"\x02"):
-                return None
-            stream.seek(0)
-            data = pydicom.dcmread(
-                stream, stop_before_pixels=True, specific_tags=wanted, force=head[128:] != b"DICM"
-            )
-    except (InvalidDicomError, OSError, ValueError, EOFError, KeyError, RuntimeError):
-        return None
-    if not len(data):
-        return None
-    return _entry(path, data)
+    with collected(path):
+        try:
+            with path.open("rb") as stream:
+                head = stream.read(132)
+                if head[128:132] != b"DICM" and head[:1] not in (b"\x08", b"\x02"):
+                    return None
+                stream.seek(0)
+                no_dicm = head[128:] != b"DICM"
+                data = pydicom.dcmread(
+                    stream, stop_before_pixels=True, specific_tags=wanted, force=no_dicm
+                )
+        except (InvalidDicomError, OSError, ValueError, EOFError, KeyError, RuntimeError):
+            return None
+        return _entry(path, data) if len(data) else None
 
 
 def _entry(path: Path, data: Any) -> Entry:

@@ -27,6 +27,7 @@ from normalis.datasets.listing import folders_in, is_file, list_images, quote_so
 from normalis.datasets.pairing import of_no_images, pair_masks
 from normalis.datasets.words import is_mask_name, meaning, split_of
 from normalis.errors import DataError, LayoutError
+from normalis.errors.words import counted, verb
 
 __all__ = ["LAYOUT", "read", "recognise"]
 
@@ -171,10 +172,13 @@ def _once(samples: list[Sample], listing: Path) -> tuple[list[Sample], list[str]
     notes = []
     if again:
         notes.append(
-            f"{listing.name} lists {len(again)} files more than once: {quote_some(again)}."
+            f"{listing.name} lists {counted(len(again), 'file')} more than once: "
+            f"{quote_some(again)}."
         )
     if across := len(kept) - len(first):
-        notes.append(f"{listing.name} lists {across} files in two splits, which is a leak.")
+        notes.append(
+            f"{listing.name} lists {counted(across, 'file')} in two splits, which is a leak."
+        )
     return list(kept.values()), notes
 
 
@@ -201,4 +205,5 @@ def _with_masks(samples: list[Sample], images: Path) -> tuple[list[Sample], list
 def _notes(missing: list[str], listing: Path) -> tuple[str, ...]:
     if not missing:
         return ()
-    return (f"{len(missing)} files that {listing.name} lists are missing: {quote_some(missing)}.",)
+    files, are = counted(len(missing), "file"), verb(len(missing), "is", "are")
+    return (f"{files} that {listing.name} lists {are} missing: {quote_some(missing)}.",)

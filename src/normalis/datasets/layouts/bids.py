@@ -74,6 +74,7 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         samples=samples,
         notes=tuple(_notes(samples, len(others), sum(map(len, masks.values())))),
         unclear=_unclear(samples, people),
+        is_divided=True,
     )
 
 

@@ -6,24 +6,29 @@
     train/NORMAL/, train/PNEUMONIA/, test/...   the same by split, at any depth
 
 Which class is normal is never guessed: ``--normal-class NORMAL`` says it. Then the images of that
-class are normal and all others anomalous, each of the kind of its folder; without splits the
-normal ones are for training and the others for the test. Until it is said, the images can be
-looked at and scored, and not be trained on.
+class are normal and all others anomalous, each of the kind of its folder. Without splits the
+normal ones are for training and the others for the test, unless the folder itself is named as a
+test split is; `evaluate` takes all of them. Until it is said, the images can be looked at and
+scored, and not be trained on.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from normalis.datasets.base import Dataset, Options, Sample, Split
+from normalis.datasets.dicom_patients import are_patients
 from normalis.datasets.listing import Listing, list_images, quote_some
 from normalis.datasets.pairing import Pairs, below_masks, divide, pair_masks
 from normalis.datasets.words import is_class_name, is_mask_name, meaning, split_of
 from normalis.errors import DataError
+from normalis.errors.words import counted
 
-__all__ = ["LAYOUT", "classes_in", "read", "recognise"]
+__all__ = ["LAYOUT", "classes_in", "numbered_patients", "read", "recognise"]
 
 LAYOUT = "one folder per class"
 
@@ -42,17 +47,31 @@ def classes_in(listing: Listing, root: Path) -> list[str]:
     """Return the names of folders that are classes by their names; empty if there are none.
 
     One folder of a word for normal says nothing that would have to be asked for; neither do
-    numbers, unless they are those of a few classes: 0 and 1, 0 to 4.
+    numbers, unless they are those of a few classes: 0 and 1, 0 to 4, and their DICOM headers do
+    not say that they are patients.
     """
     names = _folders(listing, root)
-    numbers = sorted(int(name) for name in names if name.isdecimal() and len(name) == 1)
-    is_numbered = len(numbers) > 1 and numbers == list(range(len(numbers))) and len(numbers) < _FEW
+    is_numbered = bool(_numbered(names)) and not numbered_patients(listing, root)
     chosen = [n for n in names if is_class_name(n) or (is_numbered and n.isdecimal())]
     only_normal = all(meaning(name) == "normal" for name in chosen)
     alone = all(any(map(chosen.__contains__, _parts(p, root))) for p in listing.images)
     if not chosen or (only_normal and alone and not is_numbered):
         return []
     return _beside(listing, root, chosen)
+
+
+def _numbered(names: Iterable[str]) -> list[str]:
+    """Return the names that are the numbers of a few classes; empty if they are others."""
+    found = sorted(name for name in names if name.isdecimal() and len(name) == 1)
+    is_row = [int(name) for name in found] == list(range(len(found)))
+    return found if 1 < len(found) < _FEW and is_row else []
+
+
+def numbered_patients(listing: Listing, root: Path) -> list[str]:
+    """Return the numbered folders that are patients by their DICOM headers, see `are_patients`."""
+    found = _numbered(_folders(listing, root))
+    files = {n: [p for p in listing.images if n in _parts(p, root)] for n in found}
+    return found if found and are_patients(files) else []
 
 
 def read(path: Path, options: Options | None = None) -> Dataset:
@@ -78,7 +97,7 @@ def _unclear(listing: Listing, root: Path) -> str:
     names = classes_in(listing, root)
     counts = Counter(name for p in listing.images for name in _parts(p, root) if name in names)
     likely = next(iter(sorted(filter(_likely_normal, names), key=_is_no_word)), "NAME")
-    listed = quote_some((f"{name} ({counts[name]} images)" for name in names), limit=8)
+    listed = quote_some((f"{name} ({counted(counts[name], 'image')})" for name in names), limit=8)
     return (
         f"its folders are named like classes: {listed}. Say which is normal with --normal-class "
         f"{_quoted(likely)} (in Python open_dataset(..., normal_class={likely!r})), all of them "
@@ -143,7 +162,11 @@ def _depth(listing: Listing, root: Path, chosen: list[str]) -> int:
 
 
 def _split_in(image: Path, root: Path) -> Split | None:
-    return next(filter(None, map(split_of, _parts(image, root))), None)
+    """Return the split that an image's folders name; ``test`` if the root alone is named so."""
+    said: Split | None = next(filter(None, map(split_of, _parts(image, root))), None)
+    if said is None and split_of(root.resolve().name) == "test":
+        return "test"
+    return said
 
 
 def _unlabelled_split(image: Path, root: Path) -> Split:
@@ -180,8 +203,10 @@ def _labelled(
         said = ", ".join(f"{count} of {name}" for name, count in sorted(aside.items()))
         notes.append(f"Left aside images that are not normal, as training must be: {said}.")
     if unknown := sum(s.split == "unlabelled" for s in samples):
-        notes.append(f"{unknown} images lie in no folder of a class; nothing is known of them.")
-    return _dataset(root, samples, notes)
+        outside = counted(unknown, "image")
+        notes.append(f"Nothing is known of what lies in no folder of a class: {outside}.")
+    divided = not any(_split_in(path, root) for path in images)
+    return replace(_dataset(root, samples, notes), is_divided=divided)
 
 
 def _sample(path: Path, root: Path, normal: list[str], depth: int, pairs: Pairs) -> Sample:
@@ -198,7 +223,10 @@ def _sample(path: Path, root: Path, normal: list[str], depth: int, pairs: Pairs)
 def _mask_notes(masks: tuple[Path, ...]) -> tuple[str, ...]:
     if not masks:
         return ()
-    return (f"Left aside {len(masks)} files that are masks by their names: {masks[0].name}, ...",)
+    return (
+        f"Left aside as masks by their names: {counted(len(masks), 'file')}, "
+        f"such as {masks[0].name}.",
+    )
 
 
 def _dataset(root: Path, samples: list[Sample], notes: object, unclear: str = "") -> Dataset:

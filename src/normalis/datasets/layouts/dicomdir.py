@@ -13,6 +13,7 @@ from typing import Any
 from normalis.datasets.base import Dataset, Options, Sample
 from normalis.datasets.listing import is_file, quote_some
 from normalis.errors import DataError
+from normalis.errors.words import counted, verb
 
 __all__ = ["LAYOUT", "read", "recognise"]
 
@@ -44,7 +45,10 @@ def read(path: Path, options: Options | None = None) -> Dataset:
         raise DataError(f"{path}: names no image that is there{first}")
     notes = []
     if missing:
-        notes.append(f"{len(missing)} images that it names are missing: {quote_some(missing)}.")
+        notes.append(
+            f"It names {counted(len(missing), 'image')} that {verb(len(missing), 'is', 'are')} "
+            f"missing: {quote_some(missing)}."
+        )
     return Dataset(
         name=path.parent.resolve().name,
         root=path.parent,

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from normalis.datasets.base import Dataset, Options, Sample
+from normalis.datasets.layouts import classes
 from normalis.datasets.listing import Listing, list_images, quote_some, stem_of
 from normalis.datasets.pairing import divide
 from normalis.datasets.words import (
@@ -24,6 +25,7 @@ from normalis.datasets.words import (
     speaks_of_a_finding,
 )
 from normalis.errors import DataError
+from normalis.errors.words import counted, verb
 
 __all__ = ["LAYOUT", "read", "recognise"]
 
@@ -54,12 +56,15 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     if not images:
         notes = listing.notes()
         raise DataError(f"{path}: no image found in this folder or below it. {' '.join(notes)}")
-    notes = (*listing.notes(), *_of_folders(images, path), *_of_names(images))
+    patients = classes.numbered_patients(listing, path)
+    about = _of_patients(patients) if patients else _of_folders(images, path)
+    notes = (*listing.notes(), *about, *_of_names(images))
     doubt = _of_words(images, path) or _of_derived(images)
     if doubt:
         return _dataset(path, images, (*notes, *_of_masks(masks)), doubt)
     if marks := _annotations(listing, path):
-        said = f"{len(marks)} files annotate its images ({quote_some(_masks_named(marks))})"
+        files, do = counted(len(marks), "file"), verb(len(marks), "annotates", "annotate")
+        said = f"{files} {do} its images ({quote_some(_masks_named(marks))})"
         return _dataset(path, images, notes, _which(said))
     if not masks:
         return _dataset(path, images, notes)
@@ -68,7 +73,7 @@ def read(path: Path, options: Options | None = None) -> Dataset:
 
 
 def _of_masks(masks: tuple[Path, ...]) -> tuple[str, ...]:
-    return (f"Left aside {len(masks)} masks.",) if masks else ()
+    return (f"Left aside {counted(len(masks), 'mask')}.",) if masks else ()
 
 
 def _masks_named(masks: tuple[Path, ...]) -> list[str]:
@@ -167,6 +172,11 @@ _ONE_WORD_MORE = re.compile(r"(.+?)[_\-. ]([^\W\d_]{2,})")
 _ENOUGH = 2  # files that are named like others, before it is no accident
 
 
+def _of_patients(folders: list[str]) -> list[str]:
+    named = quote_some(folders, limit=6)
+    return [f"The folders {named} are patients by their DICOM headers, not classes."]
+
+
 def _of_folders(images: tuple[Path, ...], root: Path) -> list[str]:
     """Say if images lie in folders that may be those of patients, or of classes."""
     notes = []
@@ -197,7 +207,7 @@ def _of_names(images: tuple[Path, ...]) -> list[str]:
     if not found:
         return []
     return [
-        f"The names of {len(found)} of {len(images)} images speak of a finding "
+        f"The names of {len(found)} of {counted(len(images), 'image')} speak of a finding "
         f"({quote_some(found)}): are these images normal? A manifest says which are."
     ]
 

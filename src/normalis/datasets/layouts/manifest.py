@@ -37,6 +37,7 @@ from normalis.datasets.pairing import divide
 from normalis.datasets.tables import SUFFIXES, Table, cell_text, read_table
 from normalis.datasets.words import is_mask_name, meaning, split_of
 from normalis.errors import DataError, LayoutError
+from normalis.errors.words import counted, verb
 
 __all__ = ["LAYOUT", "manifests_in", "read", "recognise"]
 
@@ -107,6 +108,7 @@ def read(path: Path, options: Options | None = None) -> Dataset:
             *reading.notes(samples, aside=_others(path, file) if path.is_dir() else []),
             *(_unlisted(path, samples) if path.is_dir() else ()),
         ),
+        is_divided=not reading.names_splits(),
     )
 
 
@@ -300,7 +302,9 @@ class _Reading:
     def _classes(self) -> str:
         column = self.columns.label or ""
         counts = Counter(self._cell(row, column) for _, row in self.table.rows)
-        listed = quote_some((f"{n} ({c} rows)" for n, c in counts.most_common() if n), limit=6)
+        listed = quote_some(
+            (f"{n} ({counted(c, 'row')})" for n, c in counts.most_common() if n), limit=6
+        )
         likely = next((n for n in counts if meaning(n) == "normal"), "NAME")
         return (
             f"the column {column} holds the classes {listed}: say which is normal with "
@@ -347,6 +351,10 @@ class _Reading:
             return named
         return {True: "test", False: "train", None: "unlabelled"}[label]  # type: ignore[return-value]
 
+    def names_splits(self) -> bool:
+        """Whether any row says which split it is of."""
+        return any(split_of(self._cell(row, self.columns.split)) for _, row in self.table.rows)
+
     def _kind(self, row: Row) -> str | None:
         """Return the anomaly's name: of a column for it, or a label that is a class."""
         said = self._cell(row, self.columns.kind)
@@ -385,10 +393,11 @@ class _Reading:
             notes.append(
                 f"{self.table.file.name} is no UTF-8 and was read as {self.table.encoding}."
             )
-        for what, names in (("files", self.missing), ("masks", self.no_masks)):
+        for what, names in (("file", self.missing), ("mask", self.no_masks)):
             if names:
                 notes.append(
-                    f"{len(names)} {what} of the manifest are missing: {quote_some(names)}."
+                    f"{counted(len(names), what)} of the manifest "
+                    f"{verb(len(names), 'is', 'are')} missing: {quote_some(names)}."
                 )
         if self.aside:
             notes.append(
@@ -398,7 +407,8 @@ class _Reading:
         taken = sum(s.split == "train" and s.is_anomalous is None for s in samples)
         if taken:
             notes.append(
-                f"{taken} training images have no label and are taken as normal{self._unread()}."
+                f"Taken as normal without a label: {counted(taken, 'training image')}"
+                f"{self._unread()}."
             )
         notes += self._of_unlabelled(samples)
         if aside:
@@ -412,7 +422,7 @@ class _Reading:
         if self.columns.label is None and self.columns.split is None:
             also = self._unread()
             return [f"The table has no column of labels, so nothing is known of its images{also}."]
-        return [f"{count} rows have no label; fit and evaluate leave them out."]
+        return [f"Without a label, left out by fit and evaluate: {counted(count, 'row')}."]
 
     def _unread(self) -> str:
         """Name the columns that were not read, where there is none of labels."""

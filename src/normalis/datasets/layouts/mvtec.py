@@ -26,6 +26,7 @@ from normalis.datasets.listing import Listing, folders_in, list_images
 from normalis.datasets.pairing import Pairs, below_masks, divide, of_no_images, pair_masks
 from normalis.datasets.words import is_mask_name, meaning
 from normalis.errors import DataError
+from normalis.errors.words import counted
 
 __all__ = ["LAYOUT", "read", "recognise"]
 
@@ -84,7 +85,7 @@ def _normals(folder: Path, split: Split, notes: list[str]) -> list[Sample]:
             notes += [*listing.notes(), *pairs.notes((), any_masks=True)]
         elif listing.images:
             notes.append(
-                f"Left aside {len(listing.images)} images of {folder.name}/{kind}: "
+                f"Left aside {counted(len(listing.images), 'image')} of {folder.name}/{kind}: "
                 f"{split} holds normal images only."
             )
     return samples
