@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from normalis.report import pictures, triage, write_report
 from normalis.report.contours import contour_path
 from normalis.report.curves import precision_recall, roc
 from normalis.report.marks import read_marks
-from normalis.report.sources import detect, read_scores
+from normalis.report.sections import fact_tables
+from normalis.report.sources import detect, read_run, read_scores
 from normalis.research.page import read_records, rows_of, write_results
 from normalis.storage import write_json
 from small_runs import detector, phantoms, write_pngs
@@ -235,6 +237,19 @@ def test_run_page(tmp_path):
     page = Page(write_report(run, tmp_path / "page.html"))
     assert "cases-data" not in page.text.replace('getElementById("cases-data")', "")
     assert "held-out normal (n = 80)" in page.text
+
+
+def test_settings_of_a_run_are_those_that_were_set(tmp_path):
+    source = read_run(folders.run_folder(tmp_path / "run"))
+    odd = {"members": None, "window": None, "calibration_share": 1 / 3}
+    details = source.details | {"params": source.details["params"] | odd}
+    details["info"] = details["info"] | {"members": ["ae-u", "spade"]}
+    tables = fact_tables(replace(source, details=details))
+    (settings,) = [t for t in tables if t.title == "Settings"]
+    shown = dict(settings.rows)
+    assert shown["members"] == "ae-u, spade"
+    assert shown["calibration share"] == "0.3333"
+    assert "none" not in shown.values()
 
 
 def test_run_without_calibration(tmp_path):

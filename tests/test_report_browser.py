@@ -771,3 +771,33 @@ def test_sweep_table_sorts_and_filters(opened, tmp_path):
     assert set(column(1)) == {"kermany_cxr"}
     page.fill("#f-text", "nothing")
     assert page.inner_text("#experiments-count") == "0 of 18"
+
+
+BROKEN = """() => {
+  const broken = [];
+  for (const cell of document.querySelectorAll("td, th")) {
+    for (const node of cell.childNodes) {
+      if (node.nodeType !== Node.TEXT_NODE) continue;
+      for (const word of node.textContent.matchAll(/[^\\s\\u2010-]+/g)) {
+        const range = document.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        const lines = new Set([...range.getClientRects()].map((r) => Math.round(r.top)));
+        if (lines.size > 1) broken.push(word[0]);
+      }
+    }
+  }
+  return broken;
+}"""
+
+
+@pytest.mark.parametrize("width", [1400, 1000, 390])
+def test_no_table_of_a_run_breaks_a_word(browser, tmp_path, width):
+    page_file = write_report(folders.run_folder(tmp_path / "run"), tmp_path / "page.html")
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(page_file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert page.locator(".facts td").count() > 10
+    assert page.evaluate(BROKEN) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()

@@ -171,7 +171,7 @@ def histogram(groups: Mapping[str, NDArray[np.float64]], threshold: float | None
             )
         axes.set_xlabel("anomaly score")
         axes.set_ylabel("% of the group")
-        axes.legend(loc="upper right", fontsize=8)
+        axes.legend(loc="best", fontsize=8)
         axes.locator_params(axis="x", nbins=6)
         axes.locator_params(axis="y", nbins=5, integer=True)
 

@@ -149,10 +149,13 @@ def fact_tables(source: Source) -> list[Table]:
     data = dict(info.get("data") or {})
     times = {k: seconds(info[k]) for k in ("load_s", "fit_s") if k in info}
     rest = {k: info[k] for k in ("finished", "device", "threads") if k in info}
+    if str(rest.get("finished", "")).endswith("+00:00"):
+        rest["finished"] = f"{str(rest['finished'])[:16].replace('T', ' ')} UTC"
+    params = dict(details.get("params") or {}) | {"members": info.get("members")}
     groups = [
         ("Data", {"folder": source.folder.name, **data}),
         ("Training", {**{_words(k): v for k, v in times.items()}, **rest}),
-        ("Settings", details.get("params") or {}),
+        ("Settings", {k: v for k, v in params.items() if v not in (None, [], {})}),
         ("Versions", info.get("versions") or {}),
     ]
     return [
@@ -172,7 +175,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value))
     if isinstance(value, Mapping):
