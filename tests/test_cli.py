@@ -16,6 +16,7 @@ from PIL import Image
 import normalis
 from normalis.cli import main
 from normalis.cli.score import _most_anomalous
+from normalis.fitted import FittedDetector
 from small_runs import anomalies, phantoms, read_table, write_mvtec, write_pngs
 
 SMALL = [
@@ -289,6 +290,28 @@ def test_scoring_without_pictures_or_p_values(run, root, tmp_path):
     assert "no p-values" in out
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"patients.csv", "scores.csv", "score.json", "skipped.csv"}
+
+
+def test_another_scorer_reads_the_run_with_the_images_of_its_fit(run, root, fitted, tmp_path):
+    small = ["--no-maps", "--no-overlays", "--scorer", "l1", "--reduction", "max"]
+    given = [fitted, root, "--out", tmp_path / "out", *small]
+    assert run("score", *given, "--normals", root)[0] == 0
+    detector = FittedDetector.load(fitted).with_scorer("l1", root, reduction="max")
+    params = json.loads((tmp_path / "out/score.json").read_text())["params"]
+    assert (params["scorer"], params["reduction"]) == ("l1", "max")
+    for row in read_table(tmp_path / "out/scores.csv")[:3]:
+        assert float(row["anomaly_score"]) == detector.anomaly_score([row["path"]])[0]
+    status, _, err = run("score", *given)
+    assert status == 2
+    assert "--scorer needs --normals" in err
+
+
+def test_what_another_scorer_needs_is_not_ignored_without_one(run, root, fitted, tmp_path):
+    for option in ("--reduction=max", "--scorer-option=a=1", "--normals=x"):
+        status, _, err = run("score", fitted, root, "--out", tmp_path / "out", option)
+        assert status == 2
+        assert "need --scorer" in err
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_rate_that_cannot_be_certified_is_told(run, root, fitted, tmp_path):
