@@ -777,8 +777,9 @@ def test_a_folder_that_is_itself_named_like_an_anomaly_is_said(tmp_path, name):
     images(tmp_path / name)
     (said,) = open_dataset(tmp_path / name).notes
     assert said == f"The folder itself is named {name}: are its images normal?"
-    images(tmp_path / "normal")
-    assert open_dataset(tmp_path / "normal").notes == ()
+    for normal in ("normal", "normal_films", "healthy-volunteers"):
+        images(tmp_path / normal)
+        assert open_dataset(tmp_path / normal).notes == ()
 
 
 def test_masks_that_may_be_of_lesions_keep_a_segmentation_set_from_being_normal(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +46,7 @@ def check(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
-        _print_audit(found)
+        _print_audit(found, said=dataset.notes)
     if out is not None:
         from normalis.storage import write_json
 
@@ -63,12 +64,15 @@ def _kinds_table(kinds: list[Kind]) -> Table:
     return table("DICOM studies", columns, rows)
 
 
-def _print_audit(found: Any) -> None:
+def _print_audit(found: Any, said: Sequence[str]) -> None:
+    """Print tables and findings, but those notes on the data set that stand above them."""
     report_skipped([(Path(path), reason) for path, reason in found.unreadable])
     for title, columns, rows in found.tables():
         console.print(table(title, columns, rows))
     colours = {"leak": "red", "confound": "magenta", "shift": "yellow", "note": "cyan"}
     for finding in found.findings:
+        if finding.text in said:
+            continue
         colour = colours.get(finding.severity, "white")
         console.print(
             f"[{colour}]{finding.severity:>9}[/] {escape(finding.text)}",

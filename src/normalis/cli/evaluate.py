@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,6 +118,7 @@ def _figures(title: str, rows: list[TableRow]) -> Table:
     cells = [
         [_in_words(r.name), *([] if one_subset else [r.subset]), r.value, *_rest(r)] for r in rows
     ]
+    rows = [replace(r, note=r.note.replace("_", " ")) for r in rows]
     notes = list(dict.fromkeys(r.note for r in rows if r.note))
     common = len({r.note for r in rows}) == 1
     if notes and not common:

@@ -19,6 +19,7 @@ __all__ = [
     "meaning",
     "names_a_part",
     "plain",
+    "says_normal",
     "speaks_of_a_finding",
     "split_of",
 ]
@@ -147,6 +148,21 @@ def is_class_name(name: str) -> bool:
     if meaning(name) in ("normal", "anomalous") and not name.isdigit():
         return True
     return bool(known & _SHORT) or any(_FINDINGS.search(text) for text in known)
+
+
+def says_normal(name: str) -> bool:
+    """Whether a name says normal, alone or with words of no finding: ``normal_films``.
+
+    ``non_normal``, ``normal_and_tumor`` and ``abnormal films`` do not.
+    """
+    if meaning(name) is not None:
+        return meaning(name) == "normal"
+    words = plain(name).split()
+    spoken = [w for w in words if w not in ("and", "vs")]
+    doubtful = [w for w in spoken if meaning(w) != "normal" and is_class_name(w)]
+    negated = {"no", "non", "not", "near", "ab"} & set(words)
+    good = any(meaning(w) == "normal" and not w.isdigit() and len(w) > len("ok") for w in spoken)
+    return good and not doubtful and not negated
 
 
 def speaks_of_a_finding(stem: str) -> bool:

@@ -20,8 +20,8 @@ from normalis.datasets.pairing import divide
 from normalis.datasets.words import (
     is_class_name,
     is_mask_name,
-    meaning,
     names_a_part,
+    says_normal,
     speaks_of_a_finding,
 )
 from normalis.errors import DataError
@@ -196,7 +196,7 @@ def _of_folders(images: tuple[Path, ...], root: Path) -> list[str]:
             f"'^{below}([^/]+)/'; if they are classes, say which is normal with --normal-class."
         )
     own = root.resolve().name
-    if is_class_name(own) and meaning(own) != "normal":
+    if is_class_name(own) and not says_normal(own):
         notes.append(f"The folder itself is named {own}: are its images normal?")
     return notes
 
