@@ -87,9 +87,7 @@ def evaluate_detector(
         found = audit(data, image_size=_AUDITED, progress=tell)
         train = _training_images(fitted, data)
     rows = [row for part in parts for row in part.rows]
-    scores = np.concatenate([part.anomaly_score for part in parts])
-    shown = [part.anomaly_map for part in parts if part.anomaly_map is not None]
-    maps = np.concatenate(shown) if shown else None
+    maps = _maps(parts)
     keys = [image_key(row.sample, row.slice_index) for row in rows]
     tell("metrics", 0.0)
     notes: list[str] = []
@@ -97,28 +95,32 @@ def evaluate_detector(
     if masks is None and (marked := marked_normals(samples)):
         notes.append(f"Labelled normal, with marked pixels: {counted(len(marked), 'image')}.")
     labels = _labels(rows, masks, notes)
-    if fitted.grouped is not None:
-        notes += fitted.grouped.too_few(fpr, fitted.groups_of(parts))
+    leaked = _leaked(found, keys) | {
+        "unlabelled": _learned_from(rows, notes),
+        "trained": _trained_on(fitted, read, keys, labels, notes),
+    }
     result = evaluate(
-        scores,
+        np.concatenate([part.anomaly_score for part in parts]),
         labels,
         groups=[found.groups.get(key, f"image {i}") for i, key in enumerate(keys)],
-        leaked=_leaked(found, keys)
-        | {
-            "unlabelled": _learned_from(rows, notes),
-            "trained": _trained_on(fitted, read, keys, labels, notes),
-        },
+        leaked=leaked,
         baselines=_baselines(train, read, found, keys),
         kind=[row.kind if bad else None for row, bad in zip(rows, labels, strict=True)],
         maps=maps,
         masks=masks if maps is not None else None,
         header=_demographics(rows),
-        **_deployed(fitted, parts, fpr),
+        **_deployed(fitted, parts, fpr, notes),
         **_shown(fitted, maps, fpr),
     )
     tell("metrics", 1.0)
     noted = dataclasses.replace(result, notes=(*notes, *result.notes))
     return _with_notes(noted, fitted, fpr), found, skipped
+
+
+def _maps(parts: Sequence[Scored]) -> NDArray[np.float32] | None:
+    """Return the maps (N, S, S), None where none were asked for."""
+    shown = [part.anomaly_map for part in parts if part.anomaly_map is not None]
+    return np.concatenate(shown) if shown else None
 
 
 def _recipes(fitted: FittedDetector) -> tuple[Recipe, Recipe]:
@@ -305,11 +307,15 @@ def _demographics(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return columns
 
 
-def _deployed(fitted: FittedDetector, parts: Sequence[Scored], fpr: float) -> dict[str, Any]:
-    """Return flags, as far as the calibration can certify them."""
+def _deployed(
+    fitted: FittedDetector, parts: Sequence[Scored], fpr: float, notes: list[str]
+) -> dict[str, Any]:
+    """Return flags, as far as the calibration can certify them; note which groups it cannot."""
     if fitted.calibration is None:
         return {}
     groups = fitted.groups_of(parts)
+    if fitted.grouped is not None:
+        notes += fitted.grouped.too_few(fpr, groups)
     flagged = fitted.flags_of(fitted.p_values_of(joined_scores(parts), groups), groups, fpr)
     return {} if flagged is None else {"flagged": flagged, "rate": fpr}
 
