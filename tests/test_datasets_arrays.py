@@ -107,3 +107,13 @@ def test_npz_without_images_and_broken_files(tmp_path):
     np.save(tmp_path / "c.npy", np.zeros((0, 4, 4)))
     with pytest.raises(DataError, match="no image"):
         open_dataset(tmp_path / "c.npy")
+
+
+def test_labels_of_one_column_are_read_and_of_several_refused(tmp_path):
+    x = np.zeros((4, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", train=x, test=x, test_label=np.array([[0], [1], [0], [1]]))
+    found = open_dataset(tmp_path / "a.npz").split("test")
+    assert [s.is_anomalous for s in found] == [False, True, False, True]
+    np.savez(tmp_path / "b.npz", train=x, test=x, test_label=np.eye(4))
+    with pytest.raises(DataError, match=r"test_label must be a column with one value for each"):
+        open_dataset(tmp_path / "b.npz")

@@ -288,3 +288,32 @@ def test_ids_that_name_nobody_in_other_spellings(name):
 @pytest.mark.parametrize("name", ["0", "1", "ANON123", "Anon_0001", "Noname7", "12345", "John^Doe"])
 def test_ids_that_may_name_somebody_do(name):
     assert known_patients([name, "P1"], ["a", "b"])[0] == [name, "P1"]
+
+
+@pytest.mark.parametrize("names", [("P1", "p1"), ("7", "007"), ("7", "7.0"), ("Mü", "MÜ")])
+def test_spellings_of_one_id_are_one_patient_where_images_are_told_apart(names):
+    ids, (note,) = known_patients([*names, "other"], ["a", "b", "c"])
+    assert ids == [names[0], names[0], "other"]
+    assert f"1 patient ids are spelt in several ways ({names[0]} and {names[1]})" in note
+    assert known_patients(["P1", "P10", "1a", "01a"], list("abcd")) == (
+        ["P1", "P10", "1a", "01a"],
+        (),
+    )
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_flipped_and_turned_copies_are_one_unit(tmp_path, size):
+    turns = [lambda x: x[::-1], lambda x: x[:, ::-1], np.rot90, lambda x: x.T, lambda x: x]
+    images = phantoms(10, size=size)
+    write_pngs(tmp_path / "p1", images)
+    write_pngs(tmp_path / "p2", [turns[i % 5](x) for i, x in enumerate(images)])
+    loaded = normal_images(tmp_path, ImageSettings(image_size=16)).train
+    member = units_of(loaded).member
+    assert (member[:10] == member[10:]).all()
+    table = tmp_path / "m.csv"
+    rows = [
+        f"p{n}/{i:03d}.png,{split}" for n, split in ((1, "train"), (2, "val")) for i in range(10)
+    ]
+    table.write_text("path,split\n" + "\n".join(rows))
+    with pytest.raises(DataError, match=r"10 copies .* are in both"):
+        normal_images(table, ImageSettings(image_size=16), hold_out=0.2)

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from normalis.datasets.levels import Level, plural
 from normalis.duplicates import THRESHOLDS, codes, duplicate_groups, pixel_digests
+from normalis.duplicates.turned import turned_pairs
 from normalis.errors import DataError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def find_units(
     namings: list[Sequence[Any]] = [files, patients, *_uids(rows, patients)]
     alone = connected(*namings)
     if pixels is not None:
-        namings += [_equal(pixels, files), _copies(pixels, files, patients, alike)]
+        namings += [_equal(pixels, files), _turned(pixels), _copies(pixels, files, patients, alike)]
     member = connected(*namings)
     level = _level(patients, files, alone, member)
     names = np.array([str(p) for p in patients])
@@ -175,7 +176,7 @@ def known_patients(
         files: (N,) the file of each image.
         one_for_all: as in `find_units`.
     """
-    known = [_patient(value) for value in ids]
+    known, alike = _spelt_alike([_patient(value) for value in ids])
     named = {name for name in known if name is not None}
     count = len(set(files))
     if one_for_all and len(named) == 1 and None not in known and count >= _MANY:
@@ -188,14 +189,33 @@ def known_patients(
     given = Counter(
         str(value).strip() for value, name in zip(ids, known, strict=True) if name is None and value
     )
-    if not named and not given:  # nobody named a patient
-        return known, ()
-    if not unknown:
-        return known, ()
+    if (not named and not given) or not unknown:  # nobody named a patient, or everybody
+        return known, alike
     said = ", ".join(repr(text) for text, _ in given.most_common(3) if text)
     what = f"a patient id that names nobody ({said})" if said else "no patient id"
     return known, (
         f"{len(unknown)} of {count} files have {what}: each of them counts as a patient of its own",
+        *alike,
+    )
+
+
+_NUMBER = re.compile(r"0*(\d+)(\.0+)?")
+
+
+def _spelt_alike(known: list[str | None]) -> tuple[list[str | None], tuple[str, ...]]:
+    """Take ids that differ in case, in zeros before them or in ``.0`` as one, and say so."""
+    spellings: dict[str, dict[str, None]] = {}
+    for name in filter(None, known):
+        number = _NUMBER.fullmatch(name)
+        spellings.setdefault(number[1] if number else name.casefold(), {})[name] = None
+    several = [list(names) for names in spellings.values() if len(names) > 1]
+    if not several:
+        return known, ()
+    first = {name: names[0] for names in several for name in names}
+    pairs = ", ".join(" and ".join(names) for names in several[:_LISTED])
+    return [None if name is None else first.get(name, name) for name in known], (
+        f"{len(several)} patient ids are spelt in several ways ({pairs}), and count as one patient "
+        "each where independent images are told apart",
     )
 
 
@@ -229,7 +249,8 @@ def shared_with(
     near = np.full(len(rows), -1)
     near[textured] = duplicate_groups(x[textured], threshold=THRESHOLDS[-1], patients=who)
     copies: dict[str, str] = {}
-    for group in (_equal(x, files), [None if n < 0 else n for n in near.tolist()]):
+    like = [None if n < 0 else n for n in near.tolist()]
+    for group in (_equal(x, files), _turned(x), like):
         pairs = zip(group[:split], files, strict=False)
         known = {name: file for name, file in pairs if name is not None}
         for name, file, patient in zip(group[split:], files[split:], patients[split:], strict=True):
@@ -302,6 +323,15 @@ def _equal(pixels: NDArray[Any], files: Sequence[str]) -> list[bytes | None]:
     shown = {file for file, empty in zip(files, blank, strict=True) if not empty}
     found = zip(pixel_digests(pixels), files, blank, strict=True)
     return [None if empty and file in shown else digest for digest, file, empty in found]
+
+
+def _turned(pixels: NDArray[Any]) -> list[int | None]:
+    """Return a name that images share of which one is the other flipped or turned."""
+    names = list(range(len(pixels)))
+    for first, second in turned_pairs(pixels):
+        names[second] = names[first]
+    shared = Counter(names)
+    return [name if shared[name] > 1 else None for name in names]
 
 
 def _blank(pixels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ and the columns are.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -173,10 +174,15 @@ def _columns(
                 f" got shape {shape}"
             )
         name = key.removeprefix(f"{split}_")
-        if len(shape) == 1:
-            columns[name] = arrays[key]
+        if math.prod(shape) == count:  # (N, 1) is how some write a column
+            columns[name] = arrays[key].reshape(count)
         elif name == "mask":
             columns[name] = np.ones(count, dtype=bool)
+        elif plain_key(name) in (*LABELS, *PATIENTS):
+            raise DataError(
+                f"{file}: {key} must be a column with one value for each image, got shape {shape}; "
+                "of several labels an image give one, 0 for normal and 1 for anomalous"
+            )
     if split == "test" and "names" not in columns and shapes.get("names") == (count,):
         columns["names"] = arrays["names"]
     return columns
