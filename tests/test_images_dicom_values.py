@@ -330,3 +330,20 @@ def test_one_value_far_below_air_is_padding_of_a_ct_whatever_the_header_says(tmp
     assert frame.pixels.min() == -3000
     mr = make(values, bits=16, signed=True, Modality="MR", **scale)
     assert one(write(tmp_path / "c", mr)).pixels.min() == -3000
+
+
+def test_tables_that_are_cut_off_are_said_where_their_end_is_needed(tmp_path, values, rng):
+    cut = table([4096, 0, 16], np.arange(2048) * 16)
+    data = make(values % 2048, bits=12, VOILUTSequence=[cut])
+    assert one(write(tmp_path / "enough", data)).pixels.max() <= 1
+    data = make(values % 2048 + 1000, bits=12, VOILUTSequence=[cut])
+    with pytest.raises(UnreadableImageError, match="holds 2048 of the 4096 entries stated"):
+        one(write(tmp_path / "a", data))
+    data = make(np.full((6, 5), 200, np.uint8), bits=8, PhotometricInterpretation="PALETTE COLOR")
+    for name in ("Red", "Green", "Blue"):
+        stem = f"{name}PaletteColorLookupTable"
+        setattr(data, f"{stem}Descriptor", [256, 0, 16])
+        data[f"{stem}Descriptor"].VR = "US"
+        setattr(data, f"{stem}Data", (np.arange(128) * 257).astype("<u2").tobytes())
+    with pytest.raises(UnreadableImageError, match="holds 128 of the 256 entries stated"):
+        one(write(tmp_path / "b", data))

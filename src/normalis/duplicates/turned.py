@@ -2,7 +2,7 @@
 
 Mean, spread and the sorted means of the quadrants stay as they are whichever way an image is
 turned, so that only images close in them are compared pixel by pixel, in all eight ways. Resizing
-rounds a mirrored image a little differently, hence a tolerance of two grey levels.
+rounds a mirrored image a little differently, hence a tolerance of 3 % of the image's contrast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["turned_pairs"]
 Pixels = NDArray[Any]
 
 _CLOSE = 0.6  # grey levels of 256, between what no turn changes
-_SAME = 2.0  # grey levels of 256, between any two pixels
+_SAME = 0.03  # root mean square of the difference, in standard deviations of the image
 
 
 def turned_pairs(pixels: Pixels) -> list[tuple[int, int]]:
@@ -34,12 +34,12 @@ def turned_pairs(pixels: Pixels) -> list[tuple[int, int]]:
 
     scale = 1.0 if pixels.dtype == np.uint8 else 255.0
     unchanged = _unchanged(pixels) * scale
-    shown = np.flatnonzero(unchanged[:, 1] > _SAME / 10)
+    shown = np.flatnonzero(unchanged[:, 1] > 0)
     if len(shown) < 2:
         return []
     near = cKDTree(unchanged[shown]).query_pairs(_CLOSE, p=np.inf, output_type="ndarray")
     pairs = ((int(a), int(b)) for a, b in np.sort(shown[near], axis=1))
-    return [(i, j) for i, j in sorted(pairs) if _is_turned(pixels[i], pixels[j], _SAME / scale)]
+    return [(i, j) for i, j in sorted(pairs) if _is_turned(pixels[i], pixels[j])]
 
 
 def _unchanged(pixels: Pixels) -> NDArray[np.float64]:
@@ -53,9 +53,10 @@ def _unchanged(pixels: Pixels) -> NDArray[np.float64]:
     return np.stack([*whole, *np.sort(quadrants, axis=0)], axis=1)
 
 
-def _is_turned(x: Pixels, y: Pixels, most: float) -> bool:
+def _is_turned(x: Pixels, y: Pixels) -> bool:
     first, second = x.astype(np.float32), y.astype(np.float32)
-    return any(bool(np.abs(way - second).max() <= most) for way in _ways(first))
+    most = (_SAME * float(second.std())) ** 2
+    return any(float(np.square(way - second).mean()) <= most for way in _ways(first))
 
 
 def _ways(x: Pixels) -> Iterator[Pixels]:

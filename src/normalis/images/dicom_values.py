@@ -213,10 +213,23 @@ def _look_up(
 ) -> tuple[NDArray[np.float64], float]:
     """Read values in a LUT (PS3.3 C.11.1.1); return also the greatest entry its depth allows."""
     count, first, depth = _descriptor(table, "LUTDescriptor", possible)
-    entries = _entries(table, "LUTData", count)
+    entries = _entries(table, "LUTData", count, depth)
     top = _depth(entries, depth)
-    where = np.clip(np.rint(values).astype(np.int64) - first, 0, len(entries) - 1)
-    return entries.astype(np.float64)[where], float(2**top - 1)
+    where = np.rint(values).astype(np.int64) - first
+    return _at(entries, where, "LUTData", count).astype(np.float64), float(2**top - 1)
+
+
+def _at(
+    entries: NDArray[np.int64], where: NDArray[np.int64], keyword: str, count: int
+) -> NDArray[np.int64]:
+    """Return the entries at some places; beyond its ends a table goes on with its last ones.
+
+    Raises:
+        ValueError: if a place is among those that the table states and does not hold.
+    """
+    if len(entries) < count and int(where.max()) >= len(entries):
+        raise ValueError(f"{_named(keyword)} holds {len(entries)} of the {count} entries stated")
+    return entries[np.clip(where, 0, len(entries) - 1)]
 
 
 def _descriptor(
@@ -237,11 +250,15 @@ def _descriptor(
     return count, first, depth
 
 
-def _entries(table: Dataset, keyword: str, count: int) -> NDArray[np.int64]:
-    """Return a table's entries, whether they are bytes, words, or bytes in words."""
+def _entries(table: Dataset, keyword: str, count: int, depth: int) -> NDArray[np.int64]:
+    """Return a table's entries, whether they are bytes, words, or bytes in words.
+
+    Bytes are those of a table that states at most 8 bits; half as many as words would need are else
+    a table that is cut off.
+    """
     data = table.get(keyword)
     if isinstance(data, bytes | bytearray):
-        eight = len(data) in (count, count + count % 2)
+        eight = depth <= 8 and len(data) in (count, count + count % 2)
         little = getattr(table, "original_encoding", (None, True))[1] is not False
         wide = "<u2" if little else ">u2"
         usable = data if eight else data[: len(data) - len(data) % 2]
@@ -281,14 +298,14 @@ def _from_palette(stored: NDArray[Any], data: Dataset) -> NDArray[np.uint8]:
         shown = apply_color_lut(stored, data)[..., :3]
         return shown if shown.dtype == np.uint8 else (shown >> 8).astype(np.uint8)
     possible = (float(np.iinfo(stored.dtype).min), float(2 ** bits_stored(data) - 1))
-    tables = []
+    tables, greatest = [], 0
     for name in ("Red", "Green", "Blue"):
         stem = f"{name}PaletteColorLookupTable"
-        count, first, _ = _descriptor(data, f"{stem}Descriptor", possible)
-        tables.append(_entries(data, f"{stem}Data", count))
-    shift = 8 if max(int(t.max()) for t in tables) > 255 else 0
-    where = stored.astype(np.int64) - first
-    found = [t[np.clip(where, 0, len(t) - 1)] >> shift for t in tables]
+        count, first, depth = _descriptor(data, f"{stem}Descriptor", possible)
+        entries = _entries(data, f"{stem}Data", count, depth)
+        greatest = max(greatest, int(entries.max()))
+        tables.append(_at(entries, stored.astype(np.int64) - first, f"{stem}Data", count))
+    found = [t >> (8 if greatest > 255 else 0) for t in tables]
     return np.stack(found, axis=-1).astype(np.uint8)
 
 
