@@ -197,6 +197,30 @@ def test_check_prints_one_json_object(run, root, tmp_path):
     assert json.loads((tmp_path / "audit.json").read_text()) == found
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "loop/x"])
+def test_a_path_that_the_file_system_refuses_is_one_error_line(run, root, fitted, tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    odd = tmp_path / name
+    for command in (
+        ("fit", root, "--out", odd, *SMALL), ("score", odd, root, "--out", tmp_path / "s"),
+        ("score", fitted, root, "--out", odd), ("report", odd, "--out", tmp_path / "p.html"),
+        ("report", fitted, "--out", odd), ("check", root, "--out", odd), ("check", odd),
+        ("export", fitted, "--out", odd),
+    ):  # fmt: skip
+        status, _, err = run(*command)
+        assert status == 2, command
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_empty_argument_is_never_the_current_folder(run, root, tmp_path, at):
+    arguments = ["fit", str(root), "--out", str(tmp_path / "run")]
+    arguments[at] = ""
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert "an argument is empty (after" in err
+
+
 def test_json_of_something_else_is_not_overwritten_unasked(run, root, fitted, tmp_path):
     mine = tmp_path / "mine.json"
     for command in (("check", root), ("evaluate", fitted, root)):

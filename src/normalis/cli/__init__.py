@@ -98,6 +98,7 @@ def main() -> None:
     show_warnings()
     try:
         with stoppable():
+            _refuse_empty(sys.argv[1:])
             try:
                 app(_volume_first(sys.argv[1:]))
             finally:
@@ -113,6 +114,23 @@ def main() -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a path that the file system refuses: too long, a loop of links
+        if error.filename is None:
+            raise
+        errors.quiet = False
+        said = f"{error.filename}: cannot be used ({error.strerror}); give another path"
+        errors.styled(f"[bold red]error:[/] {escape(said)}")
+        sys.exit(2)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse an empty argument, which as a path would be the current folder."""
+    if "" in arguments:
+        before = arguments[: arguments.index("")]
+        where = f"after {before[-1]}" if before else "first"
+        raise SettingsError(
+            f"an argument is empty ({where}): a variable of the shell that is not set, perhaps"
+        )
 
 
 def _volume_first(arguments: list[str]) -> list[str]:

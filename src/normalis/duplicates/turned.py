@@ -1,7 +1,7 @@
 """Copies that are flipped or turned by right angles, as augmentation makes them; a pure function.
 
 Mean, spread and the sorted means of the quadrants stay as they are whichever way an image is
-turned, so that only images close in them are compared pixel by pixel, in all eight ways. Resizing
+turned, so that only images close in them are compared pixel by pixel, in all seven ways. Resizing
 rounds a mirrored image a little differently, hence a tolerance of 3 % of the image's contrast.
 """
 
@@ -60,8 +60,8 @@ def _is_turned(x: Pixels, y: Pixels) -> bool:
 
 
 def _ways(x: Pixels) -> Iterator[Pixels]:
-    """Yield an image (C, H, W) in its four flips, and a square one turned as well."""
-    flips = (x, x[:, ::-1], x[:, :, ::-1], x[:, ::-1, ::-1])
+    """Yield an image (C, H, W) flipped in three ways, and a square one turned in four more."""
+    flips = (x[:, ::-1], x[:, :, ::-1], x[:, ::-1, ::-1])
     yield from flips
     if x.shape[1] == x.shape[2]:
-        yield from (flip.transpose(0, 2, 1) for flip in flips)
+        yield from (flip.transpose(0, 2, 1) for flip in (x, *flips))

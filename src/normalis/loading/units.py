@@ -157,7 +157,11 @@ def find_units(
     namings: list[Sequence[Any]] = [files, patients, *_uids(rows, patients)]
     alone = connected(*namings)
     if pixels is not None:
-        namings += [_equal(pixels, files), _turned(pixels), _copies(pixels, files, patients, alike)]
+        namings += [
+            _equal(pixels, files),
+            _turned(pixels, patients),
+            _copies(pixels, files, patients, alike),
+        ]
     member = connected(*namings)
     level = _level(patients, files, alone, member)
     names = np.array([str(p) for p in patients])
@@ -250,7 +254,7 @@ def shared_with(
     near[textured] = duplicate_groups(x[textured], threshold=THRESHOLDS[-1], patients=who)
     copies: dict[str, str] = {}
     like = [None if n < 0 else n for n in near.tolist()]
-    for group in (_equal(x, files), _turned(x), like):
+    for group in (_equal(x, files), _turned(x, patients), like):
         pairs = zip(group[:split], files, strict=False)
         known = {name: file for name, file in pairs if name is not None}
         for name, file, patient in zip(group[split:], files[split:], patients[split:], strict=True):
@@ -325,11 +329,16 @@ def _equal(pixels: NDArray[Any], files: Sequence[str]) -> list[bytes | None]:
     return [None if empty and file in shown else digest for digest, file, empty in found]
 
 
-def _turned(pixels: NDArray[Any]) -> list[int | None]:
-    """Return a name that images share of which one is the other flipped or turned."""
+def _turned(pixels: NDArray[Any], patients: Sequence[str | None]) -> list[int | None]:
+    """Return a name that images share of which one is the other flipped or turned.
+
+    As with other likeness, images of different known patients are no copies.
+    """
     names = list(range(len(pixels)))
     for first, second in turned_pairs(pixels):
-        names[second] = names[first]
+        both = {patients[first], patients[second]} - {None}
+        if len(both) < 2:
+            names[second] = names[first]
     shared = Counter(names)
     return [name if shared[name] > 1 else None for name in names]
 
