@@ -73,6 +73,28 @@ def test_the_code_names_pages_that_there_are():
     assert dead == set()
 
 
+def sources():
+    """Pages and modules, in which code is named."""
+    return [*PAGES, *sorted((ROOT / "src").rglob("*.py"))]
+
+
+def test_files_that_are_named_are_there():
+    named = re.compile(r"\b(?:benchmarks|studies|scripts)/[a-z_]+\.py\b")
+    assert [
+        f"{file.name}: {mention}"
+        for file in sources()
+        for mention in named.findall(file.read_text(encoding="utf-8"))
+        if not (ROOT / mention).exists()
+    ] == []
+
+
+def test_shelves_that_are_named_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "src").rglob("*.py"))
+    named = re.findall(r"`([A-Z]{4,})`", text)
+    assert [name for name in named if not re.search(rf"^{name} = Shelf\(", code, re.M)] == []
+
+
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     listed = {line.strip() for line in index.splitlines()}

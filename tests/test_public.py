@@ -13,6 +13,7 @@ import pytest
 import normalis
 
 SOURCE = Path(normalis.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def modules():
@@ -48,6 +49,31 @@ def test_what_a_module_does_not_list_is_private(path):
     listed = re.search(r"^__all__ = (\[.*?\])", path.read_text(encoding="utf-8"), re.S | re.M)
     if listed is not None:
         assert set(own_names(path)) <= set(ast.literal_eval(listed[1]))
+
+
+def test_objects_that_are_named_are_there():
+    named = re.compile(r"`(normalis(?:\.\w+)+)`")
+    files = [*SOURCE.rglob("*.py"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    mentioned = {m for file in files for m in named.findall(file.read_text(encoding="utf-8"))}
+    assert [mention for mention in sorted(mentioned) if not is_there(mention)] == []
+
+
+def is_there(mention):
+    """Whether a dotted name is a module, or something in one."""
+    parts = mention.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[end:]:
+            if part in getattr(found, "__dataclass_fields__", ()):
+                return True
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
 
 
 WRONG = """

@@ -372,7 +372,7 @@ def plan(table: Mapping[str, Any], fingerprints: Fingerprints) -> list[Experimen
 
     Args:
         table: the ``[sweep]`` table.
-        fingerprints: reads the data; see `normalis.research.sweep.Store`.
+        fingerprints: reads the data; see `normalis.research.data.Store`.
     """
     found = {e.identity: e for e in (_understood(cell, fingerprints) for cell in expand(table))}
     return list(found.values())

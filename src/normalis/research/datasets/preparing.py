@@ -38,7 +38,7 @@ def prepare(
     """Build a named data set from what was downloaded.
 
     Args:
-        name: a name of `normalis.datasets.DATASETS`.
+        name: a name of `normalis.research.datasets.DATASETS`.
         raw: folder, archive, or folder of archives; None for a generated data set.
         out: new folder; it appears when everything is there and counted.
         counts: numbers to check instead of the published ones, for a part of a data set.
