@@ -398,11 +398,20 @@ def test_folders_of_words_in_any_language_are_not_trained_on_until_told(tmp_path
     assert len(open_dataset(tmp_path, normal_class=folders[0]).to_train_on()) == 3
 
 
+def test_classes_in_other_words_below_splits_are_asked_about_by_name(tmp_path):
+    for split in ("train", "test"):
+        touch(tmp_path, *numbered(f"{split}/frisk"), *numbered(f"{split}/sjuk"))
+    with pytest.raises(LayoutError, match="if folders below train and test are classes, name the"):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path, normal_class="frisk").to_train_on()) == 3
+
+
 def test_a_folder_of_a_word_among_images_or_patients_is_asked_about(tmp_path):
     touch(tmp_path / "a", "1.png", "2.png", "rejected/3.png")
     touch(tmp_path / "b", *numbered("P1"), *numbered("P2"), *numbered("rejected"))
-    for folder in "ab":
+    for folder, count in (("a", 3), ("b", 9)):
         assert "rejected" in open_dataset(tmp_path / folder).unclear
+        assert len(open_dataset(tmp_path / folder, normal_class="*").to_train_on()) == count
     touch(tmp_path / "c", *(f"{name * 2}/0.png" for name in "abcdefghijklmno"))
     assert open_dataset(tmp_path / "c").unclear == "", "so many names are those of patients"
 
@@ -424,6 +433,7 @@ def test_numbered_folders_are_said_with_the_pattern_that_names_patients(tmp_path
 def test_files_named_like_others_with_a_word_more_are_asked_about(tmp_path, end):
     touch(tmp_path, *(f"{i}{more}.png" for i in range(3) for more in ("", end)))
     assert f"3 files are named like others with '{end[1:]}' more" in open_dataset(tmp_path).unclear
+    assert len(open_dataset(tmp_path, normal_class="*").to_train_on()) == 6
     touch(tmp_path / "b", *(f"{i}{more}.png" for i in range(3) for more in ("", "_L", "_2")))
     assert open_dataset(tmp_path / "b").unclear == "", "sides and numbers are images of their own"
 

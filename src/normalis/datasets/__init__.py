@@ -177,7 +177,8 @@ def _refuse_what_is_no_plain_folder(path: Path, described: list[str], options: O
         raise LayoutError(
             f"{path}: the layout is not known: it holds {_contents(path)}. Known are"
             f" {'; '.join(described)}. Give the folder of normal images, a JSON of that form, or a"
-            " manifest with the column path"
+            " manifest with the column path; or, if folders below train and test are classes, name "
+            "the normal one: --normal-class NAME"
         )
     inner = [name for name, folder in folders.items() if _fitting(folder, described[:3], options)]
     if inner:

@@ -192,7 +192,7 @@ def _labelled(
     )
     samples, aside = [], Counter[str]()
     for path in images:
-        sample = _sample(path, root, normal, depth, pairs)
+        sample = _sample(path, root, normal, depth, pairs, all_normal="*" in options.normal_class)
         if sample.is_anomalous and sample.split in ("train", "validation"):
             aside[f"{sample.split}/{sample.kind}"] += 1
         else:
@@ -209,9 +209,11 @@ def _labelled(
     return replace(_dataset(root, samples, notes), is_divided=divided)
 
 
-def _sample(path: Path, root: Path, normal: list[str], depth: int, pairs: Pairs) -> Sample:
+def _sample(
+    path: Path, root: Path, normal: list[str], depth: int, pairs: Pairs, *, all_normal: bool
+) -> Sample:
     parts, found = _without_splits(path, root), pairs.of(path)
-    if any(part in normal for part in parts):
+    if all_normal or any(part in normal for part in parts):
         split = _split_in(path, root) or "train"
         return Sample(path=path, split=split, is_anomalous=False, **found)  # type: ignore[arg-type]
     if len(parts) <= depth:

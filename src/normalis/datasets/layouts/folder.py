@@ -44,7 +44,7 @@ def read(path: Path, options: Options | None = None) -> Dataset:
 
     Args:
         path: a folder, or one image file.
-        options: not used.
+        options: whether the user said that all images are normal, which answers doubts.
 
     Raises:
         DataError: if there is no file that may be an image.
@@ -60,7 +60,7 @@ def read(path: Path, options: Options | None = None) -> Dataset:
     about = _of_patients(patients) if patients else _of_folders(images, path)
     notes = (*listing.notes(), *about, *_of_names(images))
     doubt = _of_words(images, path) or _of_derived(images)
-    if doubt:
+    if doubt and not (options and "*" in options.normal_class):
         return _dataset(path, images, (*notes, *_of_masks(masks)), doubt)
     if marks := _annotations(listing, path):
         files, do = counted(len(marks), "file"), verb(len(marks), "annotates", "annotate")
@@ -163,8 +163,8 @@ def _of_derived(images: tuple[Path, ...]) -> str:
     return (
         f"{len(files)} files are named like others with {end!r} more "
         f"({quote_some(p.name for p in files)}): masks, overlays or altered copies are no normal "
-        "images. Move them away; or, if they are images of their own, give a manifest with the "
-        "column path"
+        "images. Move them away; or, if they are normal images of their own, say --normal-class "
+        "'*' (in Python open_dataset(..., normal_class='*'))"
     )
 
 
