@@ -194,24 +194,61 @@ def versus_table() -> str:
 
 
 def all_methods() -> str:
-    """Return every method on every set: means over seeds, with the means of the intervals."""
+    """Return the AUROC of every method on every set: means over seeds, half of the intervals."""
+    rows = [[name, *(_half(_of_set(found, data)) for data in SETS)] for name, found in _named()]
+    return markdown(("method", *(SHORT.get(name, name) for name in SETS)), rows)
+
+
+def all_maps_and_costs() -> str:
+    """Return pixel metrics, seconds and memory of every method that has any."""
+    rows = []
+    for name, found in _named():
+        lgg, breast = (_of_set(found, data) for data in ("lgg_flair", "breast_us_patches"))
+        pixels = [_mean(x, "pixel_average_precision") for x in (lgg, breast)]
+        costs = [_middle(found, column) for column in ("fit_s", "images_s", "kept_mb")]
+        if any((*pixels, *costs)):
+            rows.append([name, *pixels, _mean(lgg, "best_dice"), *costs])
+    head = ("method", "pixel AP, lgg_flair", "pixel AP, breast_us", "best Dice, lgg_flair",
+            "fit, s", "images/s", "kept, MB")  # fmt: skip
+    return markdown(head, rows)
+
+
+def _named() -> list[tuple[str, list[Row]]]:
+    """Return the rows of each method: fitted here, without a model, from records."""
     measured = [*read("methods"), *_trivial_rows()]
-    own: list[tuple[str, list[Row]]] = [
-        (name, [r for r in measured if r["method"] == name])
-        for name in dict.fromkeys(row["method"] for row in measured)
-    ]
+    found: dict[str, list[Row]] = {}
+    for row in measured:
+        found.setdefault(row["method"], []).append(row)
     recorded_rows = [row for row in read("methods_records") if row["epochs"]]  # networks
-    keys = dict.fromkeys((r["method"], r["options"], r["reading"]) for r in recorded_rows)
-    for method, options, reading in sorted(keys):
-        key = (method, options, reading)
-        found = [r for r in recorded_rows if (r["method"], r["options"], r["reading"]) == key]
-        name = ", ".join(filter(None, (method, options, "" if reading == "native" else reading)))
-        own.append((f"*{name}*", found))
-    return markdown(
-        ("method", *(SHORT.get(name, name) for name in SETS), "pixel AP, lgg / breast",
-         "best Dice, lgg", "fit, s", "images/s", "kept, MB"),
-        [[name, *_method_cells(rows)] for name, rows in own],
-    )  # fmt: skip
+    for row in sorted(recorded_rows, key=lambda r: (r["method"], r["options"], r["reading"])):
+        reading = "" if row["reading"] == "native" else row["reading"]
+        options = row["options"].replace("=", "\u00a0=\u00a0").replace(".0", "")
+        name = ", ".join(filter(None, (row["method"], options, reading)))
+        found.setdefault(f"*{name}*", []).append(row)
+    return list(found.items())
+
+
+def _of_set(rows: Sequence[Row], data: str) -> list[Row]:
+    first = data.split()[0]
+    names = {data, f"{first}, trained without its leak"} if data != first else {data}
+    return [row for row in rows if row["data"] in names]
+
+
+def _half(rows: Sequence[Row]) -> str:
+    """Return the mean AUROC with half of the mean interval's width."""
+    low, high = (_values(rows, f"auroc_{end}") for end in ("low", "high"))
+    if not low:
+        return ""
+    half = (sum(high) - sum(low)) / len(low) / 2
+    return f"{_mean(rows, 'auroc')}\u00a0±\u00a0{half:.1f}"
+
+
+def _middle(rows: Sequence[Row], column: str) -> str:
+    values = sorted(_values(rows, column))
+    if not values:
+        return ""
+    middle = values[len(values) // 2]
+    return f"{middle:.0f}" if middle >= 10 else f"{middle:.1f}"
 
 
 def _trivial_rows() -> list[Row]:
@@ -221,23 +258,6 @@ def _trivial_rows() -> list[Row]:
          "auroc_low": r["low"], "auroc_high": r["high"]}
         for r in rows if "=" not in r["baseline"]
     ]  # fmt: skip
-
-
-def _method_cells(rows: Sequence[Row]) -> Iterator[str]:
-    def of(name: str) -> list[Row]:
-        first = name.split()[0] if name.startswith("brain") else name
-        return [r for r in rows if r["data"].split(",")[0] == name
-                or r["data"] == f"{first}, trained without its leak"]  # fmt: skip
-
-    for name in SETS:
-        yield _cell(of(name), "auroc")
-    pixel = [_mean(of(name), "pixel_average_precision") for name in ("lgg_flair", SETS[-1])]
-    yield " / ".join(one or "–" for one in pixel) if any(pixel) else ""
-    yield _mean(of("lgg_flair"), "best_dice")
-    for column in ("fit_s", "images_s", "kept_mb"):
-        values = [float(r[column]) for r in rows if r.get(column)]
-        middle = sorted(values)[len(values) // 2] if values else 0.0
-        yield f"{middle:.0f}" if middle >= 10 else f"{middle:.1f}" if values else ""
 
 
 def _values(rows: Sequence[Row], column: str) -> list[float]:
@@ -259,6 +279,7 @@ def _cell(rows: Sequence[Row], column: str) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "all methods": all_methods,
+    "all maps and costs": all_maps_and_costs,
     "runs": runs_table,
     "methods by set": methods_by_set,
     "versus": versus_table,
