@@ -3,7 +3,7 @@
     python benchmarks/methods.py DATA_FOLDER --out docs/data/methods --methods spade padim
 
 One row a set, seed and method, added to OUT.csv as they are measured; what it holds already is left
-out. A method is fitted as ``normalis fit --method`` does, on one thread. ``panel``, and members
+out. A method is fitted on one thread by the defaults of ``fit --method``. ``panel``, and members
 asked for as ``panel:MEMBER``, are taken from RUNS; with ``--readings READINGS`` all members are
 taken from there, without pixel metrics. ``benchmarks/panel.py --runs RUNS --readings READINGS``
 wrote both; methods alone are fitted on the same images. Sets and patients are its own, brain_tumor
@@ -65,11 +65,16 @@ def opened(folder: Path, name: str) -> Dataset:
 
 def fitted_run(data: Dataset, method: str, seed: int, runs: Path | None) -> FittedDetector:
     """Return a fitted detector: of a saved run, or fitted now."""
-    if not method.startswith("panel"):
-        return AnomalyDetector(method=method, random_state=seed, device="cpu").fit(data).fitted_
     if runs is None:
-        raise SystemExit("panel and panel:MEMBER are read from --runs")
+        raise SystemExit("name the panels' --runs, which say what is held out")
     fitted = FittedDetector.load(runs / f"{data.name} {seed}")
+    if not method.startswith("panel"):
+        share = fitted.params["calibration_share"]
+        alone = AnomalyDetector(
+            method=method, random_state=seed, calibration="split", calibration_share=share,
+            device="cpu",
+        )  # fmt: skip
+        return alone.fit(data).fitted_
     member = method.partition(":")[2]
     return _alone(fitted, member, data, seed) if member else fitted
 

@@ -72,7 +72,7 @@ def trivial() -> str:
 def lesions() -> str:
     """Return shares of images and lesions by size, for the panel and its members with maps."""
     return markdown(
-        ("data, figure", "method", *(f"from {low} px" for low, _ in _sizes())),
+        ("data, figure", "method", *(f"from {low} px" for low, _ in _sizes()), "all from 30 px"),
         list(_lesion_rows()),
     )
 
@@ -94,7 +94,18 @@ def _lesion_rows() -> Iterator[list[str]]:
                     " / ".join(f"{float(r['value']):.0f} ({r['n']})" for r in mine if r["n"] != "0")
                 )
             if any(cells):
-                yield [f"{data}, {said[figure]}", method, *cells]
+                whole = _of(rows, data=data, figure=figure, method=method)
+                yield [f"{data}, {said[figure]}", method, *cells, _from_30(whole)]
+
+
+def _from_30(rows: Sequence[Row]) -> str:
+    """Return the share of all that have 30 pixels and more, by seed."""
+    found = []
+    for seed in dict.fromkeys(row["seed"] for row in rows):
+        large = [r for r in _of(rows, seed=seed) if int(r["from_px"]) >= 30 and r["n"] != "0"]
+        count = sum(int(r["n"]) for r in large)
+        found.append(f"{sum(float(r['value']) * int(r['n']) for r in large) / count:.0f}")
+    return " / ".join(found)
 
 
 PARTS: dict[str, Callable[[], str]] = {
