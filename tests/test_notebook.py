@@ -1,6 +1,7 @@
 """Tables, figures, PyOD's vocabulary, progress and labels, as a notebook uses them."""
 
 import io
+import re
 import sys
 from html.parser import HTMLParser
 
@@ -94,6 +95,8 @@ def test_figures_are_returned_and_can_be_shown(detector, new):
         "image", "reconstruction", "above normal images", "its own scale",
     ]  # fmt: skip
     assert f"score {detector.anomaly_score(new)[7]:.4g}" in case.get_suptitle()
+    outlined = [len(axes.collections) for axes in case.axes]
+    assert outlined == [0, 0, 1, 0], "a line shows where dark colours begin"
     for figure in (scores, case, detector.plot_calibration(), detector.plot_scores()):
         assert isinstance(figure, Figure)
         assert figure._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -104,6 +107,8 @@ def test_figures_are_returned_and_can_be_shown(detector, new):
 
 def test_the_calibration_is_drawn_as_it_is(detector):
     (line, *_) = detector.plot_calibration().axes[0].lines
+    title = detector.plot_calibration().axes[0].get_title()
+    assert re.match(r"\d+ held-out normal images: rates below", title)
     for threshold, rate in list(zip(*line.get_data(), strict=True))[::40]:
         assert threshold == detector.calibration_.threshold(rate)
 

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from normalis.datasets.levels import NAMES, plural
 from normalis.errors import DataError, SettingsError
 from normalis.errors.arguments import check_kind
+from normalis.errors.words import counted
 
 if TYPE_CHECKING:
     from normalis.calibration.conformal import Calibration
@@ -157,6 +160,8 @@ def _show(
         level, least, most = over
         painted = np.ma.masked_less_equal(level, least)
         axes.imshow(painted, cmap="inferno", alpha=0.6, vmin=least, vmax=max(most, least + 1e-12))
+        if least > float(level.min()):  # the first colours are dark: a line shows where they begin
+            axes.contour(level, [least], colors=_ANOMALOUS, linewidths=1.2)
     axes.set_title(name, fontsize=9)
     axes.axis("off")
 
@@ -179,9 +184,11 @@ def draw_calibration(calibration: Calibration) -> Shown:
             axes.annotate(f"{100 * rate:g} %", (calibration.threshold(rate), rate), fontsize=8,
                           xytext=(5, 3), textcoords="offset points")  # fmt: skip
     axes.set(yscale="log", xlabel="flag images above this score",
-             ylabel=f"of new normal {calibration.level}s at most")  # fmt: skip
-    axes.set_title(
-        f"{calibration.n_images} held-out normal images, {calibration.n_units} {calibration.level}s"
-        f": rates below {100 * calibration.smallest_rate:.2g} % cannot be certified", fontsize=9,
-    )  # fmt: skip
+             ylabel=f"of new normal {NAMES[calibration.level][1]} at most")  # fmt: skip
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    held = counted(calibration.n_images, "held-out normal image")
+    if calibration.level != "image":
+        held += f" of {plural(calibration.n_units, calibration.level)}"
+    least = 100 * calibration.smallest_rate
+    axes.set_title(f"{held}: rates below {least:.2g} % cannot be certified", fontsize=9)
     return figure
