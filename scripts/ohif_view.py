@@ -46,6 +46,7 @@ FLAGS = [
     "--ignore-gpu-blocklist",
 ]  # fmt: skip
 _SETTLE_MS = 4000
+_WIDTH, _HEIGHT = 1500, 900
 THUMBNAILS = '[data-cy="study-browser-thumbnail"], [data-cy="study-browser-thumbnail-no-image"]'
 SOURCE = {
     "friendlyName": "Orthanc", "name": "orthanc", "qidoRoot": "/dicom-web",
@@ -75,7 +76,10 @@ def study_and_results(modality: str, folder: Path, size: int = 128) -> list[Any]
     rng = np.random.default_rng(1)
     heads, _ = phantom.render(rng.uniform(-0.3, 0.3, (240, 4)), image_size=size)
     normals = (200 + 3000 * (heads + rng.normal(0, 0.02, heads.shape))).astype("float32")
-    detector = AnomalyDetector(method="pca", image_size=size, window=(0, 4095), fpr=0.05)
+    lowest = -1024 if modality == "CT" else 0  # a CT says its values in Hounsfield units
+    window = (lowest, lowest + 4095)
+    normals += lowest
+    detector = AnomalyDetector(method="pca", image_size=size, window=window, fpr=0.05)
     fitted = detector.fit(normals).fitted_
     volume = _volume(size)
     shared = dicom_studies.study("PHANTOM")
@@ -171,6 +175,14 @@ def look(page: Page, out: Path, longest_s: float) -> None:
                 page.wait_for_timeout(_SETTLE_MS)
         until = time.monotonic() + longest_s
         while (greys := shown(page)) < 10 and time.monotonic() < until:
+            # A viewport whose image came before it was ready stays black until something happens.
+            page.mouse.move(_WIDTH / 2, _HEIGHT / 2)
+            page.keyboard.press("Space")  # the key that resets the view
+            page.wait_for_timeout(_SETTLE_MS)
+            width = _WIDTH - 40 if page.viewport_size["width"] == _WIDTH else _WIDTH
+            page.set_viewport_size({"width": width, "height": _HEIGHT})  # draws it again
+            page.wait_for_timeout(_SETTLE_MS)
+            one.dblclick(timeout=20_000)
             page.wait_for_timeout(_SETTLE_MS)
         page.wait_for_timeout(_SETTLE_MS)
         page.screenshot(path=out / f"{number}.png")
@@ -201,7 +213,7 @@ def main() -> None:
         site = http.server.ThreadingHTTPServer(("127.0.0.1", port), answers)
         threading.Thread(target=site.serve_forever, daemon=True).start()
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1500, "height": 900})
+        page = browser.new_page(viewport={"width": _WIDTH, "height": _HEIGHT})
         page.on("console", lambda m: said.append(m.text[:200]) if m.type == "error" else None)
         page.on("pageerror", lambda error: said.append(f"thrown: {error}"[:200]))
         uid = objects[0].StudyInstanceUID
