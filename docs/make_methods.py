@@ -16,10 +16,12 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import make_restored
 import matplotlib as mpl
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from normalis.calibration.colours import ColourScale
 from normalis.models.base import AnomalyModel, Autoencoder, ModelSettings
 from normalis.models.inputs import as_tensor, to_model_input
 from normalis.models.vgg19 import VGG19
-from normalis.output.overlays import grey, over
+from normalis.output.overlays import grey, over, resize_map
 from normalis.research import jobs
 from normalis.research.data import Store
 from normalis.research.experiments import Experiment
@@ -45,6 +47,7 @@ from matplotlib import pyplot as plt
 DOCS = Path(__file__).resolve().parent
 PAGE, PICTURE = DOCS / "reference" / "methods.md", DOCS / "images" / "methods.png"
 TRAIN, HELD, EPOCHS = 160, 40, 10  # of the short trainings: a minute in all on two cores
+BANDS = 2  # of the picture, one below the other
 STEP = 64  # images per step of the measurement
 
 INTRO = """# Methods
@@ -147,9 +150,9 @@ class Trained:
     colour_scale_: ColourScale
     epochs: int
 
-    def anomaly_map(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Return maps (N, S, S) of images (N, S, S) uint8."""
-        return read(self.model, self.scorer, pixels)
+    def calibrated_map(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return maps (N, S, S) of images (N, S, S) uint8, as its scale takes them."""
+        return self.colour_scale_.smooth(read(self.model, self.scorer, pixels))
 
 
 def read(model: AnomalyModel, scorer: Scorer, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -181,35 +184,51 @@ def kept(results: Path, data: Path, dataset: str) -> tuple[dict[str, Trained], N
     return {m: found[m] for m in models.MODELS if m in found}, shown.reshape(5, *shown.shape[-2:])
 
 
-def trained_shortly(normal: NDArray[Any]) -> dict[str, AnomalyDetector]:
-    """Train every method for a moment on generated slices."""
+def trained_shortly(
+    normal: NDArray[Any], runs: Path | None = None, only: Sequence[str] = ()
+) -> dict[str, AnomalyDetector]:
+    """Train every method, or some, for a moment on generated slices.
+
+    Args:
+        normal: the slices.
+        runs: folder of the fits, which are not repeated if they are there.
+        only: names of methods; empty for all.
+    """
     # Generated slices are each a case of their own, though they look alike.
     cases = [str(i) for i in range(len(normal))]
     return {
         method: AnomalyDetector(
-            method=method, epochs=EPOCHS, batch_size=16, calibration_share=HELD / (TRAIN + HELD)
-        ).fit(normal, patient_ids=cases)
-        for method in models.MODELS
+            method=method,
+            epochs=EPOCHS,
+            batch_size=16,
+            calibration="split",
+            calibration_share=HELD / (TRAIN + HELD),
+        ).fit(normal, patient_ids=cases, run=runs and runs / method)
+        for method in only or models.MODELS
         if method != "ae-perceptual"
     }
 
 
 def draw(fitted: dict[str, Any], shown: NDArray[Any]) -> None:
-    """Draw images (rows) by methods (columns), each on its own scale."""
-    columns = ["image", *fitted]
-    figure, axes = plt.subplots(5, len(columns), figsize=(len(columns), 5.3))
+    """Draw images (rows) by methods (columns, in bands), each on its own scale."""
+    columns = -(-len(fitted) // BANDS) + 1
+    figure, axes = plt.subplots(5 * BANDS, columns, figsize=(columns, 5.3 * BANDS))
     for axis in axes.ravel():
         axis.set_axis_off()
     unit = shown[:, None].astype(np.float32) / 255
-    for row in range(5):
-        axes[row, 0].imshow(grey(unit[row]))
-    for column, detector in enumerate(fitted.values(), start=1):
-        maps = detector.anomaly_map(shown)
+    for band in range(BANDS):
+        axes[5 * band, 0].set_title("image", fontsize=8, pad=3)
         for row in range(5):
-            axes[row, column].imshow(over(unit[row], maps[row], detector.colour_scale_))
-    for axis, name in zip(axes[0], columns, strict=True):
-        axis.set_title(name, fontsize=8, pad=3)
-    figure.subplots_adjust(0, 0, 1, 0.95, wspace=0.03, hspace=0.03)
+            axes[5 * band + row, 0].imshow(grey(unit[row]))
+    for number, (name, detector) in enumerate(fitted.items()):
+        band, column = divmod(number, columns - 1)
+        maps = detector.calibrated_map(shown)
+        axes[5 * band, column + 1].set_title(name, fontsize=7, pad=3)
+        for row in range(5):
+            there = resize_map(maps[row], unit.shape[-2:])
+            painted = over(unit[row], there, detector.colour_scale_)
+            axes[5 * band + row, column + 1].imshow(painted)
+    figure.subplots_adjust(0, 0, 1, 0.97, wspace=0.03, hspace=0.08)
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=80, facecolor="white", pil_kwargs={"optimize": True})
     plt.close(figure)
@@ -261,6 +280,7 @@ def page(cost: dict[str, tuple[str, str]], caption: str) -> str:
             " pixels,\nor for a whole fit on 1000 of them. `ae-perceptual` is measured with"
             " VGG19.\n",
             f"![Anomaly maps of every method](../images/methods.png)\n\n*{caption}*\n",
+            *([restored] if (restored := make_restored.section()) else []),
             "## Each method\n",
             *sections,
             "## Scorers\n\nHow a model was trained and how it is read are two choices:"
@@ -277,6 +297,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="results folder with kept models")
     parser.add_argument("--data", type=Path, help="folder of data sets")
     parser.add_argument("--dataset", help="one of them")
+    parser.add_argument("--runs", type=Path, help="folder of the short trainings, to go on with")
+    parser.add_argument("--only", action="append", help="train this method into --runs, no more")
     parser.add_argument("--no-cost", action="store_true", help="keep the page's costs")
     parser.add_argument("--text", action="store_true", help="keep the page's costs and picture")
     given = parser.parse_args()
@@ -289,12 +311,16 @@ def main() -> None:
     if len({bool(v) for v in (given.results, given.data, given.dataset)}) > 1:
         parser.error("--results, --data and --dataset belong together")
     fitted: dict[str, Any]
+    if given.only:
+        trained_shortly(generated()[0], given.runs, given.only)
+        return
     if given.results:
         fitted, shown = kept(given.results, given.data, given.dataset)
         what = f"all training normals of {given.dataset}"
     else:
         normal, shown = generated()
-        fitted, what = trained_shortly(normal), f"{TRAIN} generated head slices"
+        fitted = trained_shortly(normal, given.runs)
+        what = f"{TRAIN} generated head slices"
     epochs = {d.epochs for m, d in fitted.items() if models.model_class(m).has_latent}
     draw(fitted, shown)
     caption = (
