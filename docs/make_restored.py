@@ -34,7 +34,36 @@ KINDS = ("", "bright", "dark")  # of the three images that are shown
 
 
 #: What a look at the picture shows, by system.
-SHOWS: dict[str, str] = {}
+SHOWS: dict[str, str] = {
+    "AE, d = 16": "A clean head without either lesion; both are painted, and a piece of a "
+    "ventricle, which is rebuilt elsewhere where the bright one is.",
+    "GANomaly": "Grain over the whole head; both lesions gone and painted.",
+    "AE, dense": "A smooth head without folds: what is painted of the lesions is their middle.",
+    "AE, dense, post-processed": "The same reconstruction; the bright lesion alone is painted, the "
+    "dark one cannot be: only what is brighter than rebuilt counts.",
+    "AE, spatial, post-processed": "The bottleneck keeps the layout, and the lesions with it: the "
+    "bright one is rebuilt as a smear, the dark one as a dent.",
+    "AnoVAEGAN": "Sharper folds than other reconstructions, with grain that the critic asks for; "
+    "both lesions gone.",
+    "MorphAEus": "After a thousand steps still a blurred ellipse on a grey ground: the 1 x 1 "
+    "bottleneck learns slowly. The lesions are painted faintly.",
+    "DDAD": "The mean of three networks is clean, and they disagree nowhere: neither lesion is "
+    "painted.",
+    "DDAD with refinement": "Nothing is painted either: there was nothing to refine.",
+    "constrained AE": "Some grain, both lesions gone and painted.",
+    "constrained adversarial AE": "A clean head, both lesions gone and painted, little else.",
+    "VAE with restoration": "The image itself, folds and all, without the lesions: the change is "
+    "where they were. The sharpest result of the picture.",
+    "GMVAE with restoration": "Sharp as well; the bright lesion left a stain and the dark one is "
+    "half there: a latent map lets them through.",
+    "VAE": "As the autoencoder.",
+    "VQ-VAE with transformer": "Eight by eight codes make a blurred head; both lesions were healed "
+    "and are painted in coarse blobs.",
+    "f-AnoGAN": "A noisy head of the right size and slant; lesions gone, painted faintly.",
+    "AnoGAN": "The same noisy image three times: the generator collapsed.",
+    "ceVAE": "As the VAE, a little more grain.",
+    "ceVAE, slope of the KL": "The same reconstruction; the slope paints the same places.",
+}
 _TITLE = "## What the cited systems rebuild"
 
 
