@@ -21,10 +21,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import make_restored
 import matplotlib as mpl
 import numpy as np
 import torch
+from make_restored import save, section
 from numpy.typing import NDArray
 
 from normalis import AnomalyDetector, models, scorers
@@ -212,7 +212,9 @@ def trained_shortly(
 def draw(fitted: dict[str, Any], shown: NDArray[Any]) -> None:
     """Draw images (rows) by methods (columns, in bands), each on its own scale."""
     columns = -(-len(fitted) // BANDS) + 1
-    figure, axes = plt.subplots(5 * BANDS, columns, figsize=(columns, 5.3 * BANDS))
+    figure, axes = plt.subplots(
+        5 * BANDS, columns, figsize=(columns, 5.3 * BANDS), dpi=80, facecolor="white"
+    )
     for axis in axes.ravel():
         axis.set_axis_off()
     unit = shown[:, None].astype(np.float32) / 255
@@ -230,8 +232,7 @@ def draw(fitted: dict[str, Any], shown: NDArray[Any]) -> None:
             axes[5 * band + row, column + 1].imshow(painted)
     figure.subplots_adjust(0, 0, 1, 0.97, wspace=0.03, hspace=0.08)
     PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=80, facecolor="white", pil_kwargs={"optimize": True})
-    plt.close(figure)
+    save(figure, PICTURE)
 
 
 def section_of_scorer(name: str) -> str:
@@ -280,7 +281,7 @@ def page(cost: dict[str, tuple[str, str]], caption: str) -> str:
             " pixels,\nor for a whole fit on 1000 of them. `ae-perceptual` is measured with"
             " VGG19.\n",
             f"![Anomaly maps of every method](../images/methods.png)\n\n*{caption}*\n",
-            *([restored] if (restored := make_restored.section()) else []),
+            section(),
             "## Each method\n",
             *sections,
             "## Scorers\n\nHow a model was trained and how it is read are two choices:"

@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from normalis import AnomalyDetector
 from normalis.errors import SettingsError
@@ -137,8 +138,9 @@ def draw(found: dict[str, tuple[Any, Any, Any]], shown: NDArray[np.uint8]) -> No
     rows = -(-(len(found) + 1) // 2)
     wide = 2 * len(KINDS) + 1
     figure, axes = plt.subplots(
-        rows, 2 * wide, figsize=(2 * wide, rows), width_ratios=[1.6, *[1] * (wide - 1)] * 2
-    )
+        rows, 2 * wide, figsize=(2 * wide, rows), dpi=80, facecolor="white",
+        width_ratios=[1.6, *[1] * (wide - 1)] * 2,
+    )  # fmt: skip
     for axis in axes.ravel():
         axis.set_axis_off()
     unit = shown[:, None].astype(np.float32) / 255
@@ -156,7 +158,15 @@ def draw(found: dict[str, tuple[Any, Any, Any]], shown: NDArray[np.uint8]) -> No
                 left.imshow(grey(again[i][None]))
             right.imshow(over(unit[i], resize_map(maps[i], unit.shape[-2:]), scale))
     figure.subplots_adjust(0, 0, 1, 1, wspace=0.03, hspace=0.03)
-    figure.savefig(PICTURE, dpi=80, facecolor="white", pil_kwargs={"optimize": True})
+    save(figure, PICTURE)
+
+
+def save(figure: Any, picture: Path) -> None:
+    """Write a figure as a PNG of 256 colours, which is smaller."""
+    figure.canvas.draw()
+    drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    palette = drawn.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
+    palette.save(picture, optimize=True)
     plt.close(figure)
 
 
@@ -173,7 +183,7 @@ def main() -> None:
         if given.only and system.name not in given.only:
             continue
         run = given.runs / re.sub(r"\W+", "_", system.name)
-        if given.there and not run.is_dir():
+        if given.there and not (run / "model.json").is_file():
             continue
         detector = fitted(system, normal, run)
         maps = detector.calibrated_map(shown)  # what the scale is of
