@@ -78,7 +78,8 @@ def section() -> str:
         f"system rebuilds or restores, and the image painted with its map. Trained on {TRAIN} "
         f"generated normal slices, {EPOCHS} epochs of the `fast` recipe in batches of {BATCH}, a "
         "thousand steps; painted is what exceeds the highest value of 19 in 20 normal images. "
-        "UniAD and HVQ-Trans rebuild features, which are no picture."
+        "UniAD and HVQ-Trans rebuild features, which are no picture; MemAE, AE-U and CeAE rebuild "
+        "as the autoencoder does."
     )
     about = (
         "The systems of [the paper's list](cited.md), as they are read there. A phantom is simple: "
