@@ -326,6 +326,16 @@ def test_classes_by_split_as_in_chest_x_rays(tmp_path):
     assert "4 of train/PNEUMONIA, 1 of validation/PNEUMONIA" in " ".join(data.notes)
 
 
+def test_a_class_by_a_word_for_normal_that_was_not_named_is_said(tmp_path):
+    touch(tmp_path, *numbered("normal"), *numbered("test/good"), *numbered("test/tumor"))
+    (said,) = open_dataset(tmp_path, normal_class="normal").notes
+    assert "good counts as anomalous" in said
+    assert "--normal-class good" in said
+    both = open_dataset(tmp_path, normal_class=["normal", "good"])
+    assert both.notes == ()
+    assert both.counts()["test", "normal"] == 3
+
+
 def test_classes_below_other_folders(tmp_path):
     touch(tmp_path, *numbered("siteA/normal"), *numbered("siteA/CNV"), *numbered("siteB/DME", 2))
     data = open_dataset(tmp_path, normal_class="normal")

@@ -25,7 +25,7 @@ from normalis.report import pictures, triage, write_report
 from normalis.report.contours import contour_path
 from normalis.report.curves import precision_recall, roc
 from normalis.report.marks import read_marks
-from normalis.report.sections import fact_tables
+from normalis.report.sections import display_name, fact_tables
 from normalis.report.sources import detect, read_run, read_scores
 from normalis.research.page import read_records, rows_of, write_results
 from normalis.storage import write_json
@@ -237,6 +237,14 @@ def test_run_page(tmp_path):
     page = Page(write_report(run, tmp_path / "page.html"))
     assert "cases-data" not in page.text.replace('getElementById("cases-data")', "")
     assert "held-out normal (n = 80)" in page.text
+
+
+def test_a_page_is_named_by_the_images_that_were_scored(tmp_path):
+    source = read_scores(folders.score_folder(tmp_path / "out", n=4))
+    for root, name in ((["films/new", "/data/films/new"], "new"), (None, "out"), ([], "out")):
+        assert display_name(replace(source, details=source.details | {"root": root})) == name
+    run = read_run(folders.run_folder(tmp_path / "run"))
+    assert display_name(run) == run.details["info"]["data"]["name"]
 
 
 def test_settings_of_a_run_are_those_that_were_set(tmp_path):

@@ -225,7 +225,8 @@ def _labelled(data: Dataset) -> tuple[Sample, ...]:
         raise DataError(
             f"{data.root}: must have labelled test images to evaluate on, has none (layout: "
             f"{data.layout}; found {data.said_counts()}); put them in test/good "
-            "and test/KIND, or give a table with the columns path, label and split"
+            "and test/KIND, name the normal one of folders of classes (--normal-class), or "
+            "give a table with the columns path, label and split"
         )
     return samples
 

@@ -327,6 +327,13 @@ def _difference(baseline: Mapping[str, Any]) -> list[str]:
 
 
 def display_name(source: Source) -> str:
-    """Return what the page is called: the data, or else the folder."""
+    """Return what the page is called: the images that were scored, or the data of the fit.
+
+    Where neither is known, or a scoring was asked to name no folder, it is the page's own folder.
+    """
+    if source.kind == "scores":
+        root = source.details.get("root")
+        scored = root[0] if isinstance(root, list) and root and isinstance(root[0], str) else ""
+        return PurePath(scored).name or PurePath(source.folder).name
     name = ((source.details.get("info") or {}).get("data") or {}).get("name")
     return str(name) if name else PurePath(source.folder).name

@@ -202,6 +202,12 @@ def _labelled(
     if aside:
         said = ", ".join(f"{count} of {name}" for name, count in sorted(aside.items()))
         notes.append(f"Left aside images that are not normal, as training must be: {said}.")
+    kinds = {s.kind for s in samples if s.is_anomalous and s.kind}
+    if doubted := sorted(kind for kind in kinds if meaning(kind) == "normal"):
+        notes.append(
+            f"{quote_some(doubted)} counts as anomalous, for another class was said to be normal; "
+            f"if it is normal as well, add --normal-class {_quoted(doubted[0])}."
+        )
     if unknown := sum(s.split == "unlabelled" for s in samples):
         outside = counted(unknown, "image")
         notes.append(f"Nothing is known of what lies in no folder of a class: {outside}.")
