@@ -41,6 +41,7 @@ class _Value:
         mean: over seeds.
         low: lower end of the 95 % interval over images, averaged over seeds; None if unknown.
         high: its upper end.
+        sd: standard deviation over seeds, None for one; read by the page's template.
         least: smallest over seeds.
         most: largest over seeds.
     """
@@ -48,6 +49,7 @@ class _Value:
     mean: float
     low: float | None
     high: float | None
+    sd: float | None
     least: float
     most: float
 
@@ -129,6 +131,7 @@ def _value(group: Sequence[Mapping[str, Any]], metric: str) -> _Value | None:
         mean=float(np.mean(values)),
         low=low,
         high=high,
+        sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         least=min(values),
         most=max(values),
     )
