@@ -435,6 +435,7 @@ def test_numbered_folders_are_said_with_the_pattern_that_names_patients(tmp_path
     assert "2 numbered folders" in note
     assert "--normal-class" in note
     pattern = note.split("'")[1]
+    assert patients_from_pattern(data, pattern).notes == ()
     patients = [s.patient_id for s in patients_from_pattern(data, pattern).samples]
     assert patients == [folders[0]] * 3 + [folders[1]] * 3
 

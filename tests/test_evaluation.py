@@ -149,10 +149,13 @@ def test_table_is_plain_and_json_has_no_nan(study):
 def test_kinds_are_each_set_against_all_normals(study):
     scores, labels, _, _ = study
     kind = np.where(labels, np.where(np.arange(200) < 100, "glioma", "meningioma"), None)
-    found = evaluate(scores, labels, kind=kind.tolist()).all.by_kind
+    result = evaluate(scores, labels, kind=kind.tolist())
+    found = result.all.by_kind
     chosen = ~labels | (kind == "glioma")
     assert found["glioma"].value == metrics.auroc(scores[chosen], labels[chosen])
     assert set(found) == {"glioma", "meningioma"}
+    counted = {row.name: row.n_images for row in result.table() if row.section == "kind"}
+    assert counted["glioma"] == chosen.sum() < 200, "not all images of the test"
 
 
 def test_false_positives_by_group(study):

@@ -63,7 +63,8 @@ def patients_from_pattern(dataset: Dataset, regex: str) -> Dataset:
         for sample, match in zip(dataset.samples, matches, strict=True)
         if match
     )
-    return dataclasses.replace(dataset, samples=tuple(samples))
+    notes = tuple(note for note in dataset.notes if "--patient-pattern" not in note)  # followed
+    return dataclasses.replace(dataset, samples=tuple(samples), notes=notes)
 
 
 def offer_pattern(dataset: Dataset) -> tuple[str, str] | None:

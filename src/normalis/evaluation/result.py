@@ -48,6 +48,7 @@ class Subset:
         deployable: name -> figure at a threshold from normal images.
         oracle: name -> figure for which something was chosen with these labels.
         by_kind: kind of anomaly -> AUROC against all normal images.
+        kind_images: kind of anomaly -> images behind its AUROC, its own and the normal ones.
         baselines: baseline scores, best first.
     """
 
@@ -60,6 +61,7 @@ class Subset:
     deployable: Mapping[str, Interval] = field(default_factory=dict)
     oracle: Mapping[str, Interval] = field(default_factory=dict)
     by_kind: Mapping[str, Interval] = field(default_factory=dict)
+    kind_images: Mapping[str, int] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
 
     @property
@@ -224,6 +226,8 @@ def _rows_of(subset: Subset, section: str) -> list[TableRow]:
         "kind": subset.by_kind,
     }[section]
     sizes = {"sensitivity": subset.n_anomalous, "false_positive_rate": subset.n_normal}
+    if section == "kind":
+        sizes = dict(subset.kind_images)
     note = "label-tuned: chosen with test labels" if section == "oracle" else ""
     better = [b.name for b in subset.baselines if not b.beaten]
     notes = {"auroc": f"does not beat {_first(better)}"} if better and section == "ranking" else {}

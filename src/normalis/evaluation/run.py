@@ -201,6 +201,7 @@ def _subset(name: str, data: _Data, keep: NDArray[np.bool_]) -> Subset:
         deployable=_deployable(data, keep),
         oracle=oracle,
         by_kind=_by_kind(data, keep) if both else {},
+        kind_images={name: int(_of_kind(data, keep, name).sum()) for name in _kinds(data, keep)},
         baselines=_baselines(data, keep) if both else (),
     )
 
@@ -265,14 +266,24 @@ def _deployable(data: _Data, keep: NDArray[np.bool_]) -> dict[str, Interval]:
     return result
 
 
+def _kinds(data: _Data, keep: NDArray[np.bool_]) -> list[str]:
+    """Return the kinds of anomalies, if there are several."""
+    if data.kinds is None:
+        return []
+    names = sorted(set(data.kinds[keep & data.labels]) - {""})
+    return names if len(names) > 1 else []
+
+
+def _of_kind(data: _Data, keep: NDArray[np.bool_], name: str) -> NDArray[np.bool_]:
+    """Return which images are normal or of one kind."""
+    return keep & (~data.labels | (data.kinds == name))
+
+
 def _by_kind(data: _Data, keep: NDArray[np.bool_]) -> dict[str, Interval]:
     """Return the AUROC of each kind of anomaly against all normal images."""
-    if data.kinds is None:
-        return {}
-    names = sorted(set(data.kinds[keep & data.labels]) - {""})
     result = {}
-    for name in names if len(names) > 1 else []:
-        chosen = keep & (~data.labels | (data.kinds == name))
+    for name in _kinds(data, keep):
+        chosen = _of_kind(data, keep, name)
         result[name] = _interval(
             auroc, data.scores[chosen], data.labels[chosen], data.member[chosen], data
         )
