@@ -188,7 +188,13 @@ def _of_folders(images: tuple[Path, ...], root: Path) -> list[str]:
             f"The images of all folders ({quote_some(names, limit=8)}) count alike; if these are "
             "classes, say which is normal with --normal-class."
         )
-    elif not wordy and len(names) > 1 and None not in counts and len(images) > len(names):
+    elif (
+        not wordy
+        and len(names) > 1
+        and None not in counts
+        and len(images) > len(names)
+        and not all(p.suffix.lower() == ".dcm" for p in images)  # headers tell of patients
+    ):
         below = "".join(f"{re.escape(part)}/" for part in common)
         notes.append(
             f"The images lie in {len(names)} numbered folders ({quote_some(names)}), which count "
