@@ -47,7 +47,7 @@ def test_images_that_were_trained_on_are_said_when_they_are_scored(tmp_path, rec
     recwarn.clear()
     fitted.anomaly_score(copies[:-1])
     assert not recwarn
-    said = r"1 of the 5 files scored hold images that the model was trained on \(copy\.png\)"
+    said = r"1 file of the 5 scored holds images that the model was trained on \(copy\.png\)"
     with pytest.warns(CalibrationWarning, match=said):
         fitted.anomaly_score(copies)
     fitted.save(tmp_path / "run")

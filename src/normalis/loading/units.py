@@ -53,7 +53,7 @@ _SAYS_NOTHING = re.compile(
     r"((anon(ym|yme|ymous|ymized|ymised|ymisiert|imo|imizado)?|de ?identified|removed|redacted"
     r"|hidden|dummy|nan|none|null|nil|n ?/? ?a|unk|unknown|unspecified|undefined|missing|tbd"
     r"|not (available|known|specified)|no ?(name|id|patient ?id)|unbekannt|inconnu|desconocido"
-    r"|sconosciuto|匿名|x{3,}|0{3,})( (patient|patient ?id|subject|name))?"
+    r"|sconosciuto|匿名|x{3,})( (patient|patient ?id|subject|name))?"
     r"|(patient|subject)( ?(id|name))?|id)?",
     re.IGNORECASE,
 )
