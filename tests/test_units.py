@@ -268,7 +268,6 @@ def test_a_clean_validation_split_calibrates(tmp_path):
     [
         *("ANONYMOUS^", "Anonymous^Patient", "ANON^ANON", "[REMOVED]", "<NA>", "#N/A", "no_id"),
         *(
-            "0000000",
             "unbekannt",
             "Unknown Patient",
             "PatientID",
