@@ -39,7 +39,6 @@ class _Value:
 
     Attributes:
         mean: over seeds.
-        sd: standard deviation over seeds, which the template shows; None for one.
         low: lower end of the 95 % interval over images, averaged over seeds; None if unknown.
         high: its upper end.
         sd: standard deviation over seeds, None for one; read by the page's template.
@@ -48,7 +47,6 @@ class _Value:
     """
 
     mean: float
-    sd: float | None
     low: float | None
     high: float | None
     sd: float | None
@@ -131,7 +129,6 @@ def _value(group: Sequence[Mapping[str, Any]], metric: str) -> _Value | None:
     low, high = np.mean(ends, axis=0).tolist() if ends else (None, None)
     return _Value(
         mean=float(np.mean(values)),
-        sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         low=low,
         high=high,
         sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
