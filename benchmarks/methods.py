@@ -28,9 +28,10 @@ import numpy as np
 import torch
 
 from normalis import AnomalyDetector
+from normalis.baselines import pixel_scores
 from normalis.calibration.panel import JOINED
 from normalis.datasets import Dataset, open_dataset, patients_from_pattern
-from normalis.evaluation import Evaluation, Subset, evaluate, trivial_scores
+from normalis.evaluation import Evaluation, Subset, evaluate
 from normalis.evaluation.parts import highest_in_lesion, lesions_found
 from normalis.fitted import FittedDetector
 from normalis.fitting import calibrate_on
@@ -140,7 +141,7 @@ def _by_size(test: Loaded, shown: np.ndarray, level: float) -> dict[str, Any]:
 
 def _trivial(data: Dataset, test: Loaded, fitted: FittedDetector) -> Mapping[str, Any]:
     train = load(data.to_train_on(), fitted.image_settings, rule=fitted.rule, fit_rule=False)
-    return trivial_scores(to_unit(train.pixels), to_unit(test.pixels))
+    return pixel_scores(to_unit(test.pixels), to_unit(train.pixels))
 
 
 def rows_of(

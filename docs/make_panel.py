@@ -57,10 +57,9 @@ def trivial() -> str:
         (whole,) = _of(read("methods"), data=data, seed=seed, method="panel")
         lines.append(
             [
-                data, seed, f"{whole['auroc']} ({whole['auroc_low']} to {whole['auroc_high']})",
-                best["baseline"], f"{best['auroc']} ({best['low']} to {best['high']})",
-                f"{float(best['difference']):+.2f} ({float(best['diff_low']):+.2f} to "
-                f"{float(best['diff_high']):+.2f})", best["p"],
+                data, seed, f"{float(whole['auroc']):.1f}", best["baseline"].replace("_", " "),
+                f"{float(best['auroc']):.1f}", f"{float(best['difference']):+.1f} "
+                f"({float(best['diff_low']):+.1f} to {float(best['diff_high']):+.1f})", best["p"],
             ]
         )  # fmt: skip
     return markdown(

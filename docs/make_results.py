@@ -254,8 +254,8 @@ def _middle(rows: Sequence[Row], column: str) -> str:
 def _trivial_rows() -> list[Row]:
     rows = [row for row in read("methods_baselines") if row["seed"] == "0"]
     return [
-        {"data": r["data"], "seed": "0", "method": f"({r['baseline']})", "auroc": r["auroc"],
-         "auroc_low": r["low"], "auroc_high": r["high"]}
+        {"data": r["data"], "seed": "0", "method": f"({r['baseline'].replace('_', ' ')})",
+         "auroc": r["auroc"], "auroc_low": r["low"], "auroc_high": r["high"]}
         for r in rows if "=" not in r["baseline"]
     ]  # fmt: skip
 

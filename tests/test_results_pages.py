@@ -1,6 +1,7 @@
 """docs/results.md and docs/panel.md hold what docs/data says, and that what the records say."""
 
 import csv
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def scripts(monkeypatch):
     for folder in (DOCS, REPOSITORY / "benchmarks"):
         monkeypatch.syspath_prepend(str(folder))
     yield
-    for name in ("make_results", "make_panel", "panel_scales", "panel"):
+    for name in ("make_results", "make_panel", "panel_scales", "panel", "methods", "panel_border"):
         sys.modules.pop(name, None)
 
 
@@ -77,6 +78,11 @@ def test_tables_of_the_documentation_come_from_the_records(scripts):
             found = list(csv.reader(stream))
         assert found[0] == list(head)
         assert found[1:] == [["" if v is None else str(v) for v in row] for row in rows], name
+
+
+@pytest.mark.parametrize("name", ["methods", "panel_border", "panel_exactness", "panel_flagged"])
+def test_the_benchmarks_that_wrote_the_tables_still_import(name, scripts):
+    assert importlib.import_module(name).main
 
 
 def test_measured_by_held_out_images_is_the_score_of_the_panel(scripts):
