@@ -212,25 +212,27 @@ def trained_shortly(
 def draw(fitted: dict[str, Any], shown: NDArray[Any]) -> None:
     """Draw images (rows) by methods (columns, in bands), each on its own scale."""
     columns = -(-len(fitted) // BANDS) + 1
+    heights = ([1.0] * 5 + [0.25]) * BANDS  # room for the next band's names
     figure, axes = plt.subplots(
-        5 * BANDS, columns, figsize=(columns, 5.3 * BANDS), dpi=80, facecolor="white"
-    )
+        len(heights), columns, figsize=(columns, 5.4 * BANDS), dpi=80, facecolor="white",
+        height_ratios=heights,
+    )  # fmt: skip
     for axis in axes.ravel():
         axis.set_axis_off()
     unit = shown[:, None].astype(np.float32) / 255
     for band in range(BANDS):
-        axes[5 * band, 0].set_title("image", fontsize=8, pad=3)
+        axes[6 * band, 0].set_title("image", fontsize=7, pad=3)
         for row in range(5):
-            axes[5 * band + row, 0].imshow(grey(unit[row]))
+            axes[6 * band + row, 0].imshow(grey(unit[row]))
     for number, (name, detector) in enumerate(fitted.items()):
         band, column = divmod(number, columns - 1)
         maps = detector.calibrated_map(shown)
-        axes[5 * band, column + 1].set_title(name, fontsize=7, pad=3)
+        axes[6 * band, column + 1].set_title(name, fontsize=7, pad=3)
         for row in range(5):
             there = resize_map(maps[row], unit.shape[-2:])
             painted = over(unit[row], there, detector.colour_scale_)
-            axes[5 * band + row, column + 1].imshow(painted)
-    figure.subplots_adjust(0, 0, 1, 0.97, wspace=0.03, hspace=0.08)
+            axes[6 * band + row, column + 1].imshow(painted)
+    figure.subplots_adjust(0, 0, 1, 0.98, wspace=0.03, hspace=0.03)
     PICTURE.parent.mkdir(exist_ok=True)
     save(figure, PICTURE)
 
