@@ -206,7 +206,7 @@ def test_names_in_another_case_and_missing_files(cd):
     files[1].rename(files[1].with_name(files[1].name.lower()))
     data = open_dataset(cd / "DICOMDIR")
     assert len(data.samples) == 3
-    assert "1 images that it names are missing" in data.notes[0]
+    assert "1 image that is missing" in data.notes[0]
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")

@@ -76,7 +76,7 @@ def test_the_audit_names_the_files_and_what_to_do(tmp_path, rng):
     data = Dataset(name="made", root=tmp_path, layout="made", samples=tuple(samples))
     found = audit(data)
     (sentence,) = [f.text for f in found.findings if "marks" in f.text]
-    assert sentence.startswith("1 of 40 images have small marks")
+    assert sentence.startswith("1 of 40 images has small marks")
     assert "scan_5.png" in sentence
     assert "--margin 0.05" in sentence
     assert found.to_dict()["margins"]["marks"] == [str(tmp_path / "scan_5.png")]

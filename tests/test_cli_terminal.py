@@ -155,13 +155,20 @@ def test_signals_that_are_ignored_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def _heard():
+    """Take signals as in a terminal: what a shell starts in the background ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_command_that_is_stopped_says_how_to_go_on_and_does(name, tmp_path):
     write_pngs(tmp_path / "data", phantoms(24))
     command = [sys.executable, "-m", "normalis", "fit", str(tmp_path / "data"), "--out",
                str(tmp_path / "run"), "--image-size", "16", "--device", "cpu",
                "--calibration", "none", "--epochs"]  # fmt: skip
-    with subprocess.Popen([*command, "1000000"], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*command, "1000000"], stderr=subprocess.PIPE, text=True, preexec_fn=_heard
+    ) as process:
         for _ in range(600):
             if (tmp_path / "run/.lock").exists():
                 break

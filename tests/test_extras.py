@@ -55,9 +55,9 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import numpy as np
 from normalis.cli import app
-x = np.random.default_rng(0).integers(0, 256, (60, 32, 32), np.uint8)
+x, new = np.random.default_rng(0).integers(0, 256, (2, 60, 32, 32), np.uint8)
 np.save("x.npy", x)
-np.savez("y.npz", train=x, test=x[:20], test_label=np.arange(20) % 2)
+np.savez("y.npz", train=x, test=new[:20], test_label=np.arange(20) % 2)
 for command in (
     "check y.npz",
     "fit y.npz --out run --method pca --image-size 32 --device cpu",

@@ -71,8 +71,8 @@ def test_otsu_is_that_of_scikit_image(seed):
     rng = np.random.default_rng(seed)
     for values in (rng.random(500), rng.normal(size=(9, 8, 8)), rng.integers(0, 5, 40) / 4):
         values = values.astype(np.float32)
-        assert trivial.otsu_threshold(values) == pytest.approx(threshold_otsu(values), rel=1e-5)
-    assert trivial.otsu_threshold(np.full(4, 0.3)) == 0.3
+        assert trivial._otsu_threshold(values) == pytest.approx(threshold_otsu(values), rel=1e-5)
+    assert trivial._otsu_threshold(np.full(4, 0.3)) == 0.3
 
 
 def test_pixel_scores_come_in_both_directions(images):

@@ -13,6 +13,7 @@ from PIL import Image
 from normalis import AnomalyDetector
 from normalis.datasets import open_dataset
 from normalis.datasets.levels import plural
+from normalis.duplicates.turned import turned_pairs
 from normalis.errors import DataError
 from normalis.loading.arrays import ImageSettings, from_array
 from normalis.loading.held_out import folds, normal_images, split, units_of
@@ -298,6 +299,16 @@ def test_spellings_of_one_id_are_one_patient_where_images_are_told_apart(names):
         ["P1", "P10", "1a", "01a"],
         (),
     )
+
+
+def test_images_of_symmetric_things_are_no_turned_copies_of_each_other():
+    y, x = np.mgrid[-1:1:48j, -1:1:48j]
+    noise = np.random.default_rng(0).normal(0, 1, (6, 48, 48))
+    images = np.clip(200 * (np.hypot(x, y) < 0.7) + 20 + noise, 0, 255).astype(np.uint8)[:, None]
+    assert turned_pairs(images) == []
+    clean = images[0, 0].copy()
+    clean[5:12, 30:40] = 120
+    assert turned_pairs(np.stack([clean, clean[:, ::-1], images[1, 0]])[:, None]) == [(0, 1)]
 
 
 @pytest.mark.parametrize("size", [16, 40])

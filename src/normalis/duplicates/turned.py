@@ -3,6 +3,8 @@
 Mean, spread and the sorted means of the quadrants stay as they are whichever way an image is
 turned, so that only images close in them are compared pixel by pixel, in all seven ways. Resizing
 rounds a mirrored image a little differently, hence a tolerance of 3 % of the image's contrast.
+Images of symmetric things are alike whichever way they are turned, which says nothing: turning must
+bring two images closer than they are as they lie.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ Pixels = NDArray[Any]
 
 _CLOSE = 0.6  # grey levels of 256, between what no turn changes
 _SAME = 0.03  # root mean square of the difference, in standard deviations of the image
+_CLOSER = 0.5  # of it, as a share of the difference of the images as they lie
 
 
 def turned_pairs(pixels: Pixels) -> list[tuple[int, int]]:
@@ -55,7 +58,8 @@ def _unchanged(pixels: Pixels) -> NDArray[np.float64]:
 
 def _is_turned(x: Pixels, y: Pixels) -> bool:
     first, second = x.astype(np.float32), y.astype(np.float32)
-    most = (_SAME * float(second.std())) ** 2
+    as_they_lie = float(np.square(first - second).mean())
+    most = min((_SAME * float(second.std())) ** 2, _CLOSER**2 * as_they_lie)
     return any(float(np.square(way - second).mean()) <= most for way in _ways(first))
 
 
