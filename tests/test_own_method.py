@@ -43,6 +43,7 @@ def own_package(tmp_path, monkeypatch):
         sys.modules.pop(file.removesuffix(".py"), None)
 
 
+@pytest.mark.slow
 def test_the_tutorials_code_runs(own_package):
     code = "\n".join(code for file, code in blocks("python") if not file)
     exec(compile(code, str(TUTORIAL), "exec"), {"__name__": "tutorial"})

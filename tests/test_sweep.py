@@ -344,6 +344,7 @@ def test_models_are_dropped_if_asked(root, out):
     assert list((out / "models").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_trainings_computed_as_one_give_the_records_of_trainings_alone(root, tmp_path):
     factors = {"latent_dims": [2, 3], "seeds": [0, 1]}
     found = {}
